@@ -1,0 +1,253 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * The contract between the data plane and the control plane: every struct and number that both read.
+ *
+ * This is the only place where a layout stands. Python reads it from the BTF of the compiled object
+ * (mptm.kernel.btf), so a field that is renamed here is renamed there, or its test fails.
+ * Byte order: __be16/__be32 are network order, everything else is the host's.
+ */
+#ifndef MPTM_ABI_H
+#define MPTM_ABI_H
+
+#define MPTM_OUTER_SIZE		128 /* capacity of an outer header, Ethernet included */
+#define MPTM_PATCHES		8   /* fields that one template may have patched per packet */
+#define MPTM_PORT_SLOTS		4096
+#define MPTM_PORT_PROBES	8 /* how far from its home slot a port may stand */
+#define MPTM_LISTEN_SLOTS	256
+#define MPTM_LISTEN_PROBES	4
+#define MPTM_TERMINATION_SLOTS	(1 << 16)
+#define MPTM_TERMINATION_PROBES 4
+
+/* ---- what a packet is steered by ------------------------------------------------------------------ */
+
+enum port_role {
+	PORT_ACCESS = 1, /* a workload is behind it: its packets are looked up and encapsulated */
+	PORT_UPLINK = 2, /* the underlay is behind it: tunnel packets for us are decapsulated */
+};
+
+/* Which tables a network uses: a lookup that can't hit is not made. */
+enum lookup_flag {
+	LOOKUP_FLOWS = 1,
+	LOOKUP_PREFIXES = 2,
+};
+
+/* ports: one slot per attached interface, found by linear probing from ifindex % MPTM_PORT_SLOTS. */
+struct port {
+	__u32 ifindex; /* 0: the slot is free */
+	__u32 network; /* access ports: the network of the workload */
+	__u32 mtu;     /* bytes of an IP packet that fit */
+	__u8 role;     /* enum port_role */
+	__u8 lookups;  /* enum lookup_flag, of the port's network */
+	__u8 mac[6];   /* the gateway MAC: what ARP and neighbour solicitations are answered with */
+	__u8 reserved[12];
+};
+
+enum next_hop_kind {
+	NEXT_HOP_NONE = 0,
+	NEXT_HOP_PORT = 1,   /* id: ifindex of a local access port */
+	NEXT_HOP_TUNNEL = 2, /* id: slot in tunnels */
+	NEXT_HOP_PASS = 3,   /* to the kernel's stack */
+	NEXT_HOP_DROP = 4,
+};
+
+/* Value of flows, hosts and prefixes. */
+struct next_hop {
+	__u8 kind;    /* enum next_hop_kind */
+	__u8 has_mac; /* 1: mac is the inner destination MAC to write, and what ARP is answered with */
+	__u8 mac[6];
+	__u32 id;
+};
+
+struct flow_key_v4 {
+	__u32 network;
+	__be32 source;
+	__be32 destination;
+};
+
+struct flow_key_v6 {
+	__u32 network;
+	__u8 source[16];
+	__u8 destination[16];
+};
+
+struct host_key_v4 {
+	__u32 network;
+	__be32 address;
+};
+
+struct host_key_v6 {
+	__u32 network;
+	__u8 address[16];
+};
+
+/* LPM tries match network in full, then the prefix: prefix_len counts the 32 network bits too. */
+struct prefix_key_v4 {
+	__u32 prefix_len;
+	__be32 network;
+	__be32 address;
+};
+
+struct prefix_key_v6 {
+	__u32 prefix_len;
+	__be32 network;
+	__u8 address[16];
+};
+
+/* ---- encapsulation: the template ------------------------------------------------------------------ */
+
+/*
+ * What is patched into a copied template. Where a field is a length, it is "length of the whole outgoing
+ * frame + bias", so one op serves IPv4, IPv6, UDP and every tunnel header that has a length.
+ */
+enum patch_op {
+	PATCH_NONE = 0,
+	PATCH_LEN16 = 1,   /* __be16 at offset: frame length + bias (UDP, GTP-U) */
+	PATCH_IPV4 = 2,	   /* IPv4 header at offset: total length, TOS and TTL inheritance, checksum */
+	PATCH_IPV6 = 3,	   /* IPv6 header at offset: payload length, traffic class, flow label, hop limit */
+	PATCH_FLOW16 = 4,  /* __be16 at offset: 49152 | 14 bits of the inner flow's hash (source port) */
+	PATCH_IPV4_ID = 5, /* __be16 at offset of the IPv4 header + 4: random, for packets without DF */
+	PATCH_INNER_MACS = 6, /* 12 bytes at offset: the inner frame's own MAC addresses */
+};
+
+struct patch {
+	__u8 op;     /* enum patch_op */
+	__u8 offset; /* from the start of the outer header */
+	__s16 bias;
+};
+
+enum tunnel_flag {
+	TUNNEL_TO_STACK = 1, /* after encapsulation XDP_PASS instead of a redirect: the kernel routes it */
+};
+
+/* tunnels: everything that encapsulation needs. A slot in use is never changed: a new template gets a new
+ * slot. */
+struct tunnel {
+	__u8 outer[MPTM_OUTER_SIZE]; /* as it goes on the wire, patched fields zero, IPv4 checksum for that */
+	struct patch patches[MPTM_PATCHES];
+	__u32 outer_len; /* bytes of outer in use; even; 0: the slot is free */
+	__u32 strip;	 /* bytes of the inner frame that are dropped first */
+	__u32 patch_count;
+	__u32 max_len; /* longest outgoing frame: egress MTU + link-layer header */
+	__u32 egress_ifindex;
+	__u32 counter; /* slot in tunnel_counters: stays when the template changes */
+	__u32 flags;   /* enum tunnel_flag */
+	__u8 tos_mask; /* bits of TOS / traffic class taken from the inner packet: 0x03 ECN only, 0xff all */
+	__u8 ttl_mask; /* 0xff: TTL / hop limit of the inner packet, 0: the template's */
+	__u8 reserved[66];
+};
+
+/* ---- decapsulation: listener -> parser -> termination ---------------------------------------------- */
+
+enum listener_kind {
+	LISTEN_UDP = 1,	      /* number: UDP destination port */
+	LISTEN_IP = 2,	      /* number: IP protocol / next header */
+	LISTEN_ETHERTYPE = 3, /* number: EtherType */
+};
+
+enum parser {
+	PARSER_NONE = 0,
+	PARSER_GENEVE = 1,
+	PARSER_VXLAN = 2,
+	PARSER_VLAN = 3,
+};
+
+/* listeners: found by linear probing from (number + kind) % MPTM_LISTEN_SLOTS. */
+struct listener {
+	__u16 number;
+	__u8 kind;   /* enum listener_kind; 0: the slot is free */
+	__u8 parser; /* enum parser */
+};
+
+/*
+ * terminations: who may send what to us, and where it goes. One cache line, key first. Found at one of two
+ * homes (mptm.compile places it, lookup.h reads it: termination_hash) and MPTM_TERMINATION_PROBES slots
+ * after. Addresses: IPv6; IPv4 as ::ffff:a.b.c.d; for VLAN a MAC address and ten zeroes. A source of all
+ * zeroes accepts anyone (remote: any); VLAN then has a destination of all zeroes, too.
+ */
+struct termination {
+	__u8 source[16];
+	__u8 destination[16];
+	__u32 tunnel_id; /* as on the wire: VNI, VID, key, session, ... */
+	__u16 number;	 /* of the listener */
+	__u8 parser;	 /* enum parser; PARSER_NONE: the slot is free */
+	__u8 can_reply;	 /* value from here on; 1: tunnel is a slot that can send */
+	__u32 network;
+	__u32 tunnel;  /* slot in tunnels, for what is answered through it */
+	__u32 counter; /* slot in tunnel_counters */
+	__u8 lookups;  /* enum lookup_flag, of the network */
+	__u8 reserved[11];
+};
+
+/* locals: addresses that a tunnel of ours has as its own; tells "refused" from "passing through". */
+struct local_key {
+	__u8 address[16]; /* IPv4 as ::ffff:a.b.c.d */
+};
+
+/* ---- what is counted ------------------------------------------------------------------------------ */
+
+/* tunnel_counters: bytes are those of the inner frame, so both ends of a tunnel count the same. */
+struct tunnel_counters {
+	__u64 encap_packets;
+	__u64 encap_bytes;
+	__u64 decap_packets;
+	__u64 decap_bytes;
+};
+
+/* port_counters: rx is what the port's program saw, tx what MPTM sent out of the port. */
+struct port_counters {
+	__u64 rx_packets;
+	__u64 rx_bytes;
+	__u64 tx_packets;
+	__u64 tx_bytes;
+};
+
+/*
+ * Why a packet went no further (REASON_*), or was refused and left to the kernel untouched (REFUSED_*).
+ * Each has its caption in mptm/reasons.py; a test compares the two.
+ */
+enum reason {
+	REASON_NONE = 0,
+	REASON_ROUTE_DROP = 1,	   /* the route or flow says drop */
+	REASON_TOO_BIG = 2,	   /* larger than the egress MTU once encapsulated */
+	REASON_PORT_TOO_BIG = 3,   /* larger than the local port's MTU */
+	REASON_TUNNEL_DOWN = 4,	   /* the tunnel has no template: unresolved neighbour or receive-only */
+	REASON_EGRESS_GONE = 5,	   /* the interface to send from no longer exists */
+	REASON_PORT_GONE = 6,	   /* the local port no longer exists */
+	REASON_NO_HEADROOM = 7,	   /* the driver left no room for the outer header */
+	REASON_NO_ROUTE = 8,	   /* decapsulated, but the network doesn't know the destination */
+	REASON_ECN_CE = 9,	   /* RFC 6040: congestion marked, but the inner packet can't tell */
+	REASON_NO_RELAY = 10,	   /* came out of a tunnel, would go into a tunnel */
+	REASON_BAD_OUTER_IP = 11,  /* outer IP header: version, length or checksum */
+	REASON_BAD_OUTER_UDP = 12, /* outer UDP header: length */
+	REASON_BAD_INNER = 13,	   /* inner frame is cut short or no frame at all */
+	REASON_GENEVE_TRUNCATED = 14,
+	REASON_GENEVE_VERSION = 15,
+	REASON_GENEVE_OPTION_LENGTH = 16, /* options run over the end of the option area */
+	REASON_GENEVE_CRITICAL = 17,	  /* an option that must be understood, and isn't */
+	REASON_GENEVE_CONTROL = 18,	  /* O bit: a control packet, not data */
+	REASON_GENEVE_PROTOCOL = 19,	  /* the payload is no Ethernet frame */
+	REASON_VXLAN_TRUNCATED = 20,
+	REASON_VXLAN_FLAGS = 21, /* I bit not set: no valid VNI */
+	REASON_VLAN_TRUNCATED = 22,
+	REFUSED_SENDER_OR_ID = 64, /* no termination for this sender, VNI and port */
+	REFUSED_FRAGMENT = 65,	   /* an outer fragment: the kernel may put it together */
+};
+
+enum drop_scope {
+	SCOPE_OTHER = 0,  /* id 0: the table was full, so only the reason is kept */
+	SCOPE_PORT = 1,	  /* id: ifindex */
+	SCOPE_TUNNEL = 2, /* id: slot in tunnel_counters */
+};
+
+struct drop_key {
+	__u16 reason; /* enum reason */
+	__u16 scope;  /* enum drop_scope */
+	__u32 id;
+};
+
+struct drop_value {
+	__u64 packets;
+	__u64 bytes;
+};
+
+#endif

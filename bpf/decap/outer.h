@@ -1,0 +1,139 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * The underlay's headers: from the Ethernet header to where a tunnel header may begin.
+ */
+#ifndef MPTM_DECAP_OUTER_H
+#define MPTM_DECAP_OUTER_H
+
+#include "../lookup.h"
+#include "../packet.h"
+
+/* What the outer headers say. Addresses as in struct termination. */
+struct outer {
+	__u8 source[16];
+	__u8 destination[16];
+	__u32 payload_offset; /* of the tunnel header, from the start of the packet */
+	__u32 payload_len; /* bytes from there on, by the outer headers: padding of the frame is not in it */
+	__u16 number;	   /* UDP destination port, IP protocol or EtherType */
+	__u8 protocol;
+	__u8 tos;
+	__u8 family; /* 4, 6; 0: no IP packet */
+	__u8 parser; /* enum parser of the listener; PARSER_NONE: not ours */
+	__u8 is_fragment;
+	__u8 problem; /* enum reason: what is wrong with the outer headers, if the packet is for us */
+};
+
+static __always_inline bool is_ipv4_header_sound(const struct iphdr *ip)
+{
+	const __u32 *words = (const void *)ip;
+	__u64 sum = 0;
+
+	if (ip->version != 4 || ip->ihl != 5)
+		return false;
+#pragma unroll
+	for (int i = 0; i < 5; i++)
+		sum += words[i];
+	return fold_checksum(sum) == 0xffff;
+}
+
+/* Reads the UDP header at payload_offset and moves behind it. */
+static __always_inline void parse_outer_udp(const struct xdp_md *ctx, struct outer *outer)
+{
+	struct udphdr *udp = packet_at(ctx, outer->payload_offset);
+	__u32 udp_len;
+
+	if ((void *)(udp + 1) > packet_end(ctx))
+		return;
+	outer->number = bpf_ntohs(udp->dest);
+	outer->parser = lookup_listener(LISTEN_UDP, outer->number);
+	if (!outer->parser)
+		return;
+	udp_len = bpf_ntohs(udp->len);
+	if (!outer->is_fragment && (udp_len < sizeof(*udp) || udp_len > outer->payload_len) &&
+	    !outer->problem)
+		outer->problem = REASON_BAD_OUTER_UDP;
+	outer->payload_offset += sizeof(*udp);
+	outer->payload_len = udp_len - sizeof(*udp);
+}
+
+static __always_inline void parse_outer_ip(const struct xdp_md *ctx, struct outer *outer)
+{
+	if (outer->protocol == IPPROTO_UDP) {
+		parse_outer_udp(ctx, outer);
+		return;
+	}
+	outer->number = outer->protocol;
+	outer->parser = lookup_listener(LISTEN_IP, outer->protocol);
+}
+
+/*
+ * IPv4 with options is left to the kernel: no tunnel endpoint sends it. A header of ours that is wrong
+ * otherwise is a problem that only counts when somebody of ours is addressed.
+ */
+static __always_inline void parse_outer_ipv4(const struct xdp_md *ctx, __u64 len, struct outer *outer)
+{
+	struct iphdr *ip = packet_at(ctx, ETH_HLEN);
+	__u32 total_len;
+	__be32 mapped = bpf_htonl(0xffff);
+
+	if ((void *)(ip + 1) > packet_end(ctx) || ip->ihl > 5)
+		return;
+	total_len = bpf_ntohs(ip->tot_len);
+	outer->family = 4;
+	outer->protocol = ip->protocol;
+	outer->tos = ip->tos;
+	outer->is_fragment = (ip->frag_off & bpf_htons(IPV4_OFFSET_BITS | IPV4_MORE_FRAGMENTS)) != 0;
+	__builtin_memcpy(outer->source + 8, &mapped, 4);
+	__builtin_memcpy(outer->source + 12, &ip->saddr, 4);
+	__builtin_memcpy(outer->destination + 8, &mapped, 4);
+	__builtin_memcpy(outer->destination + 12, &ip->daddr, 4);
+	outer->payload_offset = ETH_HLEN + sizeof(*ip);
+	outer->payload_len = total_len - sizeof(*ip);
+	if (!is_ipv4_header_sound(ip) || total_len < sizeof(*ip) || ETH_HLEN + total_len > len)
+		outer->problem = REASON_BAD_OUTER_IP;
+	/* Behind the first fragment there is no header to tell whose it is. */
+	if (ip->frag_off & bpf_htons(IPV4_OFFSET_BITS))
+		return;
+	parse_outer_ip(ctx, outer);
+}
+
+static __always_inline void parse_outer_ipv6(const struct xdp_md *ctx, __u64 len, struct outer *outer)
+{
+	struct ipv6hdr *ip = packet_at(ctx, ETH_HLEN);
+
+	if ((void *)(ip + 1) > packet_end(ctx))
+		return;
+	outer->family = 6;
+	outer->protocol = ip->nexthdr;
+	outer->tos = ip->priority << 4 | ip->flow_lbl[0] >> 4;
+	__builtin_memcpy(outer->source, &ip->saddr, 16);
+	__builtin_memcpy(outer->destination, &ip->daddr, 16);
+	outer->payload_offset = ETH_HLEN + sizeof(*ip);
+	outer->payload_len = bpf_ntohs(ip->payload_len);
+	if (ip->version != 6 || outer->payload_offset + outer->payload_len > len)
+		outer->problem = REASON_BAD_OUTER_IP;
+	parse_outer_ip(ctx, outer);
+}
+
+/* Finds out whose packet this is: fills in *outer as far as the packet goes, which must be zero before. */
+static __always_inline void parse_outer(const struct xdp_md *ctx, __u64 len, struct outer *outer)
+{
+	struct ethhdr *eth = (void *)(long)ctx->data;
+
+	if ((void *)(eth + 1) > packet_end(ctx))
+		return;
+	if (eth->h_proto == bpf_htons(ETH_P_IP)) {
+		parse_outer_ipv4(ctx, len, outer);
+	} else if (eth->h_proto == bpf_htons(ETH_P_IPV6)) {
+		parse_outer_ipv6(ctx, len, outer);
+	} else {
+		outer->number = bpf_ntohs(eth->h_proto);
+		outer->parser = lookup_listener(LISTEN_ETHERTYPE, outer->number);
+		outer->payload_offset = ETH_HLEN;
+		outer->payload_len = len - ETH_HLEN;
+		__builtin_memcpy(outer->source, eth->h_source, ETH_ALEN);
+		__builtin_memcpy(outer->destination, eth->h_dest, ETH_ALEN);
+	}
+}
+
+#endif

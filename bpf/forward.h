@@ -1,0 +1,46 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* Delivery of an inner frame: to a local port, or to this node's own stack. */
+#ifndef MPTM_FORWARD_H
+#define MPTM_FORWARD_H
+
+#include "counters.h"
+#include "drop.h"
+#include "lookup.h"
+
+/* Whether an inner frame fits a local port; its VLAN tags don't count (IEEE 802.3 frame size). */
+static __always_inline bool fits_port(const struct port *port, const struct packet *packet)
+{
+	return packet->len - packet->l3_offset <= port->mtu;
+}
+
+/*
+ * Sends the frame at the start of the packet out of a local port, to the MAC of its next hop: the sender
+ * addressed whatever MAC answered its ARP. Returns the XDP verdict; drops are counted on the port.
+ */
+static __always_inline int deliver(struct xdp_md *ctx, const struct packet *packet,
+				   const struct next_hop *next_hop, __u32 port_slot)
+{
+	struct ethhdr *eth = (void *)(long)ctx->data;
+
+	if ((void *)(eth + 1) > packet_end(ctx))
+		return drop_on_port(REASON_BAD_INNER, next_hop->id, packet->len);
+	if (next_hop->has_mac)
+		__builtin_memcpy(eth->h_dest, next_hop->mac, ETH_ALEN);
+	if (bpf_redirect_map(&tx_ports, next_hop->id, XDP_DROP) != XDP_REDIRECT)
+		return drop_on_port(REASON_PORT_GONE, next_hop->id, packet->len);
+	count_port_tx(port_slot, packet->len);
+	return XDP_REDIRECT;
+}
+
+/* Gives the frame at the start of the packet to the kernel's stack, addressed to the uplink it came by. */
+static __always_inline int pass_to_stack(struct xdp_md *ctx, const struct port *uplink)
+{
+	struct ethhdr *eth = (void *)(long)ctx->data;
+
+	if ((void *)(eth + 1) > packet_end(ctx))
+		return drop_on_port(REASON_BAD_INNER, uplink->ifindex, frame_len(ctx));
+	__builtin_memcpy(eth->h_dest, uplink->mac, ETH_ALEN);
+	return XDP_PASS;
+}
+
+#endif

@@ -1,0 +1,164 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * Every table look-up of the data plane. Tables that the control plane lays out itself are ARRAYs, whose
+ * look-ups the JIT inlines; the others are kernel hashes and tries. Callers don't see which.
+ */
+#ifndef MPTM_LOOKUP_H
+#define MPTM_LOOKUP_H
+
+#include "maps.h"
+#include "packet.h"
+
+/* The port of an interface and, in *slot, where its counters are; NULL: none of ours. */
+static __always_inline struct port *lookup_port(__u32 ifindex, __u32 *slot)
+{
+#pragma clang loop unroll(disable)
+	for (__u32 probe = 0; probe < MPTM_PORT_PROBES; probe++) {
+		__u32 at = (ifindex + probe) % MPTM_PORT_SLOTS;
+		struct port *port = bpf_map_lookup_elem(&ports, &at);
+
+		if (port && port->ifindex == ifindex) {
+			*slot = at;
+			return port;
+		}
+	}
+	return NULL;
+}
+
+/* The parser for what arrives at a UDP port, IP protocol or EtherType; PARSER_NONE: not ours. */
+static __always_inline enum parser lookup_listener(enum listener_kind kind, __u16 number)
+{
+#pragma clang loop unroll(disable)
+	for (__u32 probe = 0; probe < MPTM_LISTEN_PROBES; probe++) {
+		__u32 at = ((__u32)number + kind + probe) % MPTM_LISTEN_SLOTS;
+		struct listener *listener = bpf_map_lookup_elem(&listeners, &at);
+
+		if (listener && listener->number == number && listener->kind == kind)
+			return listener->parser;
+	}
+	return PARSER_NONE;
+}
+
+struct termination_key {
+	__u64 words[5]; /* the first 40 bytes of struct termination, can_reply as 0 */
+};
+
+#define TERMINATION_KEY_MASK 0x00ffffffffffffffULL /* of the last word: what is key, not value */
+
+static __always_inline struct termination *probe_termination(__u32 home, const struct termination_key *key)
+{
+#pragma clang loop unroll(disable)
+	for (__u32 probe = 0; probe < MPTM_TERMINATION_PROBES; probe++) {
+		__u32 at = (home + probe) % MPTM_TERMINATION_SLOTS;
+		struct termination *found = bpf_map_lookup_elem(&terminations, &at);
+		const __u64 *words = (const void *)found;
+
+		if (found && (words[4] & TERMINATION_KEY_MASK) == key->words[4] &&
+		    words[0] == key->words[0] && words[1] == key->words[1] && words[2] == key->words[2] &&
+		    words[3] == key->words[3])
+			return found;
+	}
+	return NULL;
+}
+
+static __always_inline struct termination *lookup_termination_exact(const struct termination_key *key)
+{
+	__u64 hash = key->words[0] * 0x9E3779B97F4A7C15ULL + key->words[1] * 0xC2B2AE3D27D4EB4FULL +
+		     key->words[2] * 0x165667B19E3779F9ULL + key->words[3] * 0x27D4EB2F165667C5ULL +
+		     key->words[4] * 0x85EBCA77C2B2AE63ULL;
+	struct termination *found;
+
+	hash ^= hash >> 32;
+	hash *= 0x9E3779B97F4A7C15ULL;
+	found = probe_termination(hash >> 16, key);
+	return found ? found : probe_termination(hash >> 40, key);
+}
+
+/* Who accepts this packet: the termination for its sender, else one that accepts any sender, else NULL. */
+static __always_inline struct termination *lookup_termination(struct termination_key *key,
+							      bool any_destination)
+{
+	struct termination *found = lookup_termination_exact(key);
+
+	if (found)
+		return found;
+	key->words[0] = 0;
+	key->words[1] = 0;
+	if (any_destination) {
+		key->words[2] = 0;
+		key->words[3] = 0;
+	}
+	return lookup_termination_exact(key);
+}
+
+/* Whether an underlay address is one of ours: off the fast path, to tell refused from passing through. */
+static __always_inline bool is_local(const __u8 *address)
+{
+	return bpf_map_lookup_elem(&locals, address) != NULL;
+}
+
+static __always_inline struct next_hop *lookup_flow(__u32 network, const struct packet *packet)
+{
+	if (packet->family == 4) {
+		struct flow_key_v4 key = {network, packet->source[0], packet->destination[0]};
+
+		return bpf_map_lookup_elem(&flows_v4, &key);
+	}
+	struct flow_key_v6 key = {.network = network};
+
+	__builtin_memcpy(key.source, packet->source, sizeof(key.source));
+	__builtin_memcpy(key.destination, packet->destination, sizeof(key.destination));
+	return bpf_map_lookup_elem(&flows_v6, &key);
+}
+
+static __always_inline struct next_hop *lookup_host(__u32 network, __u8 family, const __be32 *address)
+{
+	if (family == 4) {
+		struct host_key_v4 key = {network, address[0]};
+
+		return bpf_map_lookup_elem(&hosts_v4, &key);
+	}
+	struct host_key_v6 key = {.network = network};
+
+	__builtin_memcpy(key.address, address, sizeof(key.address));
+	return bpf_map_lookup_elem(&hosts_v6, &key);
+}
+
+static __always_inline struct next_hop *lookup_prefix(__u32 network, __u8 family, const __be32 *address)
+{
+	if (family == 4) {
+		struct prefix_key_v4 key = {64, bpf_htonl(network), address[0]};
+
+		return bpf_map_lookup_elem(&prefixes_v4, &key);
+	}
+	struct prefix_key_v6 key = {.prefix_len = 160, .network = bpf_htonl(network)};
+
+	__builtin_memcpy(key.address, address, sizeof(key.address));
+	return bpf_map_lookup_elem(&prefixes_v6, &key);
+}
+
+/* Where a network has an address: the exact one, else the longest prefix, else NULL. */
+static __always_inline struct next_hop *lookup_address(__u32 network, __u8 lookups, __u8 family,
+						       const __be32 *address)
+{
+	struct next_hop *found = lookup_host(network, family, address);
+
+	if (!found && lookups & LOOKUP_PREFIXES)
+		found = lookup_prefix(network, family, address);
+	return found;
+}
+
+/* Where a packet of a network goes: by flow, else by destination; NULL: the network doesn't know it. */
+static __always_inline struct next_hop *lookup_next_hop(__u32 network, __u8 lookups,
+							const struct packet *packet)
+{
+	struct next_hop *found = NULL;
+
+	if (!packet->family)
+		return NULL;
+	if (lookups & LOOKUP_FLOWS)
+		found = lookup_flow(network, packet);
+	return found ? found : lookup_address(network, lookups, packet->family, packet->destination);
+}
+
+#endif

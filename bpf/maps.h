@@ -1,0 +1,82 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * The tables of the data plane. Each line says: key -> value, who writes, who reads.
+ * Sizes here are defaults; max_entries may be raised before the object is loaded.
+ */
+#ifndef MPTM_MAPS_H
+#define MPTM_MAPS_H
+
+#include "abi.h"
+
+#define MPTM_ENTRIES	  (1 << 18) /* per exact-match or prefix table */
+#define MPTM_TUNNELS	  (1 << 14)
+#define MPTM_DROP_ENTRIES (1 << 13)
+
+#define TABLE_HASH(name, key_type, value_type)                                                               \
+	struct {                                                                                             \
+		__uint(type, BPF_MAP_TYPE_HASH);                                                             \
+		__uint(map_flags, BPF_F_NO_PREALLOC);                                                        \
+		__uint(max_entries, MPTM_ENTRIES);                                                           \
+		__type(key, key_type);                                                                       \
+		__type(value, value_type);                                                                   \
+	} name SEC(".maps")
+
+#define TABLE_LPM(name, key_type, value_type)                                                                \
+	struct {                                                                                             \
+		__uint(type, BPF_MAP_TYPE_LPM_TRIE);                                                         \
+		__uint(map_flags, BPF_F_NO_PREALLOC);                                                        \
+		__uint(max_entries, MPTM_ENTRIES);                                                           \
+		__type(key, key_type);                                                                       \
+		__type(value, value_type);                                                                   \
+	} name SEC(".maps")
+
+#define TABLE_ARRAY(name, map_type, entries, value_type)                                                     \
+	struct {                                                                                             \
+		__uint(type, map_type);                                                                      \
+		__uint(max_entries, entries);                                                                \
+		__type(key, __u32);                                                                          \
+		__type(value, value_type);                                                                   \
+	} name SEC(".maps")
+
+/* slot -> port. Control plane writes, both programs read. */
+TABLE_ARRAY(ports, BPF_MAP_TYPE_ARRAY, MPTM_PORT_SLOTS, struct port);
+/* network, inner source and destination -> next hop. Control plane writes, forwarding reads. */
+TABLE_HASH(flows_v4, struct flow_key_v4, struct next_hop);
+TABLE_HASH(flows_v6, struct flow_key_v6, struct next_hop);
+/* network, inner address -> next hop. Control plane writes, forwarding and ARP/ND answers read. */
+TABLE_HASH(hosts_v4, struct host_key_v4, struct next_hop);
+TABLE_HASH(hosts_v6, struct host_key_v6, struct next_hop);
+/* network, inner prefix -> next hop. Control plane writes, forwarding and ARP/ND answers read. */
+TABLE_LPM(prefixes_v4, struct prefix_key_v4, struct next_hop);
+TABLE_LPM(prefixes_v6, struct prefix_key_v6, struct next_hop);
+/* slot -> template. Control plane writes, encapsulation reads. */
+TABLE_ARRAY(tunnels, BPF_MAP_TYPE_ARRAY, MPTM_TUNNELS, struct tunnel);
+/* slot -> listener. Control plane writes, decapsulation reads. */
+TABLE_ARRAY(listeners, BPF_MAP_TYPE_ARRAY, MPTM_LISTEN_SLOTS, struct listener);
+/* slot -> who may send what to us. Control plane writes, decapsulation reads. */
+TABLE_ARRAY(terminations, BPF_MAP_TYPE_ARRAY, MPTM_TERMINATION_SLOTS, struct termination);
+/* our own underlay address -> 1. Control plane writes, refusals read. */
+TABLE_HASH(locals, struct local_key, __u32);
+
+/* ifindex -> the same ifindex as a redirect target. Control plane writes, every redirect reads. */
+struct {
+	__uint(type, BPF_MAP_TYPE_DEVMAP_HASH);
+	__uint(max_entries, MPTM_PORT_SLOTS);
+	__type(key, __u32);
+	__type(value, __u32);
+} tx_ports SEC(".maps");
+
+/* counter slot -> packets and bytes. Data plane writes, control plane reads and resets. */
+TABLE_ARRAY(tunnel_counters, BPF_MAP_TYPE_PERCPU_ARRAY, MPTM_TUNNELS, struct tunnel_counters);
+/* port slot -> packets and bytes. Data plane writes, control plane reads and resets. */
+TABLE_ARRAY(port_counters, BPF_MAP_TYPE_PERCPU_ARRAY, MPTM_PORT_SLOTS, struct port_counters);
+
+/* reason, scope -> packets and bytes. Data plane writes (on a drop only), control plane reads and resets. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_HASH);
+	__uint(max_entries, MPTM_DROP_ENTRIES);
+	__type(key, struct drop_key);
+	__type(value, struct drop_value);
+} drops SEC(".maps");
+
+#endif

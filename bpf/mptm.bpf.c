@@ -1,0 +1,177 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * The path of a packet through MPTM, both ways, top to bottom.
+ *
+ * mptm_encap_xdp   on access ports: workload -> network -> next hop -> tunnel or local port
+ * mptm_decap_xdp   on uplinks: underlay -> listener -> parser -> termination -> network -> local port
+ *
+ * Nothing is modified before the decision is made: what is not ours leaves the hook exactly as it came.
+ */
+#include <linux/bpf.h>
+#include <bpf/bpf_helpers.h>
+
+#include "abi.h"
+#include "counters.h"
+#include "decap.h"
+#include "drop.h"
+#include "encap.h"
+#include "forward.h"
+#include "lookup.h"
+#include "neighbour.h"
+#include "packet.h"
+
+/* An access port's ARP request or neighbour solicitation: answered out of the same port, or the kernel's. */
+static __always_inline int answer_port(struct xdp_md *ctx, const struct packet *packet,
+				       const struct question *question, const struct port *port, __u32 slot)
+{
+	struct next_hop *next_hop = lookup_target(port->network, port->lookups, question);
+
+	if (!next_hop)
+		return XDP_PASS;
+	if (next_hop->kind == NEXT_HOP_PORT ? next_hop->id == port->ifindex
+					    : next_hop->kind != NEXT_HOP_TUNNEL)
+		return XDP_PASS;
+	if (!write_answer(ctx, packet, question, next_hop->has_mac ? next_hop->mac : port->mac))
+		return XDP_PASS;
+	count_port_tx(slot, frame_len(ctx));
+	return XDP_TX;
+}
+
+SEC("xdp") int mptm_encap_xdp(struct xdp_md *ctx)
+{
+	struct question question = {};
+	struct packet packet = {};
+	struct next_hop *next_hop;
+	struct port *port, *local_port;
+	__u32 slot, local_slot;
+
+	port = lookup_port(ctx->ingress_ifindex, &slot);
+	if (!port || port->role != PORT_ACCESS)
+		return XDP_PASS;
+	count_port_rx(slot, frame_len(ctx));
+	if (!parse_frame(ctx, 0, frame_len(ctx), &packet))
+		return XDP_PASS;
+	if (parse_question(ctx, 0, &packet, &question))
+		return answer_port(ctx, &packet, &question, port, slot);
+
+	next_hop = lookup_next_hop(port->network, port->lookups, &packet);
+	if (!next_hop)
+		return XDP_PASS;
+	switch (next_hop->kind) {
+	case NEXT_HOP_TUNNEL:
+		return encap(ctx, &packet, next_hop->id, next_hop->has_mac ? next_hop->mac : NULL);
+	case NEXT_HOP_PORT:
+		if (next_hop->id == port->ifindex)
+			return XDP_PASS;
+		local_port = lookup_port(next_hop->id, &local_slot);
+		if (!local_port)
+			return drop_on_port(REASON_PORT_GONE, next_hop->id, packet.len);
+		if (!fits_port(local_port, &packet))
+			return drop_on_port(REASON_PORT_TOO_BIG, next_hop->id, packet.len);
+		return deliver(ctx, &packet, next_hop, local_slot);
+	case NEXT_HOP_DROP:
+		return drop_on_port(REASON_ROUTE_DROP, port->ifindex, packet.len);
+	default:
+		return XDP_PASS;
+	}
+}
+
+SEC("xdp") int mptm_decap_xdp(struct xdp_md *ctx)
+{
+	__u32 ifindex = ctx->ingress_ifindex, slot, local_slot = 0;
+	struct outer outer = {};
+	struct inner inner = {};
+	struct packet packet = {};
+	struct question question = {};
+	struct port *port, *local_port;
+	struct termination *accepted;
+	struct next_hop *next_hop;
+	__u64 len = frame_len(ctx);
+	enum reason reason;
+	bool is_question;
+	int ecn;
+
+	port = lookup_port(ifindex, &slot);
+	if (!port || port->role != PORT_UPLINK)
+		return XDP_PASS;
+	count_port_rx(slot, len);
+
+	/* Is it a tunnel packet, and from somebody who may send it? */
+	parse_outer(ctx, len, &outer);
+	if (!outer.parser)
+		return XDP_PASS;
+	if (outer.is_fragment)
+		return refuse(&outer, REFUSED_FRAGMENT, ifindex, len);
+	if (outer.problem)
+		return reject(&outer, outer.problem, ifindex, len);
+	reason = parse_tunnel_header(ctx, &outer, &inner);
+	if (!inner.is_identified)
+		return reject(&outer, reason, ifindex, len);
+	accepted = find_termination(&outer, &inner);
+	if (!accepted)
+		return refuse(&outer, REFUSED_SENDER_OR_ID, ifindex, len);
+	if (reason)
+		return drop_on_tunnel(reason, accepted->counter, len);
+
+	/* What is inside, and where does it go? */
+	if (!parse_frame(ctx, inner.offset, inner.len, &packet))
+		return drop_on_tunnel(REASON_BAD_INNER, accepted->counter, len);
+	if (inner.keeps_macs) {
+		__builtin_memcpy(packet.macs.destination, outer.destination, ETH_ALEN);
+		__builtin_memcpy(packet.macs.source, outer.source, ETH_ALEN);
+	}
+	ecn = combine_ecn(packet.tos & ECN_MASK, outer.tos & ECN_MASK);
+	if (packet.family && ecn < 0)
+		return drop_on_tunnel(REASON_ECN_CE, accepted->counter, len);
+	is_question = parse_question(ctx, inner.offset, &packet, &question);
+	next_hop = is_question ? lookup_target(accepted->network, accepted->lookups, &question)
+			       : lookup_next_hop(accepted->network, accepted->lookups, &packet);
+	if (!next_hop)
+		return drop_on_tunnel(REASON_NO_ROUTE, accepted->counter, len);
+	switch (next_hop->kind) {
+	case NEXT_HOP_PORT:
+		local_port = lookup_port(next_hop->id, &local_slot);
+		if (!local_port)
+			return drop_on_port(REASON_PORT_GONE, next_hop->id, packet.len);
+		if (!fits_port(local_port, &packet))
+			return drop_on_port(REASON_PORT_TOO_BIG, next_hop->id, packet.len);
+		break;
+	case NEXT_HOP_PASS:
+		break;
+	case NEXT_HOP_TUNNEL:
+		return drop_on_tunnel(REASON_NO_RELAY, accepted->counter, len);
+	default:
+		return drop_on_tunnel(REASON_ROUTE_DROP, accepted->counter, len);
+	}
+
+	/* It is ours: from here on the packet is changed. */
+	if (!strip_outer(ctx, &inner, &packet, len, ecn))
+		return drop_on_tunnel(REASON_BAD_INNER, accepted->counter, len);
+	count_decap(accepted->counter, packet.len);
+	if (next_hop->kind == NEXT_HOP_PASS)
+		return pass_to_stack(ctx, port);
+	if (!is_question)
+		return deliver(ctx, &packet, next_hop, local_slot);
+	/* The asker is behind the tunnel: the answer goes back through it. */
+	if (!accepted->can_reply || !write_answer(ctx, &packet, &question, next_hop->mac))
+		return drop_on_tunnel(REASON_NO_ROUTE, accepted->counter, len);
+	__builtin_memcpy(packet.macs.destination, packet.macs.source, ETH_ALEN);
+	__builtin_memcpy(packet.macs.source, next_hop->mac, ETH_ALEN);
+	packet.len = frame_len(ctx);
+	return encap(ctx, &packet, accepted->tunnel, NULL);
+}
+
+/* Never loaded: keeps the enums in the object's BTF, where Python reads them. */
+struct {
+	enum port_role port_role;
+	enum lookup_flag lookup_flag;
+	enum next_hop_kind next_hop_kind;
+	enum patch_op patch_op;
+	enum tunnel_flag tunnel_flag;
+	enum listener_kind listener_kind;
+	enum parser parser;
+	enum reason reason;
+	enum drop_scope drop_scope;
+} abi_enums SEC(".abi");
+
+char LICENSE[] SEC("license") = "GPL";

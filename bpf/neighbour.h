@@ -1,0 +1,201 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * Answers to "who has this address": ARP (RFC 826) and IPv6 neighbour solicitations (RFC 4861), for the
+ * addresses that a network knows. The answer is built in place of the question.
+ */
+#ifndef MPTM_NEIGHBOUR_H
+#define MPTM_NEIGHBOUR_H
+
+#include <linux/icmpv6.h>
+
+#include "lookup.h"
+#include "packet.h"
+
+#define ARP_ETHERNET	     1
+#define ARP_REQUEST	     1
+#define ARP_REPLY	     2
+#define ND_SOLICIT	     135
+#define ND_ADVERT	     136
+#define ND_HOP_LIMIT	     255
+#define ND_TARGET_LINK_LAYER 2
+#define ND_SOLICITED	     0x40000000
+#define ND_OVERRIDE	     0x20000000
+#define IPV6_MULTICAST	     0xff
+
+struct arp_packet {
+	__be16 hardware_type;
+	__be16 protocol_type;
+	__u8 hardware_len;
+	__u8 protocol_len;
+	__be16 operation;
+	__u8 sender_mac[ETH_ALEN];
+	__u8 sender_ip[4];
+	__u8 target_mac[ETH_ALEN];
+	__u8 target_ip[4];
+} __attribute__((packed));
+
+struct nd_solicit {
+	__u8 type;
+	__u8 code;
+	__be16 checksum;
+	__be32 reserved;
+	__be32 target[4];
+};
+
+struct nd_advert {
+	__u8 type;
+	__u8 code;
+	__be16 checksum;
+	__be32 flags;
+	__be32 target[4];
+	__u8 option_type;
+	__u8 option_len; /* in units of 8 bytes */
+	__u8 mac[ETH_ALEN];
+};
+
+/* What is asked, and by whom. */
+struct question {
+	__u8 family;   /* 4: ARP, 6: neighbour solicitation */
+	__u8 is_probe; /* the asker looks for a duplicate of its own address (RFC 5227, RFC 4862) */
+	__u8 asker_mac[ETH_ALEN];
+	__be32 asker[4];
+	__be32 target[4];
+};
+
+static __always_inline bool parse_arp(const struct xdp_md *ctx, __u64 offset, struct question *question)
+{
+	struct arp_packet *arp = packet_at(ctx, offset);
+
+	if ((void *)(arp + 1) > packet_end(ctx))
+		return false;
+	if (arp->hardware_type != bpf_htons(ARP_ETHERNET) || arp->protocol_type != bpf_htons(ETH_P_IP) ||
+	    arp->hardware_len != ETH_ALEN || arp->protocol_len != 4 ||
+	    arp->operation != bpf_htons(ARP_REQUEST))
+		return false;
+	question->family = 4;
+	__builtin_memcpy(question->asker_mac, arp->sender_mac, ETH_ALEN);
+	__builtin_memcpy(question->asker, arp->sender_ip, 4);
+	__builtin_memcpy(question->target, arp->target_ip, 4);
+	question->is_probe = question->asker[0] == 0;
+	return question->asker[0] != question->target[0]; /* an announcement asks nothing */
+}
+
+static __always_inline bool parse_nd_solicit(const struct xdp_md *ctx, __u64 offset,
+					     const struct packet *packet, struct question *question)
+{
+	struct nd_solicit *solicit = packet_at(ctx, offset + sizeof(struct ipv6hdr));
+
+	/* RFC 4861 §7.1.1; a hop limit of 255 proves that the packet comes from the link. */
+	if ((void *)(solicit + 1) > packet_end(ctx) || packet->ttl != ND_HOP_LIMIT)
+		return false;
+	if (solicit->type != ND_SOLICIT || solicit->code != 0 || *(__u8 *)solicit->target == IPV6_MULTICAST)
+		return false;
+	question->family = 6;
+	__builtin_memcpy(question->asker_mac, packet->macs.source, ETH_ALEN);
+	__builtin_memcpy(question->asker, packet->source, sizeof(question->asker));
+	__builtin_memcpy(question->target, solicit->target, sizeof(question->target));
+	question->is_probe =
+	    !(question->asker[0] | question->asker[1] | question->asker[2] | question->asker[3]);
+	return true;
+}
+
+/* Whether the frame at `offset` asks for a neighbour; fills in *question. */
+static __always_inline bool parse_question(const struct xdp_md *ctx, __u64 offset,
+					   const struct packet *packet, struct question *question)
+{
+	offset += packet->l3_offset;
+	if (packet->ethertype == bpf_htons(ETH_P_ARP))
+		return parse_arp(ctx, offset, question);
+	if (packet->family == 6 && packet->protocol == IPPROTO_ICMPV6)
+		return parse_nd_solicit(ctx, offset, packet, question);
+	return false;
+}
+
+/* The next hop of the address asked for. A probe is answered only where a host is known by that very address.
+ */
+static __always_inline struct next_hop *lookup_target(__u32 network, __u8 lookups,
+						      const struct question *question)
+{
+	return lookup_address(network, question->is_probe ? 0 : lookups, question->family, question->target);
+}
+
+static __always_inline bool write_arp_reply(struct xdp_md *ctx, __u64 offset, const struct question *question,
+					    const __u8 *mac)
+{
+	struct arp_packet *arp = packet_at(ctx, offset);
+
+	if ((void *)(arp + 1) > packet_end(ctx))
+		return false;
+	arp->operation = bpf_htons(ARP_REPLY);
+	__builtin_memcpy(arp->sender_mac, mac, ETH_ALEN);
+	__builtin_memcpy(arp->sender_ip, question->target, 4);
+	__builtin_memcpy(arp->target_mac, question->asker_mac, ETH_ALEN);
+	__builtin_memcpy(arp->target_ip, question->asker, 4);
+	return true;
+}
+
+static __always_inline bool write_nd_advert(struct xdp_md *ctx, __u64 offset, const struct question *question,
+					    const __u8 *mac, __u32 len)
+{
+	__u32 new_len = offset + sizeof(struct ipv6hdr) + sizeof(struct nd_advert);
+	struct nd_advert advert = {.type = ND_ADVERT,
+				   .flags = bpf_htonl(ND_OVERRIDE | (question->is_probe ? 0 : ND_SOLICITED)),
+				   .option_type = ND_TARGET_LINK_LAYER,
+				   .option_len = 1};
+	__be32 asker[4] = {bpf_htonl(0xff020000), 0, 0, bpf_htonl(1)}; /* all nodes */
+	const __u32 *words = (const void *)&advert;
+	__u64 sum = bpf_htonl(sizeof(advert)) + (__u64)bpf_htonl(IPPROTO_ICMPV6);
+	struct ipv6hdr *ip;
+
+	if (bpf_xdp_adjust_tail(ctx, (int)new_len - (int)len))
+		return false;
+	ip = packet_at(ctx, offset);
+	if ((void *)(ip + 1) + sizeof(advert) > packet_end(ctx))
+		return false;
+	if (!question->is_probe)
+		__builtin_memcpy(asker, question->asker, sizeof(asker));
+	__builtin_memcpy(advert.target, question->target, sizeof(advert.target));
+	__builtin_memcpy(advert.mac, mac, ETH_ALEN);
+#pragma unroll
+	for (__u32 i = 0; i < 4; i++)
+		sum += (__u64)asker[i] + question->target[i];
+#pragma unroll
+	for (__u32 i = 0; i < sizeof(advert) / sizeof(*words); i++)
+		sum += words[i];
+	advert.checksum = ~fold_checksum(sum);
+	*(__be32 *)ip = bpf_htonl(6U << 28);
+	ip->payload_len = bpf_htons(sizeof(advert));
+	ip->nexthdr = IPPROTO_ICMPV6;
+	ip->hop_limit = ND_HOP_LIMIT;
+	__builtin_memcpy(&ip->saddr, question->target, sizeof(ip->saddr));
+	__builtin_memcpy(&ip->daddr, asker, sizeof(ip->daddr));
+	__builtin_memcpy(ip + 1, &advert, sizeof(advert));
+	return true;
+}
+
+/*
+ * Turns the question at the start of the packet into its answer, from `mac`; VLAN tags stay.
+ * False: could not be answered; the packet is as it came.
+ */
+static __always_inline bool write_answer(struct xdp_md *ctx, const struct packet *packet,
+					 const struct question *question, const __u8 *mac)
+{
+	struct ethhdr *eth;
+
+	if (question->family == 4 ? !write_arp_reply(ctx, packet->l3_offset, question, mac)
+				  : !write_nd_advert(ctx, packet->l3_offset, question, mac, packet->len))
+		return false;
+	eth = (void *)(long)ctx->data;
+	if ((void *)(eth + 1) > packet_end(ctx))
+		return false;
+	__builtin_memcpy(eth->h_dest, packet->macs.source, ETH_ALEN);
+	if (question->family == 6 && question->is_probe) {
+		/* To all nodes, 33:33:00:00:00:01 (RFC 2464 §7): the asker has no address yet. */
+		*(__be16 *)eth->h_dest = bpf_htons(0x3333);
+		*(__be32 *)(eth->h_dest + 2) = bpf_htonl(1);
+	}
+	__builtin_memcpy(eth->h_source, mac, ETH_ALEN);
+	return true;
+}
+
+#endif

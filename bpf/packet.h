@@ -1,0 +1,198 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * Reading packets. A parser gets the context and an offset, checks every byte against data_end before it
+ * reads it, modifies nothing, and says false when the packet is not what it parses.
+ */
+#ifndef MPTM_PACKET_H
+#define MPTM_PACKET_H
+
+#include <stdbool.h>
+#include <linux/bpf.h>
+#include <linux/if_ether.h>
+#include <linux/in.h>
+#include <linux/ip.h>
+#include <linux/ipv6.h>
+#include <linux/udp.h>
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_helpers.h>
+
+#include "abi.h"
+
+#define OFFSET_MASK   0x3ff /* bound of every variable offset into a packet, for the verifier */
+#define VLAN_LEN      4
+#define INNER_TAGS    2
+#define MACS_LEN      (2 * ETH_ALEN)
+#define IPV6_FRAGMENT 44
+
+#define IPV4_OFFSET_BITS    0x1fff
+#define IPV4_MORE_FRAGMENTS 0x2000
+
+struct vlan_tag {
+	__be16 tci;
+	__be16 ethertype; /* of what follows */
+};
+
+struct mac_pair {
+	__u8 destination[ETH_ALEN];
+	__u8 source[ETH_ALEN];
+};
+
+/* An Ethernet frame of the overlay as far as forwarding needs it. */
+struct packet {
+	__u32 len;	  /* of the frame, Ethernet header included */
+	__u32 l3_offset;  /* from the start of the frame: 14, plus 4 per VLAN tag */
+	__be16 ethertype; /* after the VLAN tags */
+	__u8 family;	  /* 4, 6, or 0 when it is no IP packet */
+	__u8 protocol;	  /* IP protocol / next header of the fixed header */
+	__u8 tos;	  /* TOS or traffic class; 0 when it is no IP packet */
+	__u8 ttl;	  /* TTL or hop limit; 64 when it is no IP packet */
+	struct mac_pair macs;
+	__u32 ports;	  /* source and destination port as on the wire; 0 for fragments and what has none */
+	__be32 source[4]; /* IPv4: only the first word is used */
+	__be32 destination[4];
+};
+
+/*
+ * Length of the frame in bytes. The barrier keeps clang 14 from narrowing the subtraction to 32-bit pointer
+ * loads, which the verifier refuses.
+ */
+static __always_inline __u64 frame_len(const struct xdp_md *ctx)
+{
+	__u64 data = ctx->data, data_end = ctx->data_end;
+
+	asm volatile("" : "+r"(data), "+r"(data_end));
+	return data_end - data;
+}
+
+static __always_inline void *packet_at(const struct xdp_md *ctx, __u64 offset)
+{
+	return (void *)(long)ctx->data + (offset & OFFSET_MASK);
+}
+
+static __always_inline void *packet_end(const struct xdp_md *ctx)
+{
+	return (void *)(long)ctx->data_end;
+}
+
+static __always_inline bool is_vlan(__be16 ethertype)
+{
+	return ethertype == bpf_htons(ETH_P_8021Q) || ethertype == bpf_htons(ETH_P_8021AD);
+}
+
+/* Protocols whose first four bytes are the source and the destination port. */
+static __always_inline bool has_ports(__u8 protocol)
+{
+	return protocol == IPPROTO_TCP || protocol == IPPROTO_UDP || protocol == IPPROTO_SCTP;
+}
+
+/* One's complement sum folded to 16 bits. */
+static __always_inline __u16 fold_checksum(__u64 sum)
+{
+	sum = (sum & 0xffffffff) + (sum >> 32);
+	sum = (sum & 0xffff) + (sum >> 16);
+	sum = (sum & 0xffff) + (sum >> 16);
+	return (sum & 0xffff) + (sum >> 16);
+}
+
+static __always_inline bool parse_ipv4(const struct xdp_md *ctx, struct packet *packet, void *at)
+{
+	void *end = packet_end(ctx);
+	struct iphdr *ip = at;
+	__u32 header_len, total_len;
+
+	if ((void *)(ip + 1) > end || ip->version != 4)
+		return false;
+	header_len = ip->ihl * 4;
+	total_len = bpf_ntohs(ip->tot_len);
+	if (header_len < sizeof(*ip) || total_len < header_len || packet->l3_offset + total_len > packet->len)
+		return false;
+	packet->family = 4;
+	packet->protocol = ip->protocol;
+	packet->tos = ip->tos;
+	packet->ttl = ip->ttl;
+	packet->source[0] = ip->saddr;
+	packet->destination[0] = ip->daddr;
+	if (has_ports(ip->protocol) && !(ip->frag_off & bpf_htons(IPV4_OFFSET_BITS | IPV4_MORE_FRAGMENTS))) {
+		__u32 *ports = at + header_len;
+
+		if ((void *)(ports + 1) <= end)
+			packet->ports = *ports;
+	}
+	return true;
+}
+
+static __always_inline bool parse_ipv6(const struct xdp_md *ctx, struct packet *packet, void *at)
+{
+	void *end = packet_end(ctx);
+	struct ipv6hdr *ip = at;
+
+	if ((void *)(ip + 1) > end || ip->version != 6)
+		return false;
+	if (packet->l3_offset + sizeof(*ip) + bpf_ntohs(ip->payload_len) > packet->len)
+		return false;
+	packet->family = 6;
+	packet->protocol = ip->nexthdr;
+	packet->tos = ip->priority << 4 | ip->flow_lbl[0] >> 4;
+	packet->ttl = ip->hop_limit;
+	__builtin_memcpy(packet->source, &ip->saddr, sizeof(packet->source));
+	__builtin_memcpy(packet->destination, &ip->daddr, sizeof(packet->destination));
+	/* Behind an extension header there are no ports for us: all fragments of a packet hash alike. */
+	if (has_ports(ip->nexthdr)) {
+		__u32 *ports = (void *)(ip + 1);
+
+		if ((void *)(ports + 1) <= end)
+			packet->ports = *ports;
+	}
+	return true;
+}
+
+/*
+ * Parses the frame at `offset` that is `len` bytes long. False: too short for what it says it is.
+ * A frame that carries no IP is parsed, with family 0.
+ */
+static __always_inline bool parse_frame(const struct xdp_md *ctx, __u64 offset, __u32 len,
+					struct packet *packet)
+{
+	struct ethhdr *eth = packet_at(ctx, offset);
+	void *end = packet_end(ctx);
+	struct vlan_tag *tag = (void *)(eth + 1);
+
+	if ((void *)(eth + 1) > end || len < sizeof(*eth))
+		return false;
+	packet->len = len;
+	packet->ttl = 64;
+	packet->ethertype = eth->h_proto;
+	__builtin_memcpy(&packet->macs, eth, sizeof(packet->macs));
+	packet->l3_offset = sizeof(*eth);
+#pragma unroll
+	for (int tags = 0; tags < INNER_TAGS; tags++) {
+		if (!is_vlan(packet->ethertype))
+			break;
+		if ((void *)(tag + 1) > end)
+			return false;
+		packet->ethertype = tag->ethertype;
+		packet->l3_offset += VLAN_LEN;
+		tag++;
+	}
+	if (packet->ethertype == bpf_htons(ETH_P_IP))
+		return parse_ipv4(ctx, packet, tag);
+	if (packet->ethertype == bpf_htons(ETH_P_IPV6))
+		return parse_ipv6(ctx, packet, tag);
+	return true;
+}
+
+/* Hash of the inner flow: addresses, protocol and, where there are any, ports. One flow, one value. */
+static __always_inline __u32 hash_flow(const struct packet *packet)
+{
+	const __u64 *source = (const void *)packet->source, *destination = (const void *)packet->destination;
+	__u64 hash = (source[0] + ((__u64)packet->protocol << 40)) * 0x9E3779B97F4A7C15ULL +
+		     destination[0] * 0xC2B2AE3D27D4EB4FULL + packet->ports * 0x165667B19E3779F9ULL;
+
+	if (packet->family == 6)
+		hash += source[1] * 0x27D4EB2F165667C5ULL + destination[1] * 0x85EBCA77C2B2AE63ULL;
+	hash ^= hash >> 32;
+	hash *= 0x9E3779B97F4A7C15ULL;
+	return hash >> 32;
+}
+
+#endif

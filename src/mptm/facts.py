@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What the control plane knows of the machine when it compiles: links, and the way to each remote.
+
+Plain data. `mptm.kernel.netlink.gather_facts` reads it from the kernel; tests write it by hand.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv6Address
+
+IPAddress = IPv4Address | IPv6Address
+
+
+@dataclass(frozen=True)
+class Link:
+    """A network interface. `mac` is 6 bytes (empty where the link has none), `mtu` in bytes.
+
+    `peer_mac` is the MAC of a veth's other end, where it can be read; `master` the ifindex of a bridge or bond.
+    """
+
+    ifindex: int
+    name: str
+    mac: bytes
+    mtu: int
+    kind: str = ""
+    up: bool = True
+    peer_mac: bytes | None = None
+    xdp_prog_id: int | None = None
+
+
+@dataclass(frozen=True)
+class Path:
+    """How a packet leaves for a remote: from the routing table (RFC 1122 §3.3.1) and the neighbour table."""
+
+    egress_ifindex: int
+    local: IPAddress
+    local_mac: bytes
+    gateway: IPAddress | None
+    next_hop_mac: bytes | None
+    """None: the neighbour didn't answer; `problem` says so in words."""
+    mtu: int
+    """Bytes of an IP packet that fit: the interface's MTU, or the route's where that is smaller."""
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
+class Facts:
+    """`links` by name; `paths` by tunnel name, with `problems` (one sentence) for tunnels that have no path."""
+
+    links: dict[str, Link] = field(default_factory=dict)
+    paths: dict[str, Path] = field(default_factory=dict)
+    problems: dict[str, str] = field(default_factory=dict)
