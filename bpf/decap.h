@@ -20,7 +20,7 @@
 #define ECN_ECT_0   0x02
 #define ECN_CE	    0x03
 
-static __always_inline enum reason parse_tunnel_header(const struct xdp_md *ctx, const struct outer *outer,
+static __always_inline enum reason parse_tunnel_header(struct xdp_md *ctx, const struct outer *outer,
 						       struct inner *inner)
 {
 	switch (outer->parser) {

@@ -22,7 +22,7 @@
 
 /* An access port's ARP request or neighbour solicitation: answered out of the same port, or the kernel's. */
 static __always_inline int answer_port(struct xdp_md *ctx, const struct packet *packet,
-				       const struct question *question, const struct port *port, __u32 slot)
+				       struct question *question, const struct port *port, __u32 slot)
 {
 	struct next_hop *next_hop = lookup_target(port->network, port->lookups, question);
 
@@ -31,7 +31,8 @@ static __always_inline int answer_port(struct xdp_md *ctx, const struct packet *
 	if (next_hop->kind == NEXT_HOP_PORT ? next_hop->id == port->ifindex
 					    : next_hop->kind != NEXT_HOP_TUNNEL)
 		return XDP_PASS;
-	if (!write_answer(ctx, packet, question, next_hop->has_mac ? next_hop->mac : port->mac))
+	__builtin_memcpy(question->answer_mac, next_hop->has_mac ? next_hop->mac : port->mac, ETH_ALEN);
+	if (!write_answer(ctx, packet, question))
 		return XDP_PASS;
 	count_port_tx(slot, frame_len(ctx));
 	return XDP_TX;
@@ -153,7 +154,8 @@ SEC("xdp") int mptm_decap_xdp(struct xdp_md *ctx)
 	if (!is_question)
 		return deliver(ctx, &packet, next_hop, local_slot);
 	/* The asker is behind the tunnel: the answer goes back through it. */
-	if (!accepted->can_reply || !write_answer(ctx, &packet, &question, next_hop->mac))
+	__builtin_memcpy(question.answer_mac, next_hop->mac, ETH_ALEN);
+	if (!accepted->can_reply || !write_answer(ctx, &packet, &question))
 		return drop_on_tunnel(REASON_NO_ROUTE, accepted->counter, len);
 	__builtin_memcpy(packet.macs.destination, packet.macs.source, ETH_ALEN);
 	__builtin_memcpy(packet.macs.source, next_hop->mac, ETH_ALEN);

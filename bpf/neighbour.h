@@ -60,6 +60,7 @@ struct question {
 	__u8 asker_mac[ETH_ALEN];
 	__be32 asker[4];
 	__be32 target[4];
+	__u8 answer_mac[ETH_ALEN]; /* filled in by who knows the answer */
 };
 
 static __always_inline bool parse_arp(const struct xdp_md *ctx, __u64 offset, struct question *question)
@@ -119,15 +120,14 @@ static __always_inline struct next_hop *lookup_target(__u32 network, __u8 lookup
 	return lookup_address(network, question->is_probe ? 0 : lookups, question->family, question->target);
 }
 
-static __always_inline bool write_arp_reply(struct xdp_md *ctx, __u64 offset, const struct question *question,
-					    const __u8 *mac)
+static __always_inline bool write_arp_reply(struct xdp_md *ctx, __u64 offset, const struct question *question)
 {
 	struct arp_packet *arp = packet_at(ctx, offset);
 
 	if ((void *)(arp + 1) > packet_end(ctx))
 		return false;
 	arp->operation = bpf_htons(ARP_REPLY);
-	__builtin_memcpy(arp->sender_mac, mac, ETH_ALEN);
+	__builtin_memcpy(arp->sender_mac, question->answer_mac, ETH_ALEN);
 	__builtin_memcpy(arp->sender_ip, question->target, 4);
 	__builtin_memcpy(arp->target_mac, question->asker_mac, ETH_ALEN);
 	__builtin_memcpy(arp->target_ip, question->asker, 4);
@@ -135,7 +135,7 @@ static __always_inline bool write_arp_reply(struct xdp_md *ctx, __u64 offset, co
 }
 
 static __always_inline bool write_nd_advert(struct xdp_md *ctx, __u64 offset, const struct question *question,
-					    const __u8 *mac, __u32 len)
+					    __u32 len)
 {
 	__u32 new_len = offset + sizeof(struct ipv6hdr) + sizeof(struct nd_advert);
 	struct nd_advert advert = {.type = ND_ADVERT,
@@ -155,7 +155,7 @@ static __always_inline bool write_nd_advert(struct xdp_md *ctx, __u64 offset, co
 	if (!question->is_probe)
 		__builtin_memcpy(asker, question->asker, sizeof(asker));
 	__builtin_memcpy(advert.target, question->target, sizeof(advert.target));
-	__builtin_memcpy(advert.mac, mac, ETH_ALEN);
+	__builtin_memcpy(advert.mac, question->answer_mac, ETH_ALEN);
 #pragma unroll
 	for (__u32 i = 0; i < 4; i++)
 		sum += (__u64)asker[i] + question->target[i];
@@ -174,28 +174,29 @@ static __always_inline bool write_nd_advert(struct xdp_md *ctx, __u64 offset, co
 }
 
 /*
- * Turns the question at the start of the packet into its answer, from `mac`; VLAN tags stay.
- * False: could not be answered; the packet is as it came.
+ * Turns the question at the start of the packet into its answer, from question->answer_mac; VLAN tags stay.
+ * 0: could not be answered; the packet is as it came. A global function, so the verifier sees it once.
  */
-static __always_inline bool write_answer(struct xdp_md *ctx, const struct packet *packet,
-					 const struct question *question, const __u8 *mac)
+__noinline int write_answer(struct xdp_md *ctx, const struct packet *packet, const struct question *question)
 {
 	struct ethhdr *eth;
 
-	if (question->family == 4 ? !write_arp_reply(ctx, packet->l3_offset, question, mac)
-				  : !write_nd_advert(ctx, packet->l3_offset, question, mac, packet->len))
-		return false;
+	if (!packet || !question)
+		return 0;
+	if (question->family == 4 ? !write_arp_reply(ctx, packet->l3_offset, question)
+				  : !write_nd_advert(ctx, packet->l3_offset, question, packet->len))
+		return 0;
 	eth = (void *)(long)ctx->data;
 	if ((void *)(eth + 1) > packet_end(ctx))
-		return false;
+		return 0;
 	__builtin_memcpy(eth->h_dest, packet->macs.source, ETH_ALEN);
 	if (question->family == 6 && question->is_probe) {
 		/* To all nodes, 33:33:00:00:00:01 (RFC 2464 §7): the asker has no address yet. */
 		*(__be16 *)eth->h_dest = bpf_htons(0x3333);
 		*(__be32 *)(eth->h_dest + 2) = bpf_htonl(1);
 	}
-	__builtin_memcpy(eth->h_source, mac, ETH_ALEN);
-	return true;
+	__builtin_memcpy(eth->h_source, question->answer_mac, ETH_ALEN);
+	return 1;
 }
 
 #endif

@@ -26,8 +26,11 @@ struct geneve_option {
 	__u8 reserved_len; /* data, in units of 4 bytes: 5 bits */
 };
 
-/* Walks the options at `offset`: REASON_NONE when none is critical and the last ends where the area ends. */
-static __always_inline enum reason check_geneve_options(const struct xdp_md *ctx, __u32 offset, __u32 words)
+/*
+ * Walks the options at `offset`: REASON_NONE when none is critical and the last ends where the area ends.
+ * A global function: the verifier goes through the loop once, not once per way to get there.
+ */
+__noinline int check_geneve_options(struct xdp_md *ctx, __u32 offset, __u32 words)
 {
 	for (__u32 i = 0; i < GENEVE_OPTIONS_MAX && words; i++) {
 		struct geneve_option *option = packet_at(ctx, offset);
@@ -46,7 +49,7 @@ static __always_inline enum reason check_geneve_options(const struct xdp_md *ctx
 	return REASON_NONE;
 }
 
-static __always_inline enum reason parse_geneve(const struct xdp_md *ctx, const struct outer *outer,
+static __always_inline enum reason parse_geneve(struct xdp_md *ctx, const struct outer *outer,
 						struct inner *inner)
 {
 	struct geneve_header *geneve = packet_at(ctx, outer->payload_offset);
