@@ -42,7 +42,10 @@ static __always_inline bool copy_template(const struct xdp_md *ctx, const struct
 	return true;
 }
 
-/* Fills in total length, TOS and TTL, and folds them into the checksum of the template (RFC 1624). */
+/*
+ * Fills in total length, TOS and TTL, and folds them, and the identification that PATCH_IPV4_ID wrote over a
+ * zero, into the checksum of the template (RFC 1624).
+ */
 static __always_inline void patch_ipv4(struct iphdr *ip, __be16 total_len, __u8 tos, __u8 ttl)
 {
 	__u32 sum = (__u16)~ip->check;
@@ -50,7 +53,7 @@ static __always_inline void patch_ipv4(struct iphdr *ip, __be16 total_len, __u8 
 	ip->tot_len = total_len;
 	ip->tos |= tos;
 	ip->ttl |= ttl;
-	sum += total_len + bpf_htons(tos) + bpf_htons((__u16)ttl << 8);
+	sum += ip->id + total_len + bpf_htons(tos) + bpf_htons((__u16)ttl << 8);
 	ip->check = ~fold_checksum(sum);
 }
 

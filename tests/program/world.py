@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""A node whose programs are run packet by packet: the real objects, the real compile and sync, no wire.
+
+Interfaces are veths in a namespace of the node's own, because a redirect needs an interface to point at. Facts
+are written by hand, so that a test says exactly what the tables are made from.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import subprocess
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from ipaddress import ip_address
+
+from scapy.config import conf
+from scapy.layers.l2 import Ether
+from scapy.packet import Packet
+
+from mptm import sync
+from mptm.compile import Allocations, Compiled, compile_tables
+from mptm.facts import Facts, Link, Path
+from mptm.intent import Flow, Intent, Network, Port, Route, tunnel_from_dict
+from mptm.kernel import netns, testrun
+from mptm.kernel.dataplane import DataPlane
+
+VERDICTS = ("ABORTED", "DROP", "PASS", "TX", "REDIRECT")
+
+LOCAL = {4: "10.30.30.1", 6: "fd00:30:30::1"}
+REMOTE = {4: "10.30.30.2", 6: "fd00:30:30::2"}
+STRANGER = {4: "10.30.30.66", 6: "fd00:30:30::66"}
+LOCAL_MAC = "02:00:00:30:00:01"
+REMOTE_MAC = "02:00:00:30:00:02"
+
+OURS = {4: "10.250.1.100", 6: "fd00:250:1::100"}
+NEIGHBOUR = {4: "10.250.1.110", 6: "fd00:250:1::110"}
+THEIRS = {4: "10.250.1.101", 6: "fd00:250:1::101"}
+OUR_MAC = "02:00:00:00:c1:01"
+NEIGHBOUR_MAC = "02:00:00:00:c2:01"
+THEIR_MAC = "02:00:00:00:c1:02"
+GATEWAY_MAC = "02:00:00:00:99:01"
+"""Of every access port: what a workload addresses when no next hop has a MAC of its own."""
+
+UPLINK_MTU = 1500
+
+
+def _refuse_to_ask(*_: object) -> str:
+    raise AssertionError("a test packet needs its MAC addresses: nobody on this machine's networks is asked for them")
+
+
+conf.neighbor.resolve = _refuse_to_ask  # scapy would send ARP requests out of the machine's interfaces
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a program said of a packet, and the packet as it left."""
+
+    verdict: str
+    data: bytes
+
+    @property
+    def packet(self) -> Packet:
+        """Dissected by scapy."""
+        return Ether(self.data)
+
+
+class World:
+    """One node: ports c1 and c2 (access, network blue), c3 (access, network green) and up0 (uplink)."""
+
+    PORTS = ("c1", "c2", "c3", "up0")
+
+    def __init__(self, name: str, *, local: dict[int, str] | None = None, remote: dict[int, str] | None = None):
+        self.instance = self.namespace = f"mptm-t-{name}-{os.getpid()}"
+        self.local, self.remote = local or LOCAL, remote or REMOTE
+        self._allocations = Allocations()
+        self._stack = contextlib.ExitStack()
+        with contextlib.ExitStack() as stack:
+            _ip("netns", "add", self.namespace)
+            stack.callback(_ip, "netns", "delete", self.namespace)
+            self._build_links()
+            data_plane = DataPlane.open(self.instance, load=True)
+            assert data_plane is not None
+            stack.callback(data_plane.remove)
+            self.data_plane = data_plane
+            self._stack = stack.pop_all()
+
+    def _build_links(self) -> None:
+        for number, port in enumerate(self.PORTS):
+            _ip("-n", self.namespace, "link", "add", port, "index", str(10 + number), "type", "veth", "peer", f"{port}p")
+            _ip("-n", self.namespace, "link", "set", port, "up")
+        macs = {"c1": OUR_MAC, "c2": NEIGHBOUR_MAC, "c3": OUR_MAC}
+        self.links = {
+            port: Link(
+                10 + number,
+                port,
+                _mac(LOCAL_MAC if port == "up0" else GATEWAY_MAC),
+                UPLINK_MTU,
+                "veth",
+                peer_mac=_mac(macs[port]) if port in macs else None,
+            )
+            for number, port in enumerate(self.PORTS)
+        }
+
+    def close(self) -> None:
+        """Take away all that was made."""
+        self._stack.close()
+
+    # ---- what the node is told ----
+
+    def apply(self, *objects: Network | Port | Route | Flow | dict[str, object], down: Sequence[str] = ()) -> Compiled:
+        """Bring the tables to these objects (a dict is a tunnel) and nothing else; counters start at zero.
+
+        Networks blue and green and the four ports are there anyhow. Tunnels in `down` have no neighbour.
+        """
+        tunnels = [tunnel_from_dict(dict(each)) for each in objects if isinstance(each, dict)]
+        rest = [each for each in objects if not isinstance(each, dict)]
+        intent = Intent.of(
+            [
+                Network(name="blue", id=1),
+                Network(name="green", id=0x01020304),
+                Port(name="c1", role="access", network="blue"),
+                Port(name="c2", role="access", network="blue"),
+                Port(name="c3", role="access", network="green"),
+                Port(name="up0", role="uplink"),
+                *tunnels,
+                *rest,
+            ]
+        )
+        intent.validate()
+        paths = {
+            tunnel.name: Path(
+                egress_ifindex=self.links["up0"].ifindex,
+                local=ip_address(self.local[tunnel.remote_address.version]),
+                local_mac=_mac(LOCAL_MAC),
+                gateway=None,
+                next_hop_mac=None if tunnel.name in down else _mac(REMOTE_MAC),
+                mtu=UPLINK_MTU,
+            )
+            for tunnel in tunnels
+            if tunnel.remote_address is not None
+        }
+        compiled = compile_tables(intent, Facts(self.links, paths), self._allocations)
+        compiled = dataclasses.replace(compiled, attachments=[])
+        with netns.inside(self.namespace):
+            sync.apply(self.data_plane, compiled, None)
+        self._allocations = compiled.allocations
+        self.data_plane.maps["drops"].delete(list(self.data_plane.maps["drops"].items()))
+        return compiled
+
+    # ---- packets ----
+
+    def send(self, port: str, packet: Packet | bytes) -> Result:
+        """A packet comes in at a port."""
+        program = "mptm_decap_xdp" if port == "up0" else "mptm_encap_xdp"
+        with netns.inside(self.namespace):
+            run = testrun.run(
+                self.data_plane.program_fd(program), bytes(packet), ifindex=self.links[port].ifindex
+            )
+        return Result(VERDICTS[run.verdict], run.data)
+
+    def drops(self) -> dict[str, int]:
+        """Packets by reason, without the REASON_ or REFUSED_ in front."""
+        drops = self.data_plane.maps["drops"]
+        reasons = {number: name for name, number in self._types().enum("reason").items()}
+        found: dict[str, int] = {}
+        for key, totals in drops.all_totals().items():
+            name = reasons[drops.key.unpack(key)["reason"]].partition("_")[2]
+            found[name] = found.get(name, 0) + totals["packets"]
+        return found
+
+    def drop_scopes(self) -> set[tuple[str, str, int]]:
+        """(reason, scope, id) of every drop counter."""
+        drops = self.data_plane.maps["drops"]
+        reasons = {number: name for name, number in self._types().enum("reason").items()}
+        scopes = {number: name for name, number in self._types().enum("drop_scope").items()}
+        keys = [drops.key.unpack(key) for key in drops.items()]
+        return {(reasons[key["reason"]].partition("_")[2], scopes[key["scope"]], key["id"]) for key in keys}
+
+    def tunnel_counters(self, name: str) -> dict[str, int]:
+        """Packets and bytes of a tunnel, both directions."""
+        table = self.data_plane.maps["tunnel_counters"]
+        return table.totals(table.key.pack(self._allocations.tunnels[name].counter))
+
+    def port_counters(self, name: str) -> dict[str, int]:
+        """Packets and bytes of a port, both directions."""
+        table = self.data_plane.maps["port_counters"]
+        return table.totals(table.key.pack(self._allocations.ports[name].slot))
+
+    def _types(self):
+        from mptm.kernel.btf import load_types
+        from mptm.kernel.objects import object_path
+
+        return load_types(object_path("mptm.o"))
+
+
+@contextlib.contextmanager
+def world(name: str, **options: dict[int, str]) -> Iterator[World]:
+    """A node that is gone afterwards, whatever happens."""
+    made = World(name, **options)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def _ip(*arguments: str) -> None:
+    subprocess.run(["ip", *arguments], check=True, capture_output=True)
+
+
+def _mac(text: str) -> bytes:
+    return bytes.fromhex(text.replace(":", ""))
