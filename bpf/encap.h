@@ -8,6 +8,7 @@
 
 #include "counters.h"
 #include "drop.h"
+#include "forward.h"
 #include "lookup.h"
 
 #define EPHEMERAL_FIRST 0xc000 /* 49152: RFC 7348 §5, RFC 8926 §3.3 */
@@ -107,10 +108,11 @@ static __always_inline bool apply_patch(const struct xdp_md *ctx, const struct p
 
 /*
  * Puts the frame at the start of the packet into the tunnel of `slot` and sends it. `inner_mac`, if not NULL,
- * becomes the inner destination MAC. Nothing is modified unless the packet can go.
- * Returns the XDP verdict; drops are counted.
+ * becomes the inner destination MAC; `ingress` is the port that the packet came by. Nothing is modified
+ * unless the packet can go. Returns the XDP verdict; drops are counted.
  */
-static __always_inline int encap(struct xdp_md *ctx, struct packet *packet, __u32 slot, const __u8 *inner_mac)
+static __always_inline int encap(struct xdp_md *ctx, struct packet *packet, __u32 slot, const __u8 *inner_mac,
+				 const struct port *ingress)
 {
 	struct tunnel *tunnel = bpf_map_lookup_elem(&tunnels, &slot);
 	__u32 hash, len, port_slot;
@@ -144,7 +146,7 @@ static __always_inline int encap(struct xdp_md *ctx, struct packet *packet, __u3
 
 	if (tunnel->flags & TUNNEL_TO_STACK) {
 		count_encap(tunnel->counter, packet->len);
-		return XDP_PASS;
+		return pass_to_stack(ctx, ingress);
 	}
 	if (bpf_redirect_map(&tx_ports, tunnel->egress_ifindex, XDP_DROP) != XDP_REDIRECT)
 		return drop_on_tunnel(REASON_EGRESS_GONE, tunnel->counter, packet->len);

@@ -32,14 +32,14 @@ static __always_inline int deliver(struct xdp_md *ctx, const struct packet *pack
 	return XDP_REDIRECT;
 }
 
-/* Gives the frame at the start of the packet to the kernel's stack, addressed to the uplink it came by. */
-static __always_inline int pass_to_stack(struct xdp_md *ctx, const struct port *uplink)
+/* Gives the frame at the start of the packet to the kernel's stack, addressed to the port it came by. */
+static __always_inline int pass_to_stack(struct xdp_md *ctx, const struct port *ingress)
 {
 	struct ethhdr *eth = (void *)(long)ctx->data;
 
 	if ((void *)(eth + 1) > packet_end(ctx))
-		return drop_on_port(REASON_BAD_INNER, uplink->ifindex, frame_len(ctx));
-	__builtin_memcpy(eth->h_dest, uplink->mac, ETH_ALEN);
+		return drop_on_port(REASON_BAD_INNER, ingress->ifindex, frame_len(ctx));
+	__builtin_memcpy(eth->h_dest, ingress->mac, ETH_ALEN);
 	return XDP_PASS;
 }
 

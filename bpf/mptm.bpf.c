@@ -60,7 +60,7 @@ SEC("xdp") int mptm_encap_xdp(struct xdp_md *ctx)
 		return XDP_PASS;
 	switch (next_hop->kind) {
 	case NEXT_HOP_TUNNEL:
-		return encap(ctx, &packet, next_hop->id, next_hop->has_mac ? next_hop->mac : NULL);
+		return encap(ctx, &packet, next_hop->id, next_hop->has_mac ? next_hop->mac : NULL, port);
 	case NEXT_HOP_PORT:
 		if (next_hop->id == port->ifindex)
 			return XDP_PASS;
@@ -160,7 +160,7 @@ SEC("xdp") int mptm_decap_xdp(struct xdp_md *ctx)
 	__builtin_memcpy(packet.macs.destination, packet.macs.source, ETH_ALEN);
 	__builtin_memcpy(packet.macs.source, next_hop->mac, ETH_ALEN);
 	packet.len = frame_len(ctx);
-	return encap(ctx, &packet, accepted->tunnel, NULL);
+	return encap(ctx, &packet, accepted->tunnel, NULL, port);
 }
 
 /* Never loaded: keeps the enums in the object's BTF, where Python reads them. */

@@ -292,5 +292,5 @@ def test_counters_tell_packets_and_inner_bytes(node):
 def test_a_tunnel_to_the_stack_hands_the_outer_packet_to_the_kernel(node):
     node.apply(geneve(to_stack=True), to())
     got = node.send("c1", udp())
-    assert got.verdict == "PASS"
+    assert (got.verdict, got.packet.dst) == ("PASS", GATEWAY_MAC)
     assert got.packet[GENEVE].vni == 0x1234
