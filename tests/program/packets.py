@@ -27,7 +27,9 @@ def required_options(protocol: str) -> dict[str, int]:
     return values
 
 
-def tunnel(protocol: str, underlay: int = 4, *, name: str = "to-node2", remotes: dict[int, str], **more: Any) -> Any:
+def tunnel(
+    protocol: str, underlay: int = 4, *, name: str = "to-node2", remotes: dict[int, str], **more: Any
+) -> Any:
     """Fields of a tunnel into blue."""
     return {
         "name": name,
@@ -41,7 +43,11 @@ def tunnel(protocol: str, underlay: int = 4, *, name: str = "to-node2", remotes:
 
 def carriers() -> list[tuple[str, int]]:
     """(protocol, underlay IP version) for all that the registry has; a protocol without IP has one underlay."""
-    return [(name, version) for name, protocol in PROTOCOLS.items() for version in ((4, 6) if protocol.over_ip else (4,))]
+    return [
+        (name, version)
+        for name, protocol in PROTOCOLS.items()
+        for version in ((4, 6) if protocol.over_ip else (4,))
+    ]
 
 
 def ip(family: int, source: str | None = None, destination: str | None = None, **fields: Any) -> Packet:
@@ -50,7 +56,9 @@ def ip(family: int, source: str | None = None, destination: str | None = None, *
     return layer(src=source or OURS[family], dst=destination or THEIRS[family], **fields)
 
 
-def frame(payload: Packet, *, source: str = OUR_MAC, destination: str = GATEWAY_MAC, tags: Packet | None = None) -> Packet:
+def frame(
+    payload: Packet, *, source: str = OUR_MAC, destination: str = GATEWAY_MAC, tags: Packet | None = None
+) -> Packet:
     """An Ethernet frame from our workload, with VLAN tags if any."""
     ether = Ether(src=source, dst=destination)
     return Ether(bytes(ether / tags / payload if tags is not None else ether / payload))

@@ -45,7 +45,9 @@ def geneve_tunnel(underlay: int = 4, **more: Any) -> dict[str, Any]:
 
 def inner(version: int = 4, size: int = 64, **fields: Any) -> Packet:
     """A frame from their workload to ours."""
-    packet = ip(version, THEIRS[version], OURS[version], **fields) / UDP(sport=53, dport=1111) / Raw(b"d" * size)
+    packet = (
+        ip(version, THEIRS[version], OURS[version], **fields) / UDP(sport=53, dport=1111) / Raw(b"d" * size)
+    )
     return frame(packet, source=THEIR_MAC)
 
 
@@ -55,7 +57,9 @@ def underlay_ip(version: int = 4, **fields: Any) -> Packet:
     return ether / layer(**({"src": REMOTE[version], "dst": LOCAL[version]} | fields))
 
 
-def geneve(payload: Packet | None = None, underlay: int = 4, outer: dict[str, Any] | None = None, **fields: Any) -> bytes:
+def geneve(
+    payload: Packet | None = None, underlay: int = 4, outer: dict[str, Any] | None = None, **fields: Any
+) -> bytes:
     header = GENEVE(**({"vni": VNI, "proto": 0x6558} | fields))
     packet = underlay_ip(underlay, **(outer or {})) / UDP(sport=50000, dport=6081, chksum=0) / header
     return bytes(packet / Raw(bytes(payload if payload is not None else inner())))
@@ -91,7 +95,10 @@ def test_a_packet_of_a_known_sender_is_delivered_to_the_workload(node, underlay,
 def test_what_one_end_encapsulates_the_other_end_delivers(node, peer, protocol, underlay, kind):
     sent = INNER[kind]
     version = 6 if IPv6 in sent else 4
-    node.apply(tunnel(protocol, underlay, remotes=REMOTE), Route(network="blue", prefix=THEIRS[version], via="to-node2"))
+    node.apply(
+        tunnel(protocol, underlay, remotes=REMOTE),
+        Route(network="blue", prefix=THEIRS[version], via="to-node2"),
+    )
     back = tunnel(protocol, underlay, name="to-node1", remotes=LOCAL)
     if protocol == "vlan":
         back |= {"remote_mac": LOCAL_MAC, "local_mac": REMOTE_MAC}
@@ -100,7 +107,11 @@ def test_what_one_end_encapsulates_the_other_end_delivers(node, peer, protocol, 
     got = peer.send("up0", wire.data)
     assert (wire.verdict, got.verdict) == ("REDIRECT", "REDIRECT")
     assert got.data[12:] == bytes(sent)[12:]
-    assert peer.tunnel_counters("to-node1")["decap_bytes"] == node.tunnel_counters("to-node2")["encap_bytes"] == len(sent)
+    assert (
+        peer.tunnel_counters("to-node1")["decap_bytes"]
+        == node.tunnel_counters("to-node2")["encap_bytes"]
+        == len(sent)
+    )
 
 
 FOREIGN = {
@@ -142,8 +153,6 @@ def test_what_nobody_may_send_us_is_counted_and_left_to_the_kernel_as_it_came(no
     assert node.drop_scopes() == {(reason, "SCOPE_PORT", node.links["up0"].ifindex)}
 
 
-
-
 def with_options(data: bytes, words: int | None = None, critical: int = 0) -> bytes:
     header = struct.pack("!BBHI", len(data) // 4 if words is None else words, critical << 6, 0x6558, VNI << 8)
     packet = underlay_ip() / UDP(sport=50000, dport=6081, chksum=0) / Raw(header + data + bytes(inner()))
@@ -156,7 +165,13 @@ def option(kind: int, words: int, klass: int = 0x0102) -> bytes:
 
 @pytest.mark.parametrize(
     "data",
-    [option(1, 0), option(1, 31), option(1, 1) + option(2, 0) + option(3, 5), option(1, 0) * 63, option(1, 30) * 2],
+    [
+        option(1, 0),
+        option(1, 31),
+        option(1, 1) + option(2, 0) + option(3, 5),
+        option(1, 0) * 63,
+        option(1, 30) * 2,
+    ],
     ids=len,
 )
 def test_geneve_options_that_need_not_be_understood_are_skipped(node, data):
@@ -193,8 +208,14 @@ BROKEN = {
     "outer version": (fix_ipv4_checksum(set_outer(geneve(), 14, b"\x55")), "BAD_OUTER_IP"),
     "udp length beyond": (set_outer(geneve(), 38, b"\x40\x00"), "BAD_OUTER_UDP"),
     "udp length below": (set_outer(geneve(), 38, b"\x00\x07"), "BAD_OUTER_UDP"),
-    "no room for geneve": (bytes(underlay_ip() / UDP(sport=1, dport=6081) / Raw(b"\0" * 7)), "GENEVE_TRUNCATED"),
-    "no room for vxlan": (bytes(underlay_ip() / UDP(sport=1, dport=4789) / Raw(b"\x08" * 7)), "VXLAN_TRUNCATED"),
+    "no room for geneve": (
+        bytes(underlay_ip() / UDP(sport=1, dport=6081) / Raw(b"\0" * 7)),
+        "GENEVE_TRUNCATED",
+    ),
+    "no room for vxlan": (
+        bytes(underlay_ip() / UDP(sport=1, dport=4789) / Raw(b"\x08" * 7)),
+        "VXLAN_TRUNCATED",
+    ),
 }
 
 

@@ -79,7 +79,14 @@ def test_vlan_pushes_one_tag_and_the_nodes_mac_addresses(node):
 
 def test_vlan_for_anyone_keeps_the_frames_own_mac_addresses(node):
     node.apply(
-        {"name": "to-node2", "protocol": "vlan", "network": "blue", "remote": "any", "egress": "up0", "vid": 7},
+        {
+            "name": "to-node2",
+            "protocol": "vlan",
+            "network": "blue",
+            "remote": "any",
+            "egress": "up0",
+            "vid": 7,
+        },
         to(mac=THEIR_MAC),
     )
     outer = node.send("c1", udp()).packet
@@ -189,7 +196,10 @@ def test_flows_go_before_hosts_and_hosts_before_prefixes(node):
 
 @pytest.mark.parametrize("version", [4, 6])
 def test_the_longest_prefix_wins(node, version):
-    prefixes = {4: ["0.0.0.0/0", "10.250.1.0/24", "10.250.1.96/28"], 6: ["::/0", "fd00:250::/32", "fd00:250:1::100/124"]}
+    prefixes = {
+        4: ["0.0.0.0/0", "10.250.1.0/24", "10.250.1.96/28"],
+        6: ["::/0", "fd00:250::/32", "fd00:250:1::100/124"],
+    }
     tunnels = [geneve(name=f"t{vni}", vni=vni) for vni in range(3)]
     routes = [Route(network="blue", prefix=p, via=f"t{i}") for i, p in enumerate(prefixes[version])]
     node.apply(*tunnels, *routes)

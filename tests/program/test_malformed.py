@@ -66,7 +66,9 @@ def test_a_tunnel_packet_cut_at_every_length(node, peer, protocol, underlay, kin
 def test_a_tunnel_packet_whose_lengths_agree_with_where_it_was_cut(node, peer, protocol, underlay):
     """Outer lengths are mended, so that only the tunnel header and the inner frame are short."""
     whole = wire(node, peer, protocol, underlay, "udp6")
-    record = next(iter(node.apply(tunnel(protocol, underlay, remotes=REMOTE), *ROUTES).tables.tunnels.values()))
+    record = next(
+        iter(node.apply(tunnel(protocol, underlay, remotes=REMOTE), *ROUTES).tables.tunnels.values())
+    )
     shortest = MINIMUM if protocol == "vlan" else (42 if underlay == 4 else 62)
     for length in range(shortest, len(whole)):
         packet = mend(whole[:length], underlay) if protocol != "vlan" else whole[:length]
@@ -111,7 +113,9 @@ def test_a_mangled_tunnel_packet(node, peer, protocol, underlay, data):
 def test_a_mangled_packet_of_a_workload(node, data):
     global _ready
     if _ready != "access":
-        node.apply(tunnel("geneve", remotes=REMOTE), *ROUTES, Route(network="blue", prefix=OURS[4], port="c1"))
+        node.apply(
+            tunnel("geneve", remotes=REMOTE), *ROUTES, Route(network="blue", prefix=OURS[4], port="c1")
+        )
         _ready = "access"
     kind = data.draw(st.sampled_from(sorted(INNER)))
     whole = bytearray(bytes(INNER[kind])[:200])

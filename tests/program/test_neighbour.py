@@ -40,7 +40,9 @@ def arp(target: str = THEIRS[4], sender: str = OURS[4], mac: str = OUR_MAC) -> P
     return Ether(src=mac, dst=BROADCAST) / request
 
 
-def solicit(target: str = THEIRS[6], sender: str = OURS[6], mac: str = OUR_MAC, option: bool = True, **ip) -> Packet:
+def solicit(
+    target: str = THEIRS[6], sender: str = OURS[6], mac: str = OUR_MAC, option: bool = True, **ip
+) -> Packet:
     packet = IPv6(**({"src": sender, "dst": "ff02::1:ff00:101", "hlim": 255} | ip)) / ICMPv6ND_NS(tgt=target)
     if option:
         packet /= ICMPv6NDOptSrcLLAddr(lladdr=mac)
@@ -61,7 +63,9 @@ def assert_is_arp_reply(packet: Packet, mac: str, of: str, to_mac: str, to: str)
     assert (reply.op, reply.hwsrc, reply.psrc, reply.hwdst, reply.pdst) == (2, mac, of, to_mac, to)
 
 
-def assert_is_advert(packet: Packet, mac: str, of: str, to_mac: str, to: str, *, solicited: bool = True) -> None:
+def assert_is_advert(
+    packet: Packet, mac: str, of: str, to_mac: str, to: str, *, solicited: bool = True
+) -> None:
     assert (packet.src, packet.dst) == (mac, to_mac)
     ip, advert = packet[IPv6], packet[ICMPv6ND_NA]
     assert (ip.src, ip.dst, ip.hlim, ip.plen) == (of, to, 255, 32)
@@ -77,18 +81,22 @@ def assert_is_advert(packet: Packet, mac: str, of: str, to_mac: str, to: str, *,
 def test_a_workload_learns_the_next_hops_mac_or_the_gateways(node, mac, answer):
     node.apply(geneve(), remote(4, mac=mac), remote(6, mac=mac))
     got = node.send("c1", arp())
-    assert (got.verdict, len(got.data)) == ("TX", len(arp()))
+    assert (got.verdict, len(got.data)) == ("REDIRECT", len(arp()))
     assert_is_arp_reply(got.packet, answer, THEIRS[4], OUR_MAC, OURS[4])
     got = node.send("c1", solicit())
-    assert got.verdict == "TX"
+    assert got.verdict == "REDIRECT"
     assert_is_advert(got.packet, answer, THEIRS[6], OUR_MAC, OURS[6])
     assert node.port_counters("c1")["tx_packets"] == 2
 
 
 def test_a_local_neighbour_is_known_by_its_own_mac(node):
     node.apply(*(Route(network="blue", prefix=NEIGHBOUR[v], port="c2") for v in (4, 6)))
-    assert_is_arp_reply(node.send("c1", arp(NEIGHBOUR[4])).packet, NEIGHBOUR_MAC, NEIGHBOUR[4], OUR_MAC, OURS[4])
-    assert_is_advert(node.send("c1", solicit(NEIGHBOUR[6])).packet, NEIGHBOUR_MAC, NEIGHBOUR[6], OUR_MAC, OURS[6])
+    assert_is_arp_reply(
+        node.send("c1", arp(NEIGHBOUR[4])).packet, NEIGHBOUR_MAC, NEIGHBOUR[4], OUR_MAC, OURS[4]
+    )
+    assert_is_advert(
+        node.send("c1", solicit(NEIGHBOUR[6])).packet, NEIGHBOUR_MAC, NEIGHBOUR[6], OUR_MAC, OURS[6]
+    )
 
 
 def test_solicitations_with_and_without_options_are_answered_at_the_right_length(node):
@@ -113,7 +121,7 @@ def test_a_tagged_question_gets_a_tagged_answer(node):
 
 def test_addresses_behind_a_prefix_are_answered_for(node):
     node.apply(geneve(), Route(network="blue", prefix="10.250.0.0/16", via="to-node2"))
-    assert node.send("c1", arp("10.250.77.7")).verdict == "TX"
+    assert node.send("c1", arp("10.250.77.7")).verdict == "REDIRECT"
 
 
 UNANSWERED = {
@@ -129,7 +137,8 @@ UNANSWERED = {
     "a solicitation for a group": solicit("ff02::1"),
     "a reply": Ether(src=OUR_MAC, dst=BROADCAST) / ARP(op=2, hwsrc=OUR_MAC, psrc=OURS[4], pdst=THEIRS[4]),
     "an announcement of somebody's address": arp(THEIRS[4], THEIRS[4]),
-    "another hardware type": Ether(src=OUR_MAC, dst=BROADCAST) / ARP(op=1, hwtype=6, psrc=OURS[4], pdst=THEIRS[4]),
+    "another hardware type": Ether(src=OUR_MAC, dst=BROADCAST)
+    / ARP(op=1, hwtype=6, psrc=OURS[4], pdst=THEIRS[4]),
 }
 
 
@@ -170,9 +179,7 @@ def test_a_question_from_a_tunnel_is_answered_through_it(node, peer, protocol, u
         back |= {"remote_mac": LOCAL_MAC, "local_mac": REMOTE_MAC}
     compiled = peer.apply(back, asker)
     outer = compiled.tables.tunnels[compiled.allocations.tunnels["to-node1"].slot].outer
-    asked = (
-        arp(OURS[4], THEIRS[4], THEIR_MAC) if version == 4 else solicit(OURS[6], THEIRS[6], THEIR_MAC)
-    )
+    asked = arp(OURS[4], THEIRS[4], THEIR_MAC) if version == 4 else solicit(OURS[6], THEIRS[6], THEIR_MAC)
     wire = wrap(outer, bytes(asked), protocol, underlay)
     got = node.send("up0", wire)
     assert got.verdict == "REDIRECT"
@@ -225,6 +232,6 @@ def test_a_short_question_is_left_to_the_kernel(node):
     for whole in (bytes(arp()), bytes(solicit())):
         for length in range(14, len(whole)):
             got = node.send("c1", whole[:length])
-            if got.verdict != "TX":
+            if got.verdict != "REDIRECT":
                 assert (got.verdict, got.data) == ("PASS", whole[:length])
-    assert node.send("c1", bytes(arp()) + bytes(Raw(b"\0" * 18))).verdict == "TX"
+    assert node.send("c1", bytes(arp()) + bytes(Raw(b"\0" * 18))).verdict == "REDIRECT"

@@ -47,7 +47,9 @@ UPLINK_MTU = 1500
 
 
 def _refuse_to_ask(*_: object) -> str:
-    raise AssertionError("a test packet needs its MAC addresses: nobody on this machine's networks is asked for them")
+    raise AssertionError(
+        "a test packet needs its MAC addresses: nobody on this machine's networks is asked for them"
+    )
 
 
 conf.neighbor.resolve = _refuse_to_ask  # scapy would send ARP requests out of the machine's interfaces
@@ -71,7 +73,9 @@ class World:
 
     PORTS = ("c1", "c2", "c3", "up0")
 
-    def __init__(self, name: str, *, local: dict[int, str] | None = None, remote: dict[int, str] | None = None):
+    def __init__(
+        self, name: str, *, local: dict[int, str] | None = None, remote: dict[int, str] | None = None
+    ):
         self.instance = self.namespace = f"mptm-t-{name}-{os.getpid()}"
         self.local, self.remote = local or LOCAL, remote or REMOTE
         self._allocations = Allocations()
@@ -88,7 +92,19 @@ class World:
 
     def _build_links(self) -> None:
         for number, port in enumerate(self.PORTS):
-            _ip("-n", self.namespace, "link", "add", port, "index", str(10 + number), "type", "veth", "peer", f"{port}p")
+            _ip(
+                "-n",
+                self.namespace,
+                "link",
+                "add",
+                port,
+                "index",
+                str(10 + number),
+                "type",
+                "veth",
+                "peer",
+                f"{port}p",
+            )
             _ip("-n", self.namespace, "link", "set", port, "up")
         macs = {"c1": OUR_MAC, "c2": NEIGHBOUR_MAC, "c3": OUR_MAC}
         self.links = {
@@ -109,7 +125,9 @@ class World:
 
     # ---- what the node is told ----
 
-    def apply(self, *objects: Network | Port | Route | Flow | dict[str, object], down: Sequence[str] = ()) -> Compiled:
+    def apply(
+        self, *objects: Network | Port | Route | Flow | dict[str, object], down: Sequence[str] = ()
+    ) -> Compiled:
         """Bring the tables to these objects (a dict is a tunnel) and nothing else; counters start at zero.
 
         Networks blue and green and the four ports are there anyhow. Tunnels in `down` have no neighbour.

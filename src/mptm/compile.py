@@ -1,0 +1,568 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""From what is wanted and what the machine is to the tables of the data plane: a pure function.
+
+What has a slot in a table keeps it for as long as it stays the same (`Allocations`), so the data plane never
+sees an entry half changed: a tunnel whose template changes gets a new slot, and keeps its counter.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import ipaddress
+import struct
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from ipaddress import IPv4Address, IPv4Network
+from typing import TypeVar
+
+import msgspec
+
+from mptm import tables
+from mptm.errors import InvalidIntent, TableFull
+from mptm.facts import Facts, Link, Path
+from mptm.fields import mac_bytes
+from mptm.intent import Flow, Intent, Port, Route, Tunnel, find_protocol
+from mptm.protocols.base import IpOptions, ipv6_bytes
+from mptm.tables import Attachment, Tables
+from mptm.template import Template
+
+PORT_SLOTS = 4096
+PORT_PROBES = 8
+LISTEN_SLOTS = 256
+LISTEN_PROBES = 4
+TERMINATION_SLOTS = 1 << 16
+TERMINATION_PROBES = 4
+TUNNEL_SLOTS = 1 << 14
+"""Capacities; a unit test compares them with bpf/abi.h and bpf/maps.h."""
+
+NO_MAC = bytes(6)
+UP = "up"
+RECEIVE_ONLY = "receive-only"
+
+
+class PortRole(IntEnum):
+    """Mirrors `enum port_role` of bpf/abi.h, as the next three mirror theirs; a unit test compares them."""
+
+    ACCESS = 1
+    UPLINK = 2
+
+
+class LookupFlag(IntEnum):
+    """Which tables a network uses."""
+
+    FLOWS = 1
+    PREFIXES = 2
+
+
+class NextHopKind(IntEnum):
+    """Where a packet goes."""
+
+    PORT = 1
+    TUNNEL = 2
+    PASS = 3
+    DROP = 4
+
+
+class TunnelFlag(IntEnum):
+    """What is special about a tunnel."""
+
+    TO_STACK = 1
+
+
+class TunnelAllocation(msgspec.Struct, frozen=True):
+    """Slots of a tunnel in `tunnels` and `tunnel_counters`; `digest` is that of the entry in the first."""
+
+    slot: int
+    counter: int
+    digest: str
+
+
+class PortAllocation(msgspec.Struct, frozen=True):
+    """Slot of a port in `ports` and `port_counters`, and the interface that it was given for."""
+
+    ifindex: int
+    slot: int
+
+
+class Allocations(msgspec.Struct, frozen=True, kw_only=True):
+    """Which slot everything has. Plain data, stored between commands.
+
+    tunnels, ports       by name
+    listeners            by `<kind> <number>`
+    terminations         by the hexadecimal key (`termination_key`)
+    next_slot            tunnel slots are given out round and round, so that a freed one is used last
+    next_counter         the same for tunnel_counters
+    """
+
+    tunnels: dict[str, TunnelAllocation] = {}
+    ports: dict[str, PortAllocation] = {}
+    listeners: dict[str, int] = {}
+    terminations: dict[str, int] = {}
+    next_slot: int = 0
+    next_counter: int = 0
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What an intent comes to on this machine.
+
+    warnings    sentences on what can't be as wanted
+    states      by (kind, key) for ports, tunnels, routes and flows: "up", "receive-only", or what is the matter:
+                "missing interface", "down: ...", "conflict: ..."
+    """
+
+    tables: Tables
+    attachments: list[Attachment]
+    allocations: Allocations
+    warnings: list[str]
+    states: dict[tuple[str, str], str]
+
+
+@dataclass(frozen=True)
+class _Way:
+    """How a tunnel stands: `template` None where it can't send, `state` then says why."""
+
+    path: Path | None
+    template: Template | None
+    state: str
+
+
+def compile_tables(intent: Intent, facts: Facts, previous: Allocations) -> Compiled:
+    """The tables for a valid intent.
+
+    Raises InvalidIntent (a route to a port needs a MAC that can't be found out) and TableFull.
+    """
+    return _Compilation(intent, facts, previous).run()
+
+
+def allocate(
+    intent: Intent, facts: Facts, templates: Mapping[str, Template], previous: Allocations
+) -> Allocations:
+    """The slots for an intent; `templates` by tunnel, without those that can't send. Raises TableFull."""
+    ways = {name: _way(tunnel, facts) for name, tunnel in intent.tunnels.items()}
+    ways = {name: _Way(way.path, templates.get(name), way.state) for name, way in ways.items()}
+    counters, next_counter = _allocate_counters(intent.tunnels, previous)
+    records = {
+        name: tunnel_record(tunnel, ways[name].template, ways[name].path, counters[name])
+        for name, tunnel in intent.tunnels.items()
+    }
+    allocated, next_slot = _allocate_tunnels(records, previous)
+    return Allocations(
+        tunnels=allocated,
+        ports=_allocate_ports(intent, facts, previous),
+        listeners=_allocate_listeners(intent, previous),
+        terminations=_allocate_terminations(_keys_of(intent, ways), previous),
+        next_slot=next_slot,
+        next_counter=next_counter,
+    )
+
+
+# ---- how a tunnel stands ---------------------------------------------------------------------------------
+
+
+def _way(tunnel: Tunnel, facts: Facts) -> _Way:
+    protocol = find_protocol(tunnel.protocol)
+    path = facts.paths.get(tunnel.name)
+    if tunnel.remote_address is None and protocol.over_ip:
+        return _Way(path, None, RECEIVE_ONLY)
+    if path is None and tunnel.remote_address is None:
+        path = _path_by_link(tunnel, facts)
+    if path is None:
+        problem = facts.problems.get(tunnel.name) or _missing_path(tunnel)
+        return _Way(None, None, f"down: {problem}")
+    if (
+        not protocol.over_ip
+        and tunnel.remote_mac is None
+        and path.gateway not in (None, tunnel.remote_address)
+    ):
+        problem = f"{tunnel.remote} is behind {path.gateway}; {protocol.name} reaches neighbours only"
+        return _Way(None, None, f"down: {problem}")
+    if path.next_hop_mac is None and tunnel.remote_mac is None and tunnel.remote_address is not None:
+        return _Way(path, None, f"down: {path.problem or 'the next hop has no MAC address'}")
+    return _Way(path, protocol.build(tunnel, path), UP)
+
+
+def _path_by_link(tunnel: Tunnel, facts: Facts) -> Path | None:
+    """A path without addresses, for a tunnel that has an egress and no IP header."""
+    link = facts.links.get(tunnel.egress or "")
+    if link is None:
+        return None
+    remote_mac = mac_bytes(tunnel.remote_mac) if tunnel.remote_mac else None
+    return Path(
+        egress_ifindex=link.ifindex,
+        local=IPv4Address(0),
+        local_mac=link.mac,
+        gateway=None,
+        next_hop_mac=remote_mac,
+        mtu=link.mtu,
+    )
+
+
+def _missing_path(tunnel: Tunnel) -> str:
+    if tunnel.egress:
+        return f"there is no way to {tunnel.remote or tunnel.remote_mac} through {tunnel.egress}"
+    return f"there is no route to {tunnel.remote}"
+
+
+def tunnel_record(
+    tunnel: Tunnel, template: Template | None, path: Path | None, counter: int
+) -> tables.Tunnel:
+    """The entry of a tunnel; with outer_len 0 where it can't send."""
+    if template is None or path is None:
+        return tables.Tunnel(b"", (), 0, 0, 0, 0, 0, counter, 0, 0, 0)
+    to_stack = isinstance(tunnel.options, IpOptions) and tunnel.options.to_stack
+    return tables.Tunnel(
+        outer=template.outer,
+        patches=tuple(tables.Patch(int(patch.op), patch.offset, patch.bias) for patch in template.patches),
+        outer_len=len(template.outer),
+        strip=template.strip,
+        patch_count=len(template.patches),
+        max_len=path.mtu + template.l2_len,
+        egress_ifindex=path.egress_ifindex,
+        counter=counter,
+        flags=TunnelFlag.TO_STACK if to_stack else 0,
+        tos_mask=template.tos_mask,
+        ttl_mask=template.ttl_mask,
+    )
+
+
+# ---- slots -----------------------------------------------------------------------------------------------
+
+Key = TypeVar("Key")
+
+
+def _allocate_counters(names: Iterable[str], previous: Allocations) -> tuple[dict[str, int], int]:
+    kept = {name: held.counter for name, held in previous.tunnels.items()}
+    return _take_round_robin(names, kept, set(kept.values()), previous.next_counter, "tunnel_counters")
+
+
+def _allocate_tunnels(
+    records: Mapping[str, tables.Tunnel], previous: Allocations
+) -> tuple[dict[str, TunnelAllocation], int]:
+    digests = {
+        name: hashlib.sha256(repr(tuple(record)).encode()).hexdigest()[:32]
+        for name, record in records.items()
+    }
+    kept = {name: held.slot for name, held in previous.tunnels.items() if held.digest == digests.get(name)}
+    occupied = {held.slot for held in previous.tunnels.values()}
+    slots, next_slot = _take_round_robin(records, kept, occupied, previous.next_slot, "tunnels")
+    return {
+        name: TunnelAllocation(slots[name], record.counter, digests[name]) for name, record in records.items()
+    }, next_slot
+
+
+def _take_round_robin(
+    names: Iterable[str], kept: Mapping[str, int], occupied: set[int], start: int, table: str
+) -> tuple[dict[str, int], int]:
+    """A slot for each name: the one it has, else the next that nothing has or just had."""
+    occupied = set(occupied)
+    taken: dict[str, int] = {}
+    for name in names:
+        if name in kept:
+            taken[name] = kept[name]
+            continue
+        if len(occupied) >= TUNNEL_SLOTS:
+            raise TableFull(f"table {table} is full: it has room for {TUNNEL_SLOTS} tunnels")
+        while start % TUNNEL_SLOTS in occupied:
+            start += 1
+        taken[name] = start % TUNNEL_SLOTS
+        occupied.add(taken[name])
+        start = (start + 1) % TUNNEL_SLOTS
+    return taken, start
+
+
+def _place(
+    keys: Iterable[Key],
+    held: Mapping[Key, int],
+    runs_of: Callable[[Key], Sequence[range]],
+    table: str,
+    size: int,
+) -> dict[Key, int]:
+    """A slot for each key: the one it has, else one of its runs (modulo `size`) that nothing has or just had.
+
+    Of several runs the emptiest is taken: at first sight of a full one, much of the table would still be free.
+    """
+    occupied: set[int] = set(held.values())
+    placed: dict[Key, int] = {}
+    for key in keys:
+        slot = held.get(key)
+        if slot is None:
+            free = max(
+                ([at % size for at in run if at % size not in occupied] for run in runs_of(key)), key=len
+            )
+            if not free:
+                raise TableFull(
+                    f"table {table} has no room left where one more entry belongs; it holds {len(occupied)} of {size}"
+                )
+            slot = free[0]
+            occupied.add(slot)
+        placed[key] = slot
+    return placed
+
+
+def _allocate_ports(intent: Intent, facts: Facts, previous: Allocations) -> dict[str, PortAllocation]:
+    ifindexes = {name: facts.links[name].ifindex for name in intent.ports if name in facts.links}
+    held = {port.ifindex: port.slot for port in previous.ports.values()}
+
+    def runs_of(ifindex: int) -> list[range]:
+        return [range(ifindex, ifindex + PORT_PROBES)]
+
+    slots = _place(ifindexes.values(), held, runs_of, "ports", PORT_SLOTS)
+    return {name: PortAllocation(ifindex, slots[ifindex]) for name, ifindex in ifindexes.items()}
+
+
+def _allocate_listeners(intent: Intent, previous: Allocations) -> dict[str, int]:
+    def runs_of(key: str) -> list[range]:
+        home = sum(map(int, key.split()))
+        return [range(home, home + LISTEN_PROBES)]
+
+    return _place(_listeners(intent), previous.listeners, runs_of, "listeners", LISTEN_SLOTS)
+
+
+def _listeners(intent: Intent) -> dict[str, tables.Listener]:
+    found: dict[str, tables.Listener] = {}
+    for tunnel in intent.tunnels.values():
+        for listener in find_protocol(tunnel.protocol).listeners(tunnel.options):
+            found[f"{int(listener.kind)} {listener.number}"] = listener
+    return found
+
+
+def termination_key(source: bytes, destination: bytes, tunnel_id: int, number: int, parser: int) -> bytes:
+    """The 40 bytes by which a termination is found: the start of `struct termination`, can_reply as 0."""
+    return struct.pack("<16s16sIHBx", source, destination, tunnel_id, number, parser)
+
+
+def termination_homes(key: bytes) -> tuple[int, int]:
+    """The slots where look-ups of a termination begin, the second after the first (lookup.h has the same hash)."""
+    words = struct.unpack("<5Q", key)
+    factors = (
+        0x9E3779B97F4A7C15,
+        0xC2B2AE3D27D4EB4F,
+        0x165667B19E3779F9,
+        0x27D4EB2F165667C5,
+        0x85EBCA77C2B2AE63,
+    )
+    mask = 2**64 - 1
+    number = sum(word * factor for word, factor in zip(words, factors, strict=True)) & mask
+    number ^= number >> 32
+    number = number * factors[0] & mask
+    return number >> 16 & (TERMINATION_SLOTS - 1), number >> 40 & (TERMINATION_SLOTS - 1)
+
+
+def _keys_of_tunnel(tunnel: Tunnel, way: _Way) -> dict[str, tuple[Tunnel, tables.Listener, bytes]]:
+    """Terminations of a tunnel by hexadecimal key; none while its own address isn't known."""
+    protocol = find_protocol(tunnel.protocol)
+    ends = protocol.accepted(tunnel, way.path)
+    if ends is None:
+        return {}
+    found = {}
+    for listener in protocol.listeners(tunnel.options):
+        key = termination_key(*ends, protocol.tunnel_id(tunnel.options), listener.number, protocol.parser)
+        found[key.hex()] = tunnel, listener, key
+    return found
+
+
+def _keys_of(intent: Intent, ways: Mapping[str, _Way]) -> dict[str, tuple[Tunnel, tables.Listener, bytes]]:
+    """Terminations by hexadecimal key; the first tunnel (by name) has what several would accept."""
+    found: dict[str, tuple[Tunnel, tables.Listener, bytes]] = {}
+    for name in sorted(intent.tunnels):
+        for key, held in _keys_of_tunnel(intent.tunnels[name], ways[name]).items():
+            found.setdefault(key, held)
+    return found
+
+
+def _allocate_terminations(keys: Iterable[str], previous: Allocations) -> dict[str, int]:
+    def runs_of(key: str) -> list[range]:
+        return [range(home, home + TERMINATION_PROBES) for home in termination_homes(bytes.fromhex(key))]
+
+    return _place(keys, previous.terminations, runs_of, "terminations", TERMINATION_SLOTS)
+
+
+# ---- tables ----------------------------------------------------------------------------------------------
+
+
+class _Compilation:
+    """One run of `compile_tables`."""
+
+    def __init__(self, intent: Intent, facts: Facts, previous: Allocations) -> None:
+        self.intent = intent
+        self.facts = facts
+        self.tables = Tables()
+        self.warnings: list[str] = []
+        self.states: dict[tuple[str, str], str] = {}
+        self.ways = {name: _way(tunnel, facts) for name, tunnel in intent.tunnels.items()}
+        templates = {name: way.template for name, way in self.ways.items() if way.template is not None}
+        self.allocations = allocate(intent, facts, templates, previous)
+        self.lookups = _lookups(intent)
+
+    def run(self) -> Compiled:
+        """All tables, ports first: what refers to them comes after."""
+        attachments = [
+            attachment
+            for port in self.intent.ports.values()
+            if (attachment := self._add_port(port)) is not None
+        ]
+        for tunnel in self.intent.tunnels.values():
+            self._add_tunnel(tunnel)
+        for key, listener in _listeners(self.intent).items():
+            self.tables.listeners[self.allocations.listeners[key]] = tables.Listener(
+                listener.number, int(listener.kind), listener.parser
+            )
+        self._add_terminations()
+        for route in self.intent.routes.values():
+            self._add_route(route)
+        for flow in self.intent.flows.values():
+            self._add_flow(flow)
+        return Compiled(self.tables, attachments, self.allocations, self.warnings, self.states)
+
+    def _network_id(self, name: str | None) -> int:
+        return self.intent.networks[name].id if name is not None else 0
+
+    def _add_port(self, port: Port) -> Attachment | None:
+        link = self.facts.links.get(port.name)
+        if link is None:
+            self._set_state(
+                port, "missing interface", f"there is no interface {port.name}; its port is left out"
+            )
+            return None
+        mac = mac_bytes(port.mac) if port.mac else link.mac
+        self.tables.ports[self.allocations.ports[port.name].slot] = tables.Port(
+            ifindex=link.ifindex,
+            network=self._network_id(port.network),
+            mtu=link.mtu,
+            role=PortRole[port.role.upper()],
+            lookups=self.lookups.get(port.network or "", 0),
+            mac=mac or NO_MAC,
+        )
+        self.tables.tx_ports[link.ifindex] = link.ifindex
+        if link.up:
+            self._set_state(port, UP)
+        else:
+            self._set_state(port, "down: the interface is down", f"interface {port.name} is down")
+        return Attachment(link.ifindex, port.name, port.role, port.mode)
+
+    def _add_tunnel(self, tunnel: Tunnel) -> None:
+        way, held = self.ways[tunnel.name], self.allocations.tunnels[tunnel.name]
+        record = tunnel_record(tunnel, way.template, way.path, held.counter)
+        self.tables.tunnels[held.slot] = record
+        if record.egress_ifindex:
+            self.tables.tx_ports[record.egress_ifindex] = record.egress_ifindex
+            self._check_egress(tunnel, record.egress_ifindex)
+        local = tunnel.local_address or (way.path.local if way.path else None)
+        if local is not None and find_protocol(tunnel.protocol).over_ip:
+            self.tables.locals[tables.LocalKey(ipv6_bytes(local))] = 1
+        is_up = way.state in (UP, RECEIVE_ONLY)
+        self._set_state(tunnel, way.state, None if is_up else f"tunnel {tunnel.name} is {way.state}")
+
+    def _check_egress(self, tunnel: Tunnel, ifindex: int) -> None:
+        link = self._links_by_ifindex.get(ifindex)
+        port = self.intent.ports.get(link.name) if link else None
+        if link is not None and (port is None or port.role != "uplink"):
+            self.warnings.append(
+                f"tunnel {tunnel.name} sends through {link.name}, which is no uplink: "
+                f"nothing that comes back is decapsulated (`mptm port add {link.name} --role uplink`)"
+            )
+
+    @functools.cached_property
+    def _links_by_ifindex(self) -> dict[int, Link]:
+        return {link.ifindex: link for link in self.facts.links.values()}
+
+    def _add_terminations(self) -> None:
+        kept = _keys_of(self.intent, self.ways)
+        for key, (tunnel, listener, raw) in kept.items():
+            held = self.allocations.tunnels[tunnel.name]
+            self.tables.terminations[self.allocations.terminations[key]] = tables.Termination(
+                source=raw[:16],
+                destination=raw[16:32],
+                tunnel_id=find_protocol(tunnel.protocol).tunnel_id(tunnel.options),
+                number=listener.number,
+                parser=listener.parser,
+                can_reply=int(self.ways[tunnel.name].template is not None),
+                network=self._network_id(tunnel.network),
+                tunnel=held.slot,
+                counter=held.counter,
+                lookups=self.lookups.get(tunnel.network, 0),
+            )
+        receiving = {tunnel.name for tunnel, _, _ in kept.values()}
+        for name in self.ways.keys() - receiving:
+            self._note_conflict(self.intent.tunnels[name], kept)
+
+    def _note_conflict(
+        self, tunnel: Tunnel, kept: Mapping[str, tuple[Tunnel, tables.Listener, bytes]]
+    ) -> None:
+        """Two tunnels turned out to have the same ends, which the intent alone doesn't show."""
+        other = next(
+            (kept[key][0] for key in _keys_of_tunnel(tunnel, self.ways[tunnel.name]) if key in kept), None
+        )
+        if other is not None:
+            problem = f"accepts the same packets as tunnel {other.name}, which gets them"
+            self._set_state(tunnel, f"conflict: {problem}", f"tunnel {tunnel.name} {problem}")
+
+    def _add_route(self, route: Route) -> None:
+        prefix = ipaddress.ip_network(route.prefix)
+        network, next_hop = self._network_id(route.network), self._next_hop(route)
+        address = prefix.network_address.packed
+        if prefix.prefixlen == prefix.max_prefixlen and isinstance(prefix, IPv4Network):
+            self.tables.hosts_v4[tables.HostKeyV4(network, address)] = next_hop
+        elif prefix.prefixlen == prefix.max_prefixlen:
+            self.tables.hosts_v6[tables.HostKeyV6(network, address)] = next_hop
+        elif isinstance(prefix, IPv4Network):
+            self.tables.prefixes_v4[tables.PrefixKeyV4(32 + prefix.prefixlen, network, address)] = next_hop
+        else:
+            self.tables.prefixes_v6[tables.PrefixKeyV6(32 + prefix.prefixlen, network, address)] = next_hop
+
+    def _add_flow(self, flow: Flow) -> None:
+        source, destination = ipaddress.ip_address(flow.source), ipaddress.ip_address(flow.destination)
+        network, next_hop = self._network_id(flow.network), self._next_hop(flow)
+        if source.version == 4:
+            self.tables.flows_v4[tables.FlowKeyV4(network, source.packed, destination.packed)] = next_hop
+        else:
+            self.tables.flows_v6[tables.FlowKeyV6(network, source.packed, destination.packed)] = next_hop
+
+    def _next_hop(self, obj: Route | Flow) -> tables.NextHop:
+        mac = mac_bytes(obj.mac) if obj.mac else None
+        self._set_state(obj, UP)
+        if obj.via is not None:
+            state = self.states["tunnel", obj.via]
+            if state.startswith("down"):
+                self._set_state(obj, f"down: tunnel {obj.via} is down")
+            slot = self.allocations.tunnels[obj.via].slot
+            return tables.NextHop(NextHopKind.TUNNEL, int(mac is not None), mac or NO_MAC, slot)
+        if obj.port is not None:
+            link = self.facts.links.get(obj.port)
+            if link is None:
+                self._set_state(
+                    obj,
+                    f"down: missing interface {obj.port}",
+                    f"{obj.label()} drops its packets: there is no interface {obj.port}",
+                )
+                return tables.NextHop(NextHopKind.DROP, 0, NO_MAC, 0)
+            mac = mac or link.peer_mac
+            if mac is None:
+                raise InvalidIntent(
+                    f"{obj.label()}: the MAC address of the workload behind {obj.port} can't be found out",
+                    "give it with --mac",
+                    field="mac",
+                )
+            return tables.NextHop(NextHopKind.PORT, 1, mac, link.ifindex)
+        kind = NextHopKind.DROP if obj.drop else NextHopKind.PASS
+        return tables.NextHop(kind, 0, NO_MAC, 0)
+
+    def _set_state(self, obj: Port | Tunnel | Route | Flow, state: str, warning: str | None = None) -> None:
+        self.states[obj.kind, obj.key] = state
+        if warning is not None:
+            self.warnings.append(warning)
+
+
+def _lookups(intent: Intent) -> dict[str, int]:
+    """Flags of each network: which of its tables have something in them."""
+    flags: dict[str, int] = {}
+    for flow in intent.flows.values():
+        flags[flow.network] = flags.get(flow.network, 0) | LookupFlag.FLOWS
+    for route in intent.routes.values():
+        address, prefix_len = route.prefix.split("/")
+        if int(prefix_len) < ipaddress.ip_address(address).max_prefixlen:
+            flags[route.network] = flags.get(route.network, 0) | LookupFlag.PREFIXES
+    return flags

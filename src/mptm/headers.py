@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Bytes of Ethernet, IPv4, IPv6 and UDP headers, and the composer that stacks them into a template.
+
+RFC 894 and 2464 (Ethernet), 791 (IPv4), 8200 (IPv6), 768 (UDP), 1071 (checksum).
+"""
+
+from __future__ import annotations
+
+import struct
+from ipaddress import IPv4Address, IPv6Address
+from typing import Literal, Self
+
+from mptm.facts import IPAddress
+from mptm.template import OUTER_SIZE, PATCHES, Patch, PatchOp, Template
+
+ETHERTYPE_IPV4 = 0x0800
+ETHERTYPE_IPV6 = 0x86DD
+IP_PROTOCOL_UDP = 17
+
+ETHERNET_LEN = 14
+IPV4_LEN = 20
+IPV6_LEN = 40
+UDP_LEN = 8
+
+IPV4_ID_OFFSET = 4
+UDP_LENGTH_OFFSET = 4
+DONT_FRAGMENT = 0x4000
+
+ECN_MASK = 0x03
+TOS_MASK = 0xFF
+TTL_MASK = 0xFF
+
+
+def checksum(data: bytes) -> int:
+    """The Internet checksum of an even number of bytes (RFC 1071)."""
+    total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return total ^ 0xFFFF
+
+
+def ethernet(destination: bytes, source: bytes, ethertype: int) -> bytes:
+    """An Ethernet II header (RFC 894)."""
+    return struct.pack("!6s6sH", destination, source, ethertype)
+
+
+def ipv4(
+    source: IPv4Address,
+    destination: IPv4Address,
+    protocol: int,
+    *,
+    tos: int = 0,
+    ttl: int = 64,
+    total_len: int = 0,
+    identification: int = 0,
+    dont_fragment: bool = True,
+) -> bytes:
+    """An IPv4 header without options, its checksum right for exactly these bytes (RFC 791 §3.1)."""
+    flags = DONT_FRAGMENT if dont_fragment else 0
+    start = struct.pack("!BBHHHBB", 0x45, tos, total_len, identification, flags, ttl, protocol)
+    addresses = source.packed + destination.packed
+    return start + checksum(start + addresses).to_bytes(2, "big") + addresses
+
+
+def ipv6(
+    source: IPv6Address,
+    destination: IPv6Address,
+    next_header: int,
+    *,
+    traffic_class: int = 0,
+    hop_limit: int = 64,
+    payload_len: int = 0,
+) -> bytes:
+    """An IPv6 header with flow label 0 (RFC 8200 §3)."""
+    first_word = 6 << 28 | traffic_class << 20
+    start = struct.pack("!IHBB", first_word, payload_len, next_header, hop_limit)
+    return start + source.packed + destination.packed
+
+
+def udp(source_port: int, destination_port: int, length: int = 0) -> bytes:
+    """A UDP header whose checksum is zero: none (RFC 768; over IPv6 for tunnels only, RFC 6935 §5)."""
+    return struct.pack("!HHHH", source_port, destination_port, length, 0)
+
+
+class Composer:
+    """Stacks headers from Ethernet inwards and keeps the patches that belong to each."""
+
+    def __init__(self, destination_mac: bytes, source_mac: bytes) -> None:
+        self._macs = destination_mac, source_mac
+        self._outer = b""
+        self._patches: list[Patch] = []
+        self._tos_mask = 0
+        self._ttl_mask = 0
+
+    def ip(
+        self,
+        source: IPAddress,
+        destination: IPAddress,
+        protocol: int,
+        *,
+        ttl: int | Literal["inherit"],
+        dscp: int | Literal["inherit"],
+        dont_fragment: bool,
+    ) -> Self:
+        """Ethernet and an IPv4 or IPv6 header by the addresses' family. ECN is the inner packet's (RFC 6040 §4.1)."""
+        at = ETHERNET_LEN
+        tos = 0 if dscp == "inherit" else dscp << 2
+        fixed_ttl = 0 if ttl == "inherit" else ttl
+        if isinstance(source, IPv4Address) and isinstance(destination, IPv4Address):
+            self._outer = ethernet(*self._macs, ETHERTYPE_IPV4)
+            self._outer += ipv4(
+                source, destination, protocol, tos=tos, ttl=fixed_ttl, dont_fragment=dont_fragment
+            )
+            if not dont_fragment:
+                # Before the header's own patch, which folds the checksum.
+                self._patches.append(Patch(PatchOp.IPV4_ID, at + IPV4_ID_OFFSET))
+            self._patches.append(Patch(PatchOp.IPV4, at, -at))
+        elif isinstance(source, IPv6Address) and isinstance(destination, IPv6Address):
+            self._outer = ethernet(*self._macs, ETHERTYPE_IPV6)
+            self._outer += ipv6(source, destination, protocol, traffic_class=tos, hop_limit=fixed_ttl)
+            self._patches.append(Patch(PatchOp.IPV6, at, -(at + IPV6_LEN)))
+        else:
+            raise ValueError(f"{source} and {destination} are of different IP versions")
+        self._tos_mask = TOS_MASK if dscp == "inherit" else ECN_MASK
+        self._ttl_mask = TTL_MASK if ttl == "inherit" else 0
+        return self
+
+    def udp(self, source_port: int | Literal["flow"], destination_port: int) -> Self:
+        """A UDP header; source port "flow": 49152-65535 from the inner flow (RFC 7348 §5, RFC 8926 §3.3)."""
+        at = len(self._outer)
+        if source_port == "flow":
+            self._patches.append(Patch(PatchOp.FLOW16, at))
+        self._patches.append(Patch(PatchOp.LEN16, at + UDP_LENGTH_OFFSET, -at))
+        return self.append(udp(0 if source_port == "flow" else source_port, destination_port))
+
+    def append(self, header: bytes) -> Self:
+        """The bytes of a header in which nothing depends on the packet."""
+        self._outer += header
+        return self
+
+    def template(self) -> Template:
+        """What was stacked. ValueError: more than the data plane can carry."""
+        if len(self._outer) > OUTER_SIZE or len(self._patches) > PATCHES or len(self._outer) % 2:
+            raise ValueError(
+                f"an outer header of {len(self._outer)} bytes and {len(self._patches)} patches doesn't fit: "
+                f"at most {OUTER_SIZE} bytes, an even number, and {PATCHES} patches"
+            )
+        return Template(
+            outer=self._outer,
+            patches=tuple(self._patches),
+            l2_len=ETHERNET_LEN,
+            tos_mask=self._tos_mask,
+            ttl_mask=self._ttl_mask,
+        )
+
+
+def describe_outer(template: Template) -> str:
+    """Ethernet, IP and (if any) UDP header of a template as text, the way Open vSwitch prints them.
+
+    Fields that are patched per packet are named by what they come from: `flow`, `inherit`.
+    """
+    outer = template.outer
+    destination, source, ethertype = struct.unpack_from("!6s6sH", outer)
+    text = f"eth(dst={destination.hex(':')},src={source.hex(':')},type={ethertype:#06x})"
+    inherits_tos, inherits_ttl = template.tos_mask == TOS_MASK, template.ttl_mask == TTL_MASK
+    if ethertype == ETHERTYPE_IPV4:
+        tos, flags, ttl, protocol = struct.unpack_from("!xB4xHBB", outer, ETHERNET_LEN)
+        ip_source, ip_destination = struct.unpack_from("!4s4s", outer, ETHERNET_LEN + 12)
+        at = ETHERNET_LEN + IPV4_LEN
+        text += (
+            f",ipv4(src={IPv4Address(ip_source)},dst={IPv4Address(ip_destination)},proto={protocol},"
+            f"tos={'inherit' if inherits_tos else hex(tos)},ttl={'inherit' if inherits_ttl else ttl},"
+            f"frag={flags:#x})"
+        )
+    else:
+        first_word, protocol, ttl = struct.unpack_from("!I2xBB", outer, ETHERNET_LEN)
+        ip_source, ip_destination = struct.unpack_from("!16s16s", outer, ETHERNET_LEN + 8)
+        at = ETHERNET_LEN + IPV6_LEN
+        text += (
+            f",ipv6(src={IPv6Address(ip_source)},dst={IPv6Address(ip_destination)},label=flow,proto={protocol},"
+            f"tclass={'inherit' if inherits_tos else hex(first_word >> 20 & 0xFF)},"
+            f"hlimit={'inherit' if inherits_ttl else ttl})"
+        )
+    if protocol != IP_PROTOCOL_UDP:
+        return text
+    source_port, destination_port = struct.unpack_from("!HH", outer, at)
+    by_flow = any(patch.op is PatchOp.FLOW16 and patch.offset == at for patch in template.patches)
+    return f"{text},udp(src={'flow' if by_flow else source_port},dst={destination_port},csum=0x0)"

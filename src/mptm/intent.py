@@ -1,0 +1,519 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What an operator wants of a node: named objects, each right in itself, and right together.
+
+    Network   an overlay; addresses of different networks may overlap
+    Port      an interface that MPTM works on: access (a workload is behind it) or uplink (the underlay is)
+    Tunnel    a protocol to a remote, into a network
+    Route     where a network has a prefix: via a tunnel, at a port, dropped, or left to the kernel
+    Flow      the same for one pair of addresses; goes before routes
+
+Objects are immutable. An `Intent` holds them by key; its methods return a new one. A key is text: a name, for a route
+`<network> <prefix>`, for a flow `<network> <source> <destination>`.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+
+import msgspec
+from msgspec import Meta
+
+from mptm.errors import AlreadyExists, InUse, InvalidIntent, NotFound
+from mptm.facts import IPAddress
+from mptm.fields import (
+    Address,
+    Checked,
+    InterfaceName,
+    Mac,
+    Name,
+    Prefix,
+    Remote,
+    UnicastAddress,
+    arguments,
+    fields_of,
+    labelled,
+    suggestion,
+)
+from mptm.protocols import PROTOCOLS, Protocol
+from mptm.tables import Listener
+
+
+class Network(Checked, frozen=True, kw_only=True):
+    """An overlay. `id` is what the data plane calls it; it is seen on no wire."""
+
+    kind: ClassVar[str] = "network"
+
+    name: Name
+    id: Annotated[int, Meta(ge=1, le=2**32 - 1, description="number of the network on this node")]
+
+    @property
+    def key(self) -> str:
+        """The name."""
+        return self.name
+
+    def label(self) -> str:
+        """See Checked."""
+        return f"network {self.name}"
+
+
+class Port(Checked, frozen=True, kw_only=True):
+    """An interface with a program of MPTM."""
+
+    kind: ClassVar[str] = "port"
+
+    name: InterfaceName
+    role: Annotated[
+        Literal["access", "uplink"],
+        Meta(description="access: a workload is behind it; uplink: the underlay is"),
+    ]
+    network: Annotated[Name | None, Meta(description="network of the workload")] = None
+    mode: Annotated[
+        Literal["auto", "native", "generic"],
+        Meta(description="where XDP runs; auto: in the driver if it can"),
+    ] = "auto"
+    mac: Annotated[
+        Mac | None, Meta(description="gateway MAC that the workload is told; default: the interface's own")
+    ] = None
+
+    @property
+    def key(self) -> str:
+        """The interface's name."""
+        return self.name
+
+    def label(self) -> str:
+        """See Checked."""
+        return f"port {self.name}"
+
+    def check(self) -> None:
+        """See Checked."""
+        if self.role == "access" and self.network is None:
+            raise InvalidIntent(
+                f"{self.label()}: an access port needs network, the one of its workload", field="network"
+            )
+        for field in ("network", "mac"):
+            if self.role == "uplink" and getattr(self, field) is not None:
+                raise InvalidIntent(
+                    f"{self.label()}: an uplink has no {field}, only access ports do; found {getattr(self, field)}",
+                    field=field,
+                )
+
+
+class Tunnel(Checked, frozen=True, kw_only=True):
+    """A protocol to a remote. Files and commands write the protocol's options beside the other fields."""
+
+    kind: ClassVar[str] = "tunnel"
+
+    name: Name
+    protocol: Annotated[str, Meta(description="encapsulation")]
+    network: Annotated[Name, Meta(description="network of the inner packets")]
+    remote: Annotated[
+        Remote | None,
+        Meta(
+            description="the other end, the only sender that is accepted; any: accept everyone (receive only over IP)"
+        ),
+    ] = None
+    local: Annotated[
+        UnicastAddress | None, Meta(description="own outer address; default: by the routing table")
+    ] = None
+    remote_mac: Annotated[
+        Mac | None, Meta(description="outer destination MAC; default: by the neighbour table")
+    ] = None
+    local_mac: Annotated[
+        Mac | None, Meta(description="outer source MAC; default: the egress interface's")
+    ] = None
+    egress: Annotated[
+        InterfaceName | None, Meta(description="interface to send from; default: by the routing table")
+    ] = None
+    annotations: Annotated[dict[str, str], Meta(description="notes of programs that made the tunnel")] = (
+        msgspec.field(default_factory=dict)
+    )
+    options: Checked
+
+    @property
+    def key(self) -> str:
+        """The name."""
+        return self.name
+
+    @property
+    def remote_address(self) -> IPAddress | None:
+        """The remote where it is an address; None: any, or known by MAC only."""
+        return None if self.remote in (None, "any") else ipaddress.ip_address(str(self.remote))
+
+    @property
+    def local_address(self) -> IPAddress | None:
+        """The own address where it is given."""
+        return None if self.local is None else ipaddress.ip_address(self.local)
+
+    def label(self) -> str:
+        """See Checked."""
+        return f"tunnel {self.name}"
+
+    def check(self) -> None:
+        """See Checked."""
+        protocol = find_protocol(self.protocol, self.label())
+        if not isinstance(self.options, protocol.options):
+            raise InvalidIntent(
+                f"{self.label()}: {type(self.options).__name__} are no options of {protocol.name}; "
+                f"it takes {protocol.options.__name__}",
+                field="options",
+            )
+        try:
+            protocol.check(self)
+        except InvalidIntent as error:
+            raise labelled(error, self.label()) from None
+
+    def to_dict(self, *, defaults: bool = False) -> dict[str, Any]:
+        """Flat: the protocol's options follow the common fields."""
+        values = super().to_dict(defaults=defaults)
+        annotations = values.pop("annotations", None)
+        values |= values.pop("options").to_dict(defaults=defaults)
+        return values if annotations is None else values | {"annotations": dict(annotations)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Tunnel:
+        """See Checked; an option of another protocol is an error that lists those there are."""
+        label = f"tunnel {values['name']}" if isinstance(values.get("name"), str) else "tunnel"
+        if "protocol" not in values:
+            raise InvalidIntent(f"{label}: needs protocol: {', '.join(PROTOCOLS)}", field="protocol")
+        protocol = find_protocol(values["protocol"], label)
+        options_type: type[Checked] = protocol.options
+        options = {field.name for field in fields_of(options_type)}
+        common = {field.name for field in fields_of(cls)} - {"options"}
+        for name in values:
+            if name not in options | common:
+                raise InvalidIntent(
+                    f"{label}: {protocol.name} has no option {name}; it has {', '.join(sorted(options))}",
+                    suggestion(str(name), options | common),
+                    field=str(name),
+                )
+        try:
+            given = {name: value for name, value in values.items() if name in options}
+            built = options_type(**arguments(options_type, given, f"a {protocol.name} tunnel"))
+            rest = {name: value for name, value in values.items() if name in common}
+            keywords = arguments(cls, rest | {"options": built}, "a tunnel")
+        except InvalidIntent as error:
+            raise labelled(error, label) from None
+        return cls(**keywords)
+
+
+class _Steered(Checked, frozen=True, kw_only=True):
+    """What a packet is steered by: exactly one of via, port, drop and pass."""
+
+    network: Name
+    via: Annotated[Name | None, Meta(description="tunnel")] = None
+    port: Annotated[InterfaceName | None, Meta(description="local access port")] = None
+    drop: Annotated[bool, Meta(description="drop, and count it")] = False
+    pass_: Annotated[bool, Meta(description="leave it to the kernel's stack")] = msgspec.field(
+        default=False, name="pass"
+    )
+    mac: Annotated[Mac | None, Meta(description="inner destination MAC to write")] = None
+
+    def check(self) -> None:
+        """See Checked."""
+        chosen = [name for name, value in self._next_hops().items() if value]
+        if len(chosen) != 1:
+            found = f"{' and '.join(chosen)} are given" if chosen else "none is given"
+            raise InvalidIntent(
+                f"{self.label()}: exactly one of via, port, drop and pass says where it leads; {found}",
+                field=chosen[1] if chosen else "via",
+            )
+        if self.mac is not None and chosen[0] in ("drop", "pass"):
+            raise InvalidIntent(
+                f"{self.label()}: {self.mac} can't be used with {chosen[0]}; mac goes with via or port",
+                field="mac",
+            )
+
+    def to_dict(self, *, defaults: bool = False) -> dict[str, Any]:
+        """See Checked; what a packet is steered by comes first."""
+        values = super().to_dict(defaults=defaults)
+        first = ("network", "prefix", "source", "destination")
+        return {name: values[name] for name in first if name in values} | values
+
+    def _next_hops(self) -> dict[str, object]:
+        return {"via": self.via, "port": self.port, "drop": self.drop, "pass": self.pass_}
+
+
+class Route(_Steered, frozen=True, kw_only=True):
+    """Where a network has a prefix. The longest prefix wins."""
+
+    kind: ClassVar[str] = "route"
+
+    prefix: Prefix
+
+    @property
+    def key(self) -> str:
+        """`<network> <prefix>`."""
+        return f"{self.network} {self.prefix}"
+
+    def label(self) -> str:
+        """See Checked."""
+        return f"route {self.network} {self.prefix}"
+
+
+class Flow(_Steered, frozen=True, kw_only=True):
+    """Where packets of one inner address to another go; goes before routes."""
+
+    kind: ClassVar[str] = "flow"
+
+    source: Address
+    destination: Address
+    annotations: Annotated[dict[str, str], Meta(description="notes of programs that made the flow")] = (
+        msgspec.field(default_factory=dict)
+    )
+
+    @property
+    def key(self) -> str:
+        """`<network> <source> <destination>`."""
+        return f"{self.network} {self.source} {self.destination}"
+
+    def label(self) -> str:
+        """See Checked."""
+        return f"flow {self.network} {self.source} {self.destination}"
+
+    def check(self) -> None:
+        """See Checked."""
+        super().check()
+        source, destination = ipaddress.ip_address(self.source), ipaddress.ip_address(self.destination)
+        if source.version != destination.version:
+            raise InvalidIntent(
+                f"{self.label()}: {destination} is IPv{destination.version}, but the source is IPv{source.version}",
+                field="destination",
+            )
+
+
+Object = Network | Port | Tunnel | Route | Flow
+
+KINDS: dict[str, type[Object]] = {cls.kind: cls for cls in (Network, Port, Tunnel, Route, Flow)}
+"""The class of each kind, in an order in which nothing refers to what comes after it."""
+
+
+def route_key(network: str, prefix: str) -> str:
+    """Key of a route as an operator names it. InvalidIntent: `prefix` is none."""
+    return Route(network=network, prefix=prefix, drop=True).key
+
+
+def flow_key(network: str, source: str, destination: str) -> str:
+    """Key of a flow as an operator names it. InvalidIntent: an address is none."""
+    return Flow(network=network, source=source, destination=destination, drop=True).key
+
+
+def find_protocol(name: object, label: str = "") -> Protocol[Any]:
+    """The protocol of that name. InvalidIntent: there is none."""
+    if isinstance(name, str) and name in PROTOCOLS:
+        return PROTOCOLS[name]
+    hint = suggestion(name, PROTOCOLS) if isinstance(name, str) else None
+    error = InvalidIntent(
+        f"there is no protocol {name!r}; there are {', '.join(PROTOCOLS)}", hint, field="protocol"
+    )
+    raise labelled(error, label)
+
+
+def tunnel_from_dict(values: Mapping[str, Any]) -> Tunnel:
+    """A tunnel from its flat fields. InvalidIntent: a field or option is unknown, missing or wrong."""
+    return Tunnel.from_dict(values)
+
+
+def tunnel_to_dict(tunnel: Tunnel) -> dict[str, Any]:
+    """The flat fields of a tunnel that aren't at their default."""
+    return tunnel.to_dict()
+
+
+def object_from_dict(kind: str, values: Mapping[str, Any]) -> Object:
+    """An object of a kind from its fields. InvalidIntent: a field is unknown, missing or wrong."""
+    return KINDS[kind].from_dict(values)
+
+
+class Problem(NamedTuple):
+    """Something that makes objects wrong together: which one, which field, what, and what to do."""
+
+    kind: str
+    key: str
+    field: str
+    message: str
+    hint: str | None = None
+
+
+class Intent(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that is wanted of one node. Never changed: methods return a new one."""
+
+    networks: dict[str, Network] = {}
+    ports: dict[str, Port] = {}
+    tunnels: dict[str, Tunnel] = {}
+    routes: dict[str, Route] = {}
+    flows: dict[str, Flow] = {}
+
+    @classmethod
+    def of(cls, objects: Iterable[Object]) -> Intent:
+        """An intent of these objects. AlreadyExists: two have the same key."""
+        by_kind: dict[str, dict[str, Any]] = {_section(kind): {} for kind in KINDS}
+        for obj in objects:
+            section = by_kind[_section(obj.kind)]
+            if obj.key in section:
+                raise AlreadyExists(f"{obj.label()} is there twice")
+            section[obj.key] = obj
+        return cls(**by_kind)
+
+    def objects(self) -> Iterator[Object]:
+        """Every object, in the order of KINDS."""
+        for kind in KINDS:
+            yield from self.of_kind(kind).values()
+
+    def of_kind(self, kind: str) -> dict[str, Any]:
+        """The objects of a kind by key."""
+        section: dict[str, Any] = getattr(self, _section(kind))
+        return section
+
+    def get(self, kind: str, key: str) -> Any:
+        """An object. NotFound: it isn't there; the hint names what is near or there."""
+        section = self.of_kind(kind)
+        if key not in section:
+            raise NotFound(f"there is no {kind} {key}", suggestion(key, section) or _there_are(kind, section))
+        return section[key]
+
+    def add(self, obj: Object) -> Intent:
+        """With one object more. AlreadyExists: its key is taken."""
+        if obj.key in self.of_kind(obj.kind):
+            raise AlreadyExists(
+                f"{obj.label()} already exists", f"`mptm {obj.kind} list` shows what there is"
+            )
+        return self._with(obj)
+
+    def replace(self, obj: Object) -> Intent:
+        """With another object in place of the one of the same key. NotFound: there is none."""
+        self.get(obj.kind, obj.key)
+        return self._with(obj)
+
+    def remove(self, kind: str, key: str) -> Intent:
+        """Without one object. NotFound: it isn't there; InUse: others refer to it."""
+        obj = self.get(kind, key)
+        if users := [user.label() for user in self.users(kind, key)]:
+            shown = ", ".join(users[:3]) + (f" and {len(users) - 3} more" if len(users) > 3 else "")
+            raise InUse(f"{obj.label()} is in use by {shown}", "remove those first")
+        section = {other: value for other, value in self.of_kind(kind).items() if other != key}
+        return msgspec.structs.replace(self, **{_section(kind): section})
+
+    def users(self, kind: str, key: str) -> list[Object]:
+        """The objects that refer to an object."""
+        field = {"network": "network", "tunnel": "via", "port": "port"}.get(kind)
+        if field is None:
+            return []
+        return [obj for obj in self.objects() if obj.kind != kind and _reference(obj, field) == key]
+
+    def validate(self) -> None:
+        """InvalidIntent: objects are wrong together; the message is the first of `problems`."""
+        for problem in self.problems():
+            label = self.get(problem.kind, problem.key).label()
+            raise InvalidIntent(f"{label}: {problem.message}", problem.hint, field=problem.field)
+
+    def problems(self) -> Iterator[Problem]:
+        """Everything that makes objects wrong together."""
+        yield from self._network_problems()
+        yield from self._reference_problems()
+        yield from self._tunnel_problems()
+
+    def _network_problems(self) -> Iterator[Problem]:
+        owner: dict[int, str] = {}
+        for network in self.networks.values():
+            first = owner.setdefault(network.id, network.name)
+            if first != network.name:
+                message = f"id {network.id} is taken by network {first}"
+                yield Problem("network", network.key, "id", message, f"{max(owner) + 1} is free")
+
+    def _reference_problems(self) -> Iterator[Problem]:
+        for obj in self.objects():
+            if isinstance(obj, Network):
+                continue
+            if obj.network is not None and obj.network not in self.networks:
+                yield _dangling(obj, "network", obj.network, self.networks)
+            elif isinstance(obj, Route | Flow):
+                yield from self._next_hop_problems(obj)
+
+    def _next_hop_problems(self, obj: Route | Flow) -> Iterator[Problem]:
+        if obj.via is not None:
+            tunnel = self.tunnels.get(obj.via)
+            if tunnel is None:
+                yield _dangling(obj, "via", obj.via, self.tunnels)
+            elif tunnel.network != obj.network:
+                message = f"tunnel {obj.via} is of network {tunnel.network}, not {obj.network}"
+                yield Problem(obj.kind, obj.key, "via", message)
+            elif tunnel.remote == "any" and find_protocol(tunnel.protocol).over_ip:
+                message = f"tunnel {obj.via} has remote any: it only receives"
+                yield Problem(obj.kind, obj.key, "via", message, "give the tunnel a remote to send to")
+        if obj.port is not None:
+            port = self.ports.get(obj.port)
+            if port is None:
+                yield _dangling(obj, "port", obj.port, self.ports)
+            elif port.role != "access":
+                message = f"port {obj.port} is an uplink; packets are delivered to access ports"
+                yield Problem(obj.kind, obj.key, "port", message)
+            elif port.network != obj.network:
+                message = f"port {obj.port} is of network {port.network}, not {obj.network}"
+                yield Problem(obj.kind, obj.key, "port", message)
+
+    def _tunnel_problems(self) -> Iterator[Problem]:
+        listening: dict[tuple[int, int], Tunnel] = {}
+        accepting: dict[tuple[Listener, int, str | None, str | None], list[Tunnel]] = {}
+        for tunnel in self.tunnels.values():
+            protocol = find_protocol(tunnel.protocol)
+            for listener in protocol.listeners(tunnel.options):
+                first = listening.setdefault((listener.kind, listener.number), tunnel)
+                if first.protocol != tunnel.protocol:
+                    message = f"port {listener.number} is taken by {first.protocol} (tunnel {first.name})"
+                    yield Problem("tunnel", tunnel.key, "port", message, "one UDP port carries one protocol")
+                # By MAC, senders can be told apart where remote isn't an address.
+                sender = tunnel.remote or tunnel.remote_mac
+                same = accepting.setdefault((listener, protocol.tunnel_id(tunnel.options), sender, None), [])
+                for other in same:
+                    if _may_meet(tunnel, other):
+                        yield _same_packets(tunnel, other)
+                        break
+                same.append(tunnel)
+
+    def _with(self, obj: Object) -> Intent:
+        section = _section(obj.kind)
+        return msgspec.structs.replace(self, **{section: {**self.of_kind(obj.kind), obj.key: obj}})
+
+
+def _section(kind: str) -> str:
+    return f"{kind}s"
+
+
+def _reference(obj: Object, field: str) -> object:
+    return getattr(obj, field, None)
+
+
+def _there_are(kind: str, section: Iterable[str]) -> str:
+    names = sorted(section)
+    if not names:
+        return f"there are no {kind}s yet; `mptm {kind} add --help` says how to make one"
+    return f"there are {', '.join(names[:8])}" + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+
+
+def _dangling(obj: Object, field: str, name: str, section: Mapping[str, object]) -> Problem:
+    kind = "tunnel" if field == "via" else field
+    hint = suggestion(name, section) or _there_are(kind, section)
+    return Problem(obj.kind, obj.key, field, f"there is no {kind} {name}", hint)
+
+
+def _may_meet(one: Tunnel, other: Tunnel) -> bool:
+    """Whether the same packet may be for both: own addresses that aren't given may turn out to be equal."""
+    if one.local is not None and other.local is not None and one.local != other.local:
+        return False
+    if find_protocol(one.protocol).over_ip or one.remote == "any":
+        return True
+    return one.egress is None or other.egress is None or one.egress == other.egress
+
+
+def _same_packets(tunnel: Tunnel, other: Tunnel) -> Problem:
+    protocol = find_protocol(tunnel.protocol)
+    number = protocol.tunnel_id(tunnel.options)
+    sender = tunnel.remote or tunnel.remote_mac
+    message = (
+        f"accepts the same packets as tunnel {other.name} of network {other.network} "
+        f"({protocol.name}, identifier {number}, from {sender})"
+    )
+    return Problem(
+        "tunnel", tunnel.key, "remote", message, "let them differ in identifier, remote, local or port"
+    )

@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""VLAN: a tag behind the MAC addresses, no IP (IEEE 802.1Q-2018 §9.6; 802.1ad service tags by TPID 0x88a8).
+
+ 0                   1                   2                   3
+ 0 1 2 3 4 5 6 7 8 9 0 1 2 3 4 5 6 7 8 9 0 1 2 3 4 5 6 7 8 9 0 1
++-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+
+|         TPID (0x8100)         | PCP |D|          VID          |
++-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+
+
+In front of it: the MAC addresses of the remote and of the egress interface, in place of the inner frame's own, which
+are dropped; with `remote: any` the inner frame's own stay. Behind it the inner frame from its EtherType on.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from msgspec import Meta
+
+from mptm.errors import InvalidIntent
+from mptm.facts import Path
+from mptm.fields import MAC_LEN, Checked, mac_text
+from mptm.protocols.base import ANYONE, ListenerKind, Protocol, outer_macs
+from mptm.tables import Listener
+from mptm.template import Patch, PatchOp, Template
+
+if TYPE_CHECKING:
+    from mptm.intent import Tunnel
+
+MACS_LEN = 2 * MAC_LEN
+TAGGED_L2_LEN = 18
+"""Ethernet header with one tag: what the egress MTU doesn't count."""
+
+
+class VlanOptions(Checked, frozen=True, kw_only=True):
+    """What an operator sets on a VLAN tunnel."""
+
+    vid: Annotated[int, Meta(ge=1, le=4094, description="VLAN identifier")]
+    pcp: Annotated[int, Meta(ge=0, le=7, description="priority code point")] = 0
+    tpid: Annotated[
+        Literal[0x8100, 0x88A8],
+        Meta(description="tag protocol identifier: 802.1Q or 802.1ad", extra={"hexadecimal": True}),
+    ] = 0x8100
+
+
+class Vlan(Protocol[VlanOptions]):
+    """The protocol; stateless."""
+
+    name = "vlan"
+    title = "VLAN"
+    reference = "IEEE 802.1Q"
+    parser = 3
+    options = VlanOptions
+    over_ip = False
+
+    def build(self, tunnel: Tunnel, path: Path) -> Template:
+        """See Protocol. Even with a tag that the MTU doesn't count, so an inner packet loses no bytes to it."""
+        options = self.options_of(tunnel)
+        tag = struct.pack("!HH", options.tpid, options.pcp << 13 | options.vid)
+        keeps_macs = _keeps_macs(tunnel)
+        macs = bytes(MACS_LEN) if keeps_macs else b"".join(outer_macs(tunnel, path))
+        return Template(
+            outer=macs + tag,
+            patches=(Patch(PatchOp.INNER_MACS, 0),) if keeps_macs else (),
+            strip=MACS_LEN,
+            l2_len=TAGGED_L2_LEN,
+            tos_mask=0,
+        )
+
+    def listeners(self, options: VlanOptions) -> tuple[Listener, ...]:
+        """See Protocol."""
+        return (Listener(options.tpid, ListenerKind.ETHERTYPE, self.parser),)
+
+    def tunnel_id(self, options: VlanOptions) -> int:
+        """The VID."""
+        return options.vid
+
+    def accepted(self, tunnel: Tunnel, path: Path | None) -> tuple[bytes, bytes] | None:
+        """MAC addresses, padded; an any-sender VLAN takes frames for any destination, too."""
+        if tunnel.remote == "any":
+            return ANYONE, ANYONE
+        if path is None or (tunnel.remote_mac is None and path.next_hop_mac is None):
+            return None
+        sender, own = outer_macs(tunnel, path)
+        return sender.ljust(16, b"\0"), own.ljust(16, b"\0")
+
+    def check(self, tunnel: Tunnel) -> None:
+        """See Protocol."""
+        if tunnel.remote is None and tunnel.remote_mac is None:
+            raise InvalidIntent(
+                "vlan needs remote (an IPv4 or IPv6 address of the neighbour, or any) or remote_mac",
+                field="remote",
+            )
+        if tunnel.remote_address is None and tunnel.egress is None:
+            raise InvalidIntent(
+                "vlan needs egress, the interface to send from, where remote is no address", field="egress"
+            )
+        if _keeps_macs(tunnel) and tunnel.local_mac is not None:
+            raise InvalidIntent(
+                f"{tunnel.local_mac} can't be used: with remote any, frames keep their own MAC addresses",
+                "give remote_mac, too, or leave local_mac out",
+                field="local_mac",
+            )
+
+    def describe(self, tunnel: Tunnel, template: Template) -> str:
+        """See Protocol."""
+        options = self.options_of(tunnel)
+        destination, source = template.outer[:MAC_LEN], template.outer[MAC_LEN:MACS_LEN]
+        macs = ("inner", "inner") if template.patches else (mac_text(destination), mac_text(source))
+        return (
+            f"eth(dst={macs[0]},src={macs[1]}),"
+            f"vlan(tpid={options.tpid:#06x},vid={options.vid},pcp={options.pcp})"
+        )
+
+
+def _keeps_macs(tunnel: Tunnel) -> bool:
+    return tunnel.remote == "any" and tunnel.remote_mac is None
+
+
+PROTOCOL = Vlan()

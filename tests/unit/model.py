@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What the data plane does with a template, in Python: the description of bpf/abi.h (`enum patch_op`) as code.
+
+Also the few facts about the C side that unit tests compare with: its enums and constants.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from pathlib import Path
+
+from mptm.template import PatchOp, Template
+
+BPF = Path(__file__).parents[2] / "bpf"
+
+FLOW_HASH = 0x89ABCDEF
+IPV4_ID = 0x1234
+
+
+def encapsulate(
+    template: Template,
+    frame: bytes,
+    *,
+    tos: int = 0,
+    ttl: int = 64,
+    flow_hash: int = FLOW_HASH,
+    ip_id: int = IPV4_ID,
+) -> bytes:
+    """The outgoing frame for an inner frame whose IP header has this TOS and TTL."""
+    out = bytearray(template.outer + frame[template.strip :])
+    tos, ttl = tos & template.tos_mask, ttl & template.ttl_mask
+    for patch in template.patches:
+        at, length = patch.offset, len(out) + patch.bias
+        match patch.op:
+            case PatchOp.LEN16:
+                struct.pack_into("!H", out, at, length)
+            case PatchOp.FLOW16:
+                struct.pack_into("!H", out, at, 49152 | flow_hash >> 18 & 0x3FFF)
+            case PatchOp.IPV4_ID:
+                struct.pack_into("!H", out, at, ip_id)
+            case PatchOp.IPV4:
+                _patch_ipv4(out, at, length, tos, ttl)
+            case PatchOp.IPV6:
+                first_word = struct.unpack_from("!I", out, at)[0] | tos << 20 | flow_hash & 0xFFFFF
+                struct.pack_into("!IH", out, at, first_word, length)
+                out[at + 7] |= ttl
+            case PatchOp.INNER_MACS:
+                out[at : at + 12] = frame[:12]
+    return bytes(out)
+
+
+def _patch_ipv4(out: bytearray, at: int, total_len: int, tos: int, ttl: int) -> None:
+    """Total length, TOS and TTL are added to a checksum that was right without them (RFC 1624), as is the ID."""
+    struct.pack_into("!H", out, at + 2, total_len)
+    out[at + 1] |= tos
+    out[at + 8] |= ttl
+    template_sum = ~struct.unpack_from("!H", out, at + 10)[0] & 0xFFFF
+    identification = struct.unpack_from("!H", out, at + 4)[0]
+    total = template_sum + total_len + identification + tos + (ttl << 8)
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    struct.pack_into("!H", out, at + 10, ~total & 0xFFFF)
+
+
+def c_enum(name: str) -> dict[str, int]:
+    """Members of an enum of bpf/abi.h."""
+    body = re.search(rf"enum {name} \{{(.*?)\}};", _without_comments("abi.h"), re.DOTALL)
+    assert body, f"bpf/abi.h has no enum {name}"
+    return {member: int(value) for member, value in re.findall(r"(\w+) = (\d+)", body[1])}
+
+
+def c_constant(header: str, name: str) -> int:
+    """Value of a #define that is a number or `(1 << n)`."""
+    value = re.search(rf"#define {name}\s+(\d+|\(1 << (\d+)\))", _without_comments(header))
+    assert value, f"bpf/{header} has no {name}"
+    return 1 << int(value[2]) if value[2] else int(value[1])
+
+
+def _without_comments(header: str) -> str:
+    return re.sub(r"/\*.*?\*/", "", (BPF / header).read_text(), flags=re.DOTALL)

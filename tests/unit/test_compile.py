@@ -1,0 +1,525 @@
+# SPDX-License-Identifier: GPL-2.0-only
+from __future__ import annotations
+
+import ctypes
+import random
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv6Address, ip_address
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from model import c_constant, c_enum
+
+from mptm import compile as compile_module
+from mptm.compile import (
+    Allocations,
+    Compiled,
+    LookupFlag,
+    NextHopKind,
+    PortAllocation,
+    PortRole,
+    TunnelFlag,
+    allocate,
+    compile_tables,
+    termination_homes,
+    termination_key,
+)
+from mptm.errors import InvalidIntent, TableFull
+from mptm.facts import Facts, Link, Path
+from mptm.intent import Flow, Intent, Network, Port, Route, Tunnel, tunnel_from_dict
+from mptm.protocols.base import ListenerKind
+from mptm.tables import (
+    Attachment,
+    FlowKeyV4,
+    FlowKeyV6,
+    HostKeyV4,
+    HostKeyV6,
+    Listener,
+    LocalKey,
+    NextHop,
+    PrefixKeyV4,
+    PrefixKeyV6,
+    Termination,
+)
+from mptm.template import OUTER_SIZE, PATCHES, PatchOp
+
+ETH0 = Link(2, "eth0", bytes.fromhex("020000000e00"), 1500)
+VETH = Link(7, "veth0", bytes.fromhex("020000000700"), 1500, "veth", peer_mac=bytes.fromhex("020000000701"))
+NEXT_MAC = bytes.fromhex("020000000e02")
+PATH = Path(2, IPv4Address("10.30.30.1"), ETH0.mac, None, NEXT_MAC, 1500)
+PATH_V6 = Path(2, IPv6Address("fd00::1"), ETH0.mac, None, NEXT_MAC, 1500)
+FACTS = Facts({"eth0": ETH0, "veth0": VETH}, {"to-node2": PATH})
+
+BLUE = Network(name="blue", id=5)
+UPLINK = Port(name="eth0", role="uplink")
+ACCESS = Port(name="veth0", role="access", network="blue")
+GENEVE = {"name": "to-node2", "protocol": "geneve", "network": "blue", "remote": "10.30.30.2", "vni": 100}
+MAPPED = bytes(10) + b"\xff\xff"
+
+
+def geneve(**changes: object) -> Tunnel:
+    return tunnel_from_dict(GENEVE | changes)
+
+
+def vlan(**changes: object) -> Tunnel:
+    values = {"name": "leaf", "protocol": "vlan", "network": "blue", "remote": "10.30.30.2", "vid": 42}
+    return tunnel_from_dict(values | changes)
+
+
+def compiled(*objects, facts: Facts = FACTS, previous: Allocations | None = None) -> Compiled:
+    intent = Intent.of([BLUE, UPLINK, ACCESS, *objects])
+    intent.validate()
+    return compile_tables(intent, facts, previous or Allocations())
+
+
+# ---- one description of the C side ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("mirror", "name", "prefix"),
+    [
+        (PortRole, "port_role", "PORT_"),
+        (LookupFlag, "lookup_flag", "LOOKUP_"),
+        (NextHopKind, "next_hop_kind", "NEXT_HOP_"),
+        (TunnelFlag, "tunnel_flag", "TUNNEL_"),
+        (ListenerKind, "listener_kind", "LISTEN_"),
+        (PatchOp, "patch_op", "PATCH_"),
+    ],
+)
+def test_enums_are_those_of_the_data_plane(mirror, name, prefix):
+    theirs = {member.removeprefix(prefix): value for member, value in c_enum(name).items()}
+    theirs.pop("NONE", None)
+    assert {member.name: member.value for member in mirror} == theirs
+
+
+def test_capacities_are_those_of_the_data_plane():
+    for name in ("PORT_SLOTS", "PORT_PROBES", "LISTEN_SLOTS", "LISTEN_PROBES", "TERMINATION_SLOTS",
+                 "TERMINATION_PROBES"):  # fmt: skip
+        assert getattr(compile_module, name) == c_constant("abi.h", f"MPTM_{name}")
+    assert c_constant("maps.h", "MPTM_TUNNELS") == compile_module.TUNNEL_SLOTS
+    assert (
+        c_constant("abi.h", "MPTM_OUTER_SIZE"),
+        c_constant("abi.h", "MPTM_PATCHES"),
+    ) == (OUTER_SIZE, PATCHES)
+
+
+# ---- ports -------------------------------------------------------------------------------------------------
+
+
+def test_ports_stand_at_their_home_slot_and_are_attached():
+    made = compiled()
+    access, uplink = made.tables.ports[7], made.tables.ports[2]
+    assert (access.ifindex, access.network, access.mtu, access.role) == (7, 5, 1500, PortRole.ACCESS)
+    assert access.mac == VETH.mac
+    assert (uplink.ifindex, uplink.network, uplink.role, uplink.lookups) == (2, 0, PortRole.UPLINK, 0)
+    assert made.tables.tx_ports == {2: 2, 7: 7}
+    assert made.attachments == [
+        Attachment(2, "eth0", "uplink", "auto"),
+        Attachment(7, "veth0", "access", "auto"),
+    ]
+    assert made.states["port", "veth0"] == "up"
+
+
+def test_a_ports_gateway_mac_may_be_given():
+    made = compile_tables(
+        Intent.of([BLUE, Port(name="veth0", role="access", network="blue", mac="02:00:00:00:00:fe")]),
+        FACTS, Allocations(),
+    )  # fmt: skip
+    assert made.tables.ports[7].mac == bytes.fromhex("0200000000fe")
+
+
+def test_a_port_whose_interface_is_missing_is_left_out_with_a_warning():
+    made = compiled(facts=Facts({"eth0": ETH0}))
+    assert list(made.tables.ports) == [2]
+    assert made.states["port", "veth0"] == "missing interface"
+    assert made.warnings == ["there is no interface veth0; its port is left out"]
+    assert [attachment.name for attachment in made.attachments] == ["eth0"]
+
+
+def test_a_port_whose_interface_is_down_is_attached_all_the_same():
+    made = compiled(facts=Facts({"eth0": ETH0, "veth0": replace(VETH, up=False)}))
+    assert made.states["port", "veth0"] == "down: the interface is down"
+    assert 7 in made.tables.ports
+    assert "interface veth0 is down" in made.warnings
+
+
+def test_a_port_whose_home_is_taken_stands_in_the_next_slot():
+    other = Port(name="veth1", role="access", network="blue")
+    links = {**FACTS.links, "veth1": replace(VETH, name="veth1", ifindex=7 + 4096)}
+    made = compiled(other, facts=Facts(links))
+    assert {slot: port.ifindex for slot, port in made.tables.ports.items()} == {2: 2, 7: 7, 8: 7 + 4096}
+
+
+def test_a_port_keeps_its_slot_when_its_home_becomes_free_and_gets_a_new_one_with_a_new_interface():
+    previous = Allocations(ports={"veth0": PortAllocation(7, 9), "gone": PortAllocation(4103, 7)})
+    assert compiled(previous=previous).allocations.ports["veth0"] == PortAllocation(7, 9)
+    reborn = Facts({"eth0": ETH0, "veth0": replace(VETH, ifindex=8)})
+    assert compiled(facts=reborn, previous=previous).allocations.ports["veth0"] == PortAllocation(8, 8)
+
+
+def test_too_many_ports_around_one_home_are_refused():
+    ports = [Port(name=f"v{i}", role="access", network="blue") for i in range(9)]
+    links = {f"v{i}": replace(VETH, name=f"v{i}", ifindex=100 + 4096 * i) for i in range(9)}
+    with pytest.raises(TableFull, match="table ports"):
+        compile_tables(Intent.of([BLUE, *ports]), Facts(links), Allocations())
+
+
+# ---- tunnels -----------------------------------------------------------------------------------------------
+
+
+def test_a_tunnel_becomes_its_template_with_egress_and_longest_frame():
+    made = compiled(geneve())
+    held = made.allocations.tunnels["to-node2"]
+    tunnel = made.tables.tunnels[held.slot]
+    assert (tunnel.outer_len, len(tunnel.outer), tunnel.strip) == (50, 50, 0)
+    assert (tunnel.max_len, tunnel.egress_ifindex, tunnel.flags) == (1514, 2, 0)
+    assert (tunnel.counter, tunnel.tos_mask, tunnel.ttl_mask) == (held.counter, 3, 0)
+    assert [tuple(patch) for patch in tunnel.patches] == [(2, 14, -14), (4, 34, 0), (1, 38, -34)]
+    assert tunnel.patch_count == 3
+    assert made.states["tunnel", "to-node2"] == "up"
+    assert made.tables.listeners == {(6081 + 1) % 256: Listener(6081, 1, 1)}
+    assert made.tables.locals == {LocalKey(MAPPED + PATH.local.packed): 1}
+    assert made.warnings == []
+
+
+def test_a_vlan_may_be_as_long_as_the_mtu_and_a_tagged_header():
+    made = compiled(vlan(), facts=replace(FACTS, paths={"leaf": PATH}))
+    tunnel = next(iter(made.tables.tunnels.values()))
+    assert (tunnel.outer_len, tunnel.strip, tunnel.max_len) == (16, 12, 1518)
+    assert made.tables.locals == {}
+
+
+def test_to_stack_is_a_flag_of_the_tunnel():
+    made = compiled(geneve(to_stack=True))
+    assert next(iter(made.tables.tunnels.values())).flags == TunnelFlag.TO_STACK
+
+
+@pytest.mark.parametrize(
+    ("facts", "state"),
+    [
+        (replace(FACTS, paths={}), "down: there is no route to 10.30.30.2"),
+        (
+            replace(FACTS, paths={}, problems={"to-node2": "the network is unreachable"}),
+            "down: the network is unreachable",
+        ),
+        (
+            replace(
+                FACTS, paths={"to-node2": replace(PATH, next_hop_mac=None, problem="nobody answers ARP")}
+            ),
+            "down: nobody answers ARP",
+        ),
+    ],
+)
+def test_a_tunnel_that_cannot_send_has_an_empty_slot_and_says_why(facts, state):
+    made = compiled(geneve(), Route(network="blue", prefix="10.0.0.0/8", via="to-node2"), facts=facts)
+    held = made.allocations.tunnels["to-node2"]
+    assert made.tables.tunnels[held.slot].outer_len == 0
+    assert made.tables.tunnels[held.slot].counter == held.counter
+    assert made.states["tunnel", "to-node2"] == state
+    assert made.states["route", "blue 10.0.0.0/8"] == "down: tunnel to-node2 is down"
+    assert made.warnings == [f"tunnel to-node2 is {state}"]
+
+
+def test_an_unresolved_tunnel_still_receives():
+    path = replace(PATH, next_hop_mac=None, problem="nobody answers ARP")
+    made = compiled(geneve(), facts=replace(FACTS, paths={"to-node2": path}))
+    (termination,) = made.tables.terminations.values()
+    assert (termination.can_reply, termination.destination) == (0, MAPPED + PATH.local.packed)
+
+
+def test_a_remote_mac_makes_a_silent_neighbour_good_enough():
+    path = replace(PATH, next_hop_mac=None, problem="nobody answers ARP")
+    made = compiled(geneve(remote_mac="02:00:00:00:00:09"), facts=replace(FACTS, paths={"to-node2": path}))
+    assert next(iter(made.tables.tunnels.values())).outer[:6] == bytes.fromhex("020000000009")
+
+
+def test_an_ip_tunnel_with_remote_any_receives_only():
+    made = compiled(geneve(remote="any", local="10.30.30.1"), facts=replace(FACTS, paths={}))
+    assert made.states["tunnel", "to-node2"] == "receive-only"
+    assert next(iter(made.tables.tunnels.values())).outer_len == 0
+    (termination,) = made.tables.terminations.values()
+    assert (termination.source, termination.destination) == (bytes(16), MAPPED + bytes([10, 30, 30, 1]))
+    assert made.warnings == []
+
+
+def test_a_vlan_to_anyone_needs_nothing_but_its_egress_interface():
+    made = compiled(vlan(remote="any", egress="eth0"), facts=Facts(FACTS.links))
+    tunnel = next(iter(made.tables.tunnels.values()))
+    assert (tunnel.outer_len, tunnel.egress_ifindex, tunnel.max_len) == (16, 2, 1518)
+    (termination,) = made.tables.terminations.values()
+    assert (termination.source, termination.destination, termination.tunnel_id) == (bytes(16), bytes(16), 42)
+    assert (termination.number, termination.parser, termination.can_reply) == (0x8100, 3, 1)
+
+
+def test_a_vlan_known_by_mac_alone_needs_nothing_but_its_egress_interface():
+    made = compiled(
+        vlan(remote=None, remote_mac="02:00:00:00:00:09", egress="eth0"), facts=Facts(FACTS.links)
+    )
+    (termination,) = made.tables.terminations.values()
+    assert termination.source == bytes.fromhex("020000000009") + bytes(10)
+    assert termination.destination == ETH0.mac + bytes(10)
+
+
+def test_a_vlan_without_its_egress_interface_is_down():
+    made = compiled(vlan(remote="any", egress="eth9"), facts=Facts(FACTS.links))
+    assert made.states["tunnel", "leaf"] == "down: there is no way to any through eth9"
+
+
+def test_a_vlan_does_not_reach_beyond_a_gateway():
+    path = replace(PATH, gateway=ip_address("10.30.30.254"))
+    made = compiled(vlan(), facts=replace(FACTS, paths={"leaf": path}))
+    assert (
+        made.states["tunnel", "leaf"]
+        == "down: 10.30.30.2 is behind 10.30.30.254; vlan reaches neighbours only"
+    )
+
+
+def test_sending_through_an_interface_that_is_no_uplink_is_warned_of():
+    made = compile_tables(Intent.of([BLUE, geneve()]), FACTS, Allocations())
+    assert made.warnings == [
+        "tunnel to-node2 sends through eth0, which is no uplink: nothing that comes back is decapsulated "
+        "(`mptm port add eth0 --role uplink`)"
+    ]
+    assert made.tables.tx_ports == {2: 2}
+
+
+# ---- terminations -------------------------------------------------------------------------------------------
+
+
+def test_a_termination_says_who_may_send_what_and_where_it_goes():
+    made = compiled(geneve(), Route(network="blue", prefix="10.0.0.0/8", drop=True))
+    held = made.allocations.tunnels["to-node2"]
+    ((slot, termination),) = made.tables.terminations.items()
+    assert termination == Termination(
+        source=MAPPED + bytes([10, 30, 30, 2]), destination=MAPPED + bytes([10, 30, 30, 1]), tunnel_id=100,
+        number=6081, parser=1, can_reply=1, network=5, tunnel=held.slot, counter=held.counter,
+        lookups=LookupFlag.PREFIXES,
+    )  # fmt: skip
+    key = termination_key(termination.source, termination.destination, 100, 6081, 1)
+    assert slot == termination_homes(key)[0]
+    assert made.allocations.terminations == {key.hex(): slot}
+
+
+def test_the_key_is_the_start_of_struct_termination():
+    key = termination_key(bytes(range(16)), bytes(range(16, 32)), 0x04030201, 0x0605, 7)
+    assert key == bytes(range(32)) + bytes([1, 2, 3, 4, 5, 6, 7, 0])
+
+
+@given(st.binary(min_size=40, max_size=40))
+def test_the_two_homes_are_those_of_the_hash_in_64_bit_arithmetic(key):
+    words = (ctypes.c_uint64 * 5).from_buffer_copy(key)
+    number = ctypes.c_uint64(0)
+    for word, factor in zip(
+        words,
+        (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0x27D4EB2F165667C5, 0x85EBCA77C2B2AE63),
+        strict=True,
+    ):
+        number.value += word * factor
+    number.value ^= number.value >> 32
+    number.value *= 0x9E3779B97F4A7C15
+    assert termination_homes(key) == (number.value >> 16 & 65535, number.value >> 40 & 65535)
+
+
+def test_a_termination_keeps_its_slot_and_a_freed_one_is_not_used_at_once():
+    made = compiled(geneve())
+    ((key, slot),) = made.allocations.terminations.items()
+    moved = Allocations(terminations={key: 999})
+    assert compiled(geneve(), previous=moved).allocations.terminations == {key: 999}
+    freed = Allocations(terminations={"00" * 40: slot})
+    assert compiled(geneve(), previous=freed).allocations.terminations[key] != slot
+
+
+def test_as_many_terminations_as_there_can_be_tunnels_find_room_near_their_homes():
+    chooser = random.Random(1)
+    keys = [chooser.randbytes(40).hex() for _ in range(compile_module.TUNNEL_SLOTS)]
+    placed = compile_module._allocate_terminations(keys, Allocations())
+    assert len(set(placed.values())) == len(keys)
+    for key, slot in placed.items():
+        assert min((slot - home) % 65536 for home in termination_homes(bytes.fromhex(key))) < 4
+
+
+def test_tunnels_that_turn_out_to_accept_the_same_packets_are_told():
+    facts = replace(FACTS, paths={"a": PATH, "b": PATH})
+    made = compiled(vlan(name="a", remote="10.30.30.2"), vlan(name="b", remote="10.30.30.3"), facts=facts)
+    assert made.states["tunnel", "a"] == "up"
+    assert made.states["tunnel", "b"] == "conflict: accepts the same packets as tunnel a, which gets them"
+    assert len(made.tables.terminations) == 1
+
+
+# ---- routes and flows ---------------------------------------------------------------------------------------
+
+
+def test_single_addresses_are_hosts_and_the_rest_are_prefixes():
+    made = compiled(
+        geneve(),
+        Route(network="blue", prefix="10.1.0.5/32", via="to-node2", mac="02:00:00:00:00:05"),
+        Route(network="blue", prefix="fd00::5/128", via="to-node2"),
+        Route(network="blue", prefix="10.1.0.0/16", drop=True),
+        Route(network="blue", prefix="fd00::/64", pass_=True),
+        Route(network="blue", prefix="0.0.0.0/0", port="veth0"),
+    )
+    slot = made.allocations.tunnels["to-node2"].slot
+    tables = made.tables
+    assert tables.hosts_v4 == {
+        HostKeyV4(5, bytes([10, 1, 0, 5])): NextHop(
+            NextHopKind.TUNNEL, 1, bytes.fromhex("020000000005"), slot
+        )
+    }
+    assert tables.hosts_v6 == {
+        HostKeyV6(5, ip_address("fd00::5").packed): NextHop(NextHopKind.TUNNEL, 0, bytes(6), slot)
+    }
+    assert tables.prefixes_v4 == {
+        PrefixKeyV4(48, 5, bytes([10, 1, 0, 0])): NextHop(NextHopKind.DROP, 0, bytes(6), 0),
+        PrefixKeyV4(32, 5, bytes(4)): NextHop(NextHopKind.PORT, 1, VETH.peer_mac, 7),
+    }
+    assert tables.prefixes_v6 == {
+        PrefixKeyV6(96, 5, ip_address("fd00::").packed): NextHop(NextHopKind.PASS, 0, bytes(6), 0)
+    }
+
+
+def test_flows_go_by_both_addresses():
+    made = compiled(
+        Flow(network="blue", source="10.0.0.1", destination="10.0.0.2", drop=True),
+        Flow(network="blue", source="fd00::1", destination="fd00::2", port="veth0", mac="02:00:00:00:00:05"),
+    )
+    drop = NextHop(NextHopKind.DROP, 0, bytes(6), 0)
+    assert made.tables.flows_v4 == {FlowKeyV4(5, bytes([10, 0, 0, 1]), bytes([10, 0, 0, 2])): drop}
+    key = FlowKeyV6(5, ip_address("fd00::1").packed, ip_address("fd00::2").packed)
+    assert made.tables.flows_v6 == {key: NextHop(NextHopKind.PORT, 1, bytes.fromhex("020000000005"), 7)}
+
+
+@pytest.mark.parametrize(
+    ("objects", "flags"),
+    [
+        ([], 0),
+        ([Route(network="blue", prefix="10.0.0.1/32", drop=True)], 0),
+        ([Route(network="blue", prefix="10.0.0.0/8", drop=True)], LookupFlag.PREFIXES),
+        ([Flow(network="blue", source="10.0.0.1", destination="10.0.0.2", drop=True)], LookupFlag.FLOWS),
+        ([Route(network="red", prefix="10.0.0.0/8", drop=True)], 0),
+    ],
+)
+def test_lookups_are_those_that_the_network_needs(objects, flags):
+    made = compiled(Network(name="red", id=6), geneve(), *objects)
+    assert made.tables.ports[7].lookups == flags
+    assert next(iter(made.tables.terminations.values())).lookups == flags
+
+
+def test_a_route_to_a_port_without_a_known_workload_mac_asks_for_it():
+    links = {**FACTS.links, "veth0": replace(VETH, peer_mac=None)}
+    with pytest.raises(InvalidIntent) as raised:
+        compiled(Route(network="blue", prefix="10.1.0.5/32", port="veth0"), facts=Facts(links))
+    assert str(raised.value) == (
+        "mac: route blue 10.1.0.5/32: the MAC address of the workload behind veth0 can't be found out\n"
+        "  give it with --mac"
+    )
+
+
+def test_a_route_to_a_missing_interface_drops_with_a_warning():
+    made = compiled(Route(network="blue", prefix="10.1.0.5/32", port="veth0"), facts=Facts({"eth0": ETH0}))
+    assert list(made.tables.hosts_v4.values()) == [NextHop(NextHopKind.DROP, 0, bytes(6), 0)]
+    assert made.states["route", "blue 10.1.0.5/32"] == "down: missing interface veth0"
+    assert "route blue 10.1.0.5/32 drops its packets: there is no interface veth0" in made.warnings
+
+
+# ---- what stays and what moves ------------------------------------------------------------------------------
+
+
+def test_compiling_again_changes_nothing():
+    objects = [geneve(), vlan(), Route(network="blue", prefix="10.0.0.0/8", via="to-node2")]
+    facts = replace(FACTS, paths={"to-node2": PATH, "leaf": PATH})
+    first = compiled(*objects, facts=facts)
+    again = compiled(*objects, facts=facts, previous=first.allocations)
+    assert (again.tables, again.allocations) == (first.tables, first.allocations)
+
+
+def test_the_order_of_objects_does_not_move_what_has_a_slot():
+    facts = replace(FACTS, paths={"to-node2": PATH, "leaf": PATH})
+    first = compiled(geneve(), vlan(), facts=facts)
+    again = compiled(vlan(), geneve(), facts=facts, previous=first.allocations)
+    assert again.tables == first.tables
+
+
+def test_a_changed_template_gets_a_new_slot_and_keeps_its_counter():
+    first = compiled(geneve())
+    second = compiled(geneve(ttl=9), previous=first.allocations)
+    before, after = first.allocations.tunnels["to-node2"], second.allocations.tunnels["to-node2"]
+    assert after.slot != before.slot
+    assert after.counter == before.counter
+    assert list(second.tables.tunnels) == [after.slot]
+    assert next(iter(second.tables.terminations.values())).tunnel == after.slot
+
+
+def test_a_tunnel_that_goes_down_gets_a_new_slot_too():
+    first = compiled(geneve())
+    second = compiled(geneve(), facts=replace(FACTS, paths={}), previous=first.allocations)
+    assert second.allocations.tunnels["to-node2"].slot != first.allocations.tunnels["to-node2"].slot
+
+
+def test_a_freed_slot_is_used_last():
+    allocations = Allocations()
+    slots = []
+    for ttl in range(1, 8):
+        allocations = compiled(geneve(ttl=ttl), previous=allocations).allocations
+        slots.append(allocations.tunnels["to-node2"].slot)
+    assert slots == list(range(7))
+
+
+def test_slots_are_given_out_round_and_round():
+    last = compile_module.TUNNEL_SLOTS - 1
+    first = compiled(geneve(), previous=Allocations(next_slot=last))
+    second = compiled(geneve(ttl=9), previous=first.allocations)
+    assert first.allocations.tunnels["to-node2"].slot == last
+    assert second.allocations.tunnels["to-node2"].slot == 0
+
+
+def test_a_new_tunnel_does_not_get_the_counter_of_one_that_goes():
+    first = compiled(geneve())
+    second = compiled(
+        geneve(name="other"), facts=replace(FACTS, paths={"other": PATH}), previous=first.allocations
+    )
+    assert second.allocations.tunnels["other"].counter != first.allocations.tunnels["to-node2"].counter
+
+
+def test_more_tunnels_than_slots_are_refused_by_name_of_the_table(monkeypatch):
+    monkeypatch.setattr(compile_module, "TUNNEL_SLOTS", 2)
+    tunnels = [geneve(name=f"t{i}", vni=i) for i in range(3)]
+    with pytest.raises(TableFull, match="table tunnel_counters is full: it has room for 2 tunnels"):
+        compiled(*tunnels)
+
+
+def test_a_full_table_of_tunnels_can_still_be_emptied(monkeypatch):
+    monkeypatch.setattr(compile_module, "TUNNEL_SLOTS", 2)
+    full = compiled(geneve(name="a", vni=1), geneve(name="b", vni=2))
+    left = compiled(geneve(name="a", vni=1), previous=full.allocations)
+    assert left.allocations.tunnels["a"] == full.allocations.tunnels["a"]
+
+
+def test_allocations_survive_their_storage():
+    made = compiled(geneve(), vlan(), facts=replace(FACTS, paths={"to-node2": PATH, "leaf": PATH}))
+    text = msgspec.json.encode(made.allocations)
+    assert msgspec.json.decode(text, type=Allocations) == made.allocations
+    assert msgspec.json.decode(b"{}", type=Allocations) == Allocations()
+
+
+def test_allocate_alone_gives_what_compile_gives():
+    from mptm.protocols import PROTOCOLS
+
+    intent = Intent.of([BLUE, UPLINK, ACCESS, geneve()])
+    template = PROTOCOLS["geneve"].build(geneve(), PATH)
+    assert allocate(intent, FACTS, {"to-node2": template}, Allocations()) == compiled(geneve()).allocations
+
+
+def test_listeners_share_and_keep_their_slots():
+    facts = replace(FACTS, paths={"to-node2": PATH, "other": PATH_V6})
+    made = compiled(geneve(), geneve(name="other", remote="fd00::2", vni=7), facts=facts)
+    home = (6081 + ListenerKind.UDP) % 256
+    assert made.tables.listeners == {home: Listener(6081, 1, 1)}
+    clash = compiled(
+        geneve(),
+        geneve(name="other", remote="fd00::2", port=6081 + 256),
+        facts=facts,
+        previous=made.allocations,
+    )
+    assert clash.tables.listeners == {home: Listener(6081, 1, 1), home + 1: Listener(6081 + 256, 1, 1)}
