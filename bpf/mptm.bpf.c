@@ -32,10 +32,13 @@ static __always_inline int answer_port(struct xdp_md *ctx, const struct packet *
 					    : next_hop->kind != NEXT_HOP_TUNNEL)
 		return XDP_PASS;
 	__builtin_memcpy(question->answer_mac, next_hop->has_mac ? next_hop->mac : port->mac, ETH_ALEN);
+	/* XDP_TX would not do: a veth whose other end has no XDP program leaves the frame in its ring. */
+	if (bpf_redirect_map(&tx_ports, port->ifindex, XDP_DROP) != XDP_REDIRECT)
+		return XDP_PASS;
 	if (!write_answer(ctx, packet, question))
 		return XDP_PASS;
 	count_port_tx(slot, frame_len(ctx));
-	return XDP_TX;
+	return XDP_REDIRECT;
 }
 
 SEC("xdp") int mptm_encap_xdp(struct xdp_md *ctx)

@@ -857,6 +857,26 @@ def test_a_hidden_bpf_file_system_is_an_error_that_says_how_to_go_on(namespace: 
     assert "nsenter --net=/run/netns/NAME" in process.stderr
 
 
+def test_the_bpf_file_system_is_mounted_where_it_is_missing() -> None:
+    script = """
+from mptm.kernel import bpffs
+assert not bpffs.is_mounted()
+bpffs.ensure_mounted()
+assert bpffs.is_mounted()
+"""
+    # mount and process namespaces of its own: a machine whose first process sees what this one sees
+    process = subprocess.run(
+        [
+            *("unshare", "--mount", "--pid", "--fork", "--mount-proc", "sh", "-c"),
+            *('umount /sys/fs/bpf && exec "$0" -c "$1"', sys.executable, script),
+        ],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == 0, process.stderr
+
+
 # ---- facts -----------------------------------------------------------------------------------------------
 
 
