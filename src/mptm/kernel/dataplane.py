@@ -1,0 +1,545 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The data plane of an instance: its programs, its tables and the interfaces that run it.
+
+Everything lives in bpffs, so traffic goes on when no process of ours runs:
+
+    /sys/fs/bpf/mptm/<instance>/maps/<table>
+                                progs/<program>
+                                links/<interface>
+                                build              a symbolic link whose target names the build and its programs
+
+Dots in the names of instances and interfaces stand as colons there. What
+`bpftool prog loadall mptm.o .../progs type xdp pinmaps .../maps` makes is adopted; so are programs of ours that
+`bpftool net attach` put on an interface.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import re
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from mptm.errors import ForeignProgram, InvalidIntent, KernelError, MptmError, NotFound
+from mptm.kernel import bpffs, libbpf, netlink
+from mptm.kernel.btf import Types
+from mptm.kernel.maps import DEVMAP, DEVMAP_HASH, Map, types_of
+from mptm.kernel.objects import DATA_PLANE, object_path
+from mptm.tables import Attachment
+
+PROGRAM_OF_ROLE = {"access": "mptm_encap_xdp", "uplink": "mptm_decap_xdp"}
+"""The program that a port of a role runs."""
+
+_ROOT = bpffs.MOUNT_POINT / "mptm"
+_INSTANCE = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+_BUILD = "build"
+_NEW = " new"  # no interface, table or program can have a name that ends so
+_KERNEL_NAME_LEN = 15
+_READ_ONLY_FOR_PROGRAMS = 1 << 7  # BPF_F_RDONLY_PROG, which the kernel adds to device maps by itself
+_MODE_FLAGS = {"native": libbpf.XDP_FLAGS_DRV_MODE, "generic": libbpf.XDP_FLAGS_SKB_MODE}
+_NOT_IN_THIS_MODE = frozenset(
+    (errno.EOPNOTSUPP, libbpf.ENOTSUPP, errno.EINVAL, errno.ERANGE, errno.ENOMEM, errno.ENOSPC, errno.E2BIG)
+)
+"""What drivers answer where they can't run this program natively: no support, MTU, queues."""
+
+
+@dataclass(frozen=True)
+class Attached:
+    """An interface that runs a program of this instance.
+
+    `name` is the interface's when it was attached, `ifindex` 0 when it is gone. `mode` is native, generic, offload,
+    or adopted: attached by somebody else and without a link; empty when the interface is gone.
+    """
+
+    ifindex: int
+    name: str
+    mode: str
+    program: str
+
+
+class DataPlane:
+    """The loaded data plane of one instance. Made by `open`; a context manager that lets go of its descriptors.
+
+    `maps` are the tables by name. With `upgrade_needed`, programs of another build than the object's are pinned;
+    opened for loading, `maps` and the program descriptors are then the new build's: fill `fresh_maps`, which were
+    made empty because their layout changed, and call `switch_links`. After a first load all maps are fresh.
+    """
+
+    def __init__(
+        self, instance: str, maps: dict[str, Map], programs: dict[str, int], build: str | None
+    ) -> None:
+        self.instance = instance
+        self.maps = maps
+        self.upgrade_needed = False
+        self.fresh_maps: frozenset[str] = frozenset()
+        self._root = instance_directory(instance)
+        self._build = build
+        self._program_infos = {name: libbpf.program_info(fd) for name, fd in programs.items()}
+        self._programs = programs
+
+    @classmethod
+    def open(cls, instance: str, *, load: bool) -> DataPlane | None:
+        """The data plane of an instance as it is pinned, or None when it isn't loaded.
+
+        With `load` it is loaded where needed, and never None: an object that isn't the pinned one is loaded beside
+        it (`upgrade_needed`), with the tables shared whose layout is the same.
+        Raises KernelError, NotSupported, and MptmError when the object isn't there.
+        """
+        if load:
+            bpffs.ensure_mounted()
+        pinned = cls._open_pinned(instance)
+        if not load:
+            if pinned is not None and pinned._build is not None:
+                with suppress(MptmError):  # what is loaded works without the object
+                    pinned.upgrade_needed = pinned._build != _digest(object_path(DATA_PLANE))
+            return pinned
+        path = object_path(DATA_PLANE)
+        build = _digest(path)
+        if pinned is not None and pinned._build == build:
+            return pinned
+        loaded = cls._load(instance, path, build)
+        if pinned is None:
+            loaded._pin()
+            return loaded
+        if not loaded.fresh_maps and loaded._tags() == pinned._tags():
+            loaded.close()
+            pinned._build = build
+            pinned._record_build()
+            return pinned
+        loaded.upgrade_needed = True
+        pinned.close()
+        return loaded
+
+    @classmethod
+    def _open_pinned(cls, instance: str) -> DataPlane | None:
+        root = instance_directory(instance)
+        if not set(PROGRAM_OF_ROLE.values()) <= set(_pins(root / "progs")):
+            return None
+        programs: dict[str, int] = {}
+        maps: dict[str, Map] = {}
+        try:
+            for name in _pins(root / "progs"):
+                programs[name] = libbpf.open_pin(root / "progs" / name)
+            for name in _pins(root / "maps"):
+                maps[name] = Map(name, libbpf.open_pin(root / "maps" / name))
+            data_plane = cls(instance, maps, programs, None)
+        except BaseException:
+            _close(maps.values(), programs.values())
+            raise
+        data_plane._build = data_plane._recorded_build()
+        return data_plane
+
+    @classmethod
+    def _load(cls, instance: str, path: Path, build: str) -> DataPlane:
+        root = instance_directory(instance)
+        with libbpf.Object(path) as loading:
+            types = Types(loading.btf(), path.name)
+            reused: set[str] = set()
+            declared_maps = loading.maps()
+            for declared in declared_maps:
+                pin = root / "maps" / declared.name
+                if not pin.exists():
+                    continue
+                fd = libbpf.open_pin(pin)
+                try:
+                    if _is_compatible(declared, types, fd):
+                        loading.reuse_map(declared, fd)
+                        reused.add(declared.name)
+                finally:
+                    os.close(fd)
+            loading.load()
+            programs = loading.program_fds()
+            maps = {name: Map(name, fd) for name, fd in loading.map_fds().items()}
+        data_plane = cls(instance, maps, programs, build)
+        data_plane.fresh_maps = frozenset(maps) - reused
+        return data_plane
+
+    def __enter__(self) -> DataPlane:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_programs"):
+            self.close()
+
+    def close(self) -> None:
+        """Let go of all descriptors; the data plane goes on."""
+        _close(self.maps.values(), self._programs.values())
+        self._programs = {}
+
+    def program_fd(self, name: str) -> int:
+        """Descriptor of a program; it stays the data plane's. Raises NotFound."""
+        if name not in self._programs:
+            raise NotFound(
+                f"the data plane has no program {name}", f"it has {', '.join(sorted(self._programs))}"
+            )
+        return self._programs[name]
+
+    def program_id(self, name: str) -> int:
+        """The kernel's id of a program. Raises NotFound."""
+        self.program_fd(name)
+        return self._program_infos[name].id
+
+    def attach(self, attachment: Attachment) -> str:
+        """Let an interface run the program of its role; returns the mode: native, generic or adopted.
+
+        Mode `auto` is native, and generic where the driver can't. What is attached rightly already stays; a link
+        whose interface is gone is replaced; a program of ours without a link is adopted as it is.
+        Raises ForeignProgram when the interface runs somebody else's program, NotFound when it doesn't exist,
+        NotSupported and KernelError when the kernel refuses.
+        """
+        program = PROGRAM_OF_ROLE[attachment.role]
+        with self._link_of(attachment) as fd:
+            state = _xdp_state(attachment.ifindex, attachment.name)
+            if fd is not None and state is not None:
+                if attachment.mode in ("auto", state.mode):
+                    if libbpf.link_info(fd).program_id != self.program_id(program):
+                        _update_link(fd, self.program_fd(program), attachment.name)
+                    return state.mode
+                self.detach(attachment.name)
+                state = None
+        if state is not None:
+            return self._adopt(state, program)
+        return self._create_link(attachment, program)
+
+    def detach(self, name: str | Attached) -> None:
+        """Take our program off an interface. One that is gone, or has none of ours, is no error."""
+        name = name.name if isinstance(name, Attached) else name
+        pin = self._link_pin(name)
+        if pin.exists():
+            _detach_link(pin)
+            return
+        for state in netlink.xdp_states():
+            if state.name == name and self._is_ours(state.program_id):
+                libbpf.replace_xdp(state.ifindex, state.program_id, None, _MODE_FLAGS.get(state.mode, 0))
+
+    def attachments(self) -> list[Attached]:
+        """The interfaces that run a program of this instance, those included that are gone (ifindex 0)."""
+        states = {state.ifindex: state for state in netlink.xdp_states()}
+        found, linked = [], set()
+        for name in _pins(self._root / "links"):
+            with _opened(self._root / "links" / name) as fd:
+                info = libbpf.link_info(fd)
+            state = states.get(info.ifindex)
+            alive = state is not None and state.program_id == info.program_id
+            found.append(
+                Attached(
+                    info.ifindex if alive else 0,
+                    bpffs.unescape(name),
+                    state.mode if state is not None and alive else "",
+                    self._program_name(info.program_id),
+                )
+            )
+            if alive:
+                linked.add(info.ifindex)
+        found += [
+            Attached(state.ifindex, state.name, "adopted", self._program_name(state.program_id))
+            for ifindex, state in states.items()
+            if ifindex not in linked and self._is_ours(state.program_id)
+        ]
+        return found
+
+    def switch_links(self) -> None:
+        """Let every attached interface run the loaded programs from now on, without a packet lost in between.
+
+        Then the loaded programs and tables take the place of the pinned ones. What a kill in the middle leaves
+        behind, the next `open` finds as an upgrade that is still needed. Raises KernelError.
+        """
+        for attached in self.attachments():
+            program = self._full_name(attached.program)
+            if attached.ifindex == 0 or program is None:
+                continue
+            if attached.mode == "adopted":
+                if (state := _xdp_state(attached.ifindex, attached.name)) is not None:
+                    self._adopt(state, program)
+            else:
+                with _opened(self._link_pin(attached.name)) as fd:
+                    _update_link(fd, self.program_fd(program), attached.name)
+        self._pin()
+        self.upgrade_needed = False
+        self.fresh_maps = frozenset()
+
+    def remove(self) -> None:
+        """Detach from all interfaces and delete every pin of the instance; the tables are gone with it."""
+        for attached in self.attachments():
+            self.detach(attached)
+        self.close()
+        remove_instance(self.instance)
+
+    def _link_pin(self, interface: str) -> Path:
+        return self._root / "links" / bpffs.escape(interface)
+
+    @contextmanager
+    def _link_of(self, attachment: Attachment) -> Iterator[int | None]:
+        """Descriptor of the pinned link of an interface, under its present name; None without one."""
+        pin = self._link_pin(attachment.name)
+        if not pin.exists() or not self._is_link_of(attachment, pin):
+            if pin.exists():
+                _detach_link(pin)  # the interface is gone, or was replaced by another of the same name
+            for name in _pins(pin.parent):
+                if self._is_link_of(attachment, pin.with_name(name)):
+                    pin.with_name(name).rename(pin)  # the interface was renamed
+                    break
+            else:
+                yield None
+                return
+        with _opened(pin) as fd:
+            yield fd
+
+    @staticmethod
+    def _is_link_of(attachment: Attachment, pin: Path) -> bool:
+        """Whether a pinned link is that of the interface here: in another namespace the same index is another."""
+        with _opened(pin) as fd:
+            info = libbpf.link_info(fd)
+        if info.ifindex != attachment.ifindex:
+            return False
+        state = _xdp_state(attachment.ifindex, attachment.name)
+        return state is not None and state.program_id == info.program_id
+
+    def _adopt(self, state: netlink.XdpState, program: str) -> str:
+        if not self._is_ours(state.program_id):
+            raise _foreign(state)
+        if state.program_id != self.program_id(program):
+            libbpf.replace_xdp(
+                state.ifindex, state.program_id, self.program_fd(program), _MODE_FLAGS.get(state.mode, 0)
+            )
+        return "adopted"
+
+    def _create_link(self, attachment: Attachment, program: str) -> str:
+        modes = ("native", "generic") if attachment.mode == "auto" else (attachment.mode,)
+        for mode in modes:
+            fd = libbpf.create_xdp_link(self.program_fd(program), attachment.ifindex, _MODE_FLAGS[mode])
+            if fd >= 0:
+                try:
+                    pin = self._link_pin(attachment.name)
+                    _make_directories(pin.parent)
+                    libbpf.pin(fd, pin)
+                finally:
+                    os.close(fd)
+                return mode
+            if -fd not in _NOT_IN_THIS_MODE:
+                break
+        message = f"{program} can't be attached to {attachment.name} in {mode} mode"
+        if -fd in (errno.EBUSY, errno.EEXIST) and (state := _xdp_state(attachment.ifindex, attachment.name)):
+            raise _foreign(state)
+        error = libbpf.failure(message, fd)
+        if mode == "native" and -fd in _NOT_IN_THIS_MODE:
+            error.hint = "the driver or its present settings (MTU, queues) can't do it: use --mode generic"
+        raise error
+
+    def _is_ours(self, program_id: int) -> bool:
+        """Whether a program is a pinned or loaded one of this instance, or works on its tables."""
+        if any(info.id == program_id for info in self._program_infos.values()):
+            return True
+        info = libbpf.program_info_by_id(program_id)
+        return info is not None and not self._map_ids().isdisjoint(info.map_ids)
+
+    def _map_ids(self) -> set[int]:
+        """Ids of the tables, the pinned ones included that an upgrade is about to replace."""
+        found = {each.info.id for each in self.maps.values()}
+        for name in _pins(self._root / "maps") if self.upgrade_needed else ():
+            with _opened(self._root / "maps" / name) as fd:
+                found.add(libbpf.map_info(fd).id)
+        return found
+
+    def _program_name(self, program_id: int) -> str:
+        for name, known in self._program_infos.items():
+            if known.id == program_id:
+                return name
+        info = libbpf.program_info_by_id(program_id)
+        return "" if info is None else self._full_name(info.name) or info.name
+
+    def _full_name(self, name: str) -> str | None:
+        """The program of the present build with this name, which the kernel may have cut short."""
+        return next(
+            (full for full in self._programs if full[:_KERNEL_NAME_LEN] == name[:_KERNEL_NAME_LEN]), None
+        )
+
+    def _tags(self) -> dict[str, bytes]:
+        return {name: info.tag for name, info in self._program_infos.items()}
+
+    def _pin(self) -> None:
+        """Put the maps and programs in place, programs last: with them pinned, the maps are complete."""
+        for name, each in self.maps.items():
+            _replace_pin(each.fd, self._root / "maps" / name)
+        for name, fd in self._programs.items():
+            _replace_pin(fd, self._root / "progs" / name)
+        self._record_build()
+        for directory, wanted in (("maps", self.maps.keys()), ("progs", self._programs.keys())):
+            for name in set(_pins(self._root / directory)) - wanted:
+                (self._root / directory / name).unlink()
+
+    def _record_build(self) -> None:
+        """Note which build the pinned programs are of; bpffs has no files, but symbolic links."""
+        new = self._root / (_BUILD + _NEW)
+        new.unlink(missing_ok=True)
+        new.symlink_to(f"{self._build}:{self._program_ids()}")
+        new.rename(self._root / _BUILD)
+
+    def _recorded_build(self) -> str | None:
+        """The build of the pinned programs; None when it wasn't us who loaded them."""
+        try:
+            build, _, ids = os.readlink(self._root / _BUILD).partition(":")
+        except OSError:
+            return None
+        return build if ids == self._program_ids() else None
+
+    def _program_ids(self) -> str:
+        return ",".join(str(info.id) for _, info in sorted(self._program_infos.items()))
+
+
+def instance_directory(instance: str) -> Path:
+    """Where the pins of an instance are. Raises InvalidIntent for a name that no instance can have."""
+    if not _INSTANCE.fullmatch(instance):
+        raise InvalidIntent(
+            f"{instance!r} is no name for an instance",
+            "letters, digits, dots, dashes and underscores, 64 at most",
+            field="instance",
+        )
+    return _ROOT / bpffs.escape(instance)
+
+
+def remove_instance(instance: str) -> None:
+    """Detach the links of an instance and delete all its pins, complete or not. Raises KernelError."""
+    root = instance_directory(instance)
+    for name in _pins(root / "links"):
+        _detach_link(root / "links" / name)
+    try:
+        if root.exists():
+            shutil.rmtree(root)
+    except OSError as error:
+        raise KernelError(f"{root} can't be removed", error.errno or 0) from None
+
+
+def _pins(directory: Path) -> list[str]:
+    """Names of what is pinned in a directory, in order, without what an interrupted change left behind."""
+    try:
+        return sorted(name for name in os.listdir(directory) if not name.endswith(_NEW))
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise KernelError(
+            f"{directory} can't be read", error.errno or 0, "run it as root" if os.geteuid() else None
+        ) from None
+
+
+@contextmanager
+def _opened(pin: Path) -> Iterator[int]:
+    fd = libbpf.open_pin(pin)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _replace_pin(fd: int, path: Path) -> None:
+    """Pin at a path, in place of what may be pinned there, with no moment without either."""
+    _make_directories(path.parent)
+    try:
+        new = path.with_name(path.name + _NEW)
+        new.unlink(missing_ok=True)
+        libbpf.pin(fd, new)
+        new.rename(path)
+    except OSError as error:
+        raise KernelError(f"{path} can't be pinned", error.errno or 0) from None
+
+
+def _make_directories(directory: Path) -> None:
+    """A directory of an instance's, for root only like those above it."""
+    try:
+        for each in (_ROOT, directory.parent, directory):
+            each.mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise KernelError(
+            f"{directory} can't be made", error.errno or 0, "run it as root" if os.geteuid() else None
+        ) from None
+
+
+def _detach_link(pin: Path) -> None:
+    """Detach at once: without it the kernel does so some time after the last reference is gone."""
+    with _opened(pin) as fd:
+        libbpf.library().bpf_link_detach(fd)
+    pin.unlink(missing_ok=True)
+
+
+def _update_link(fd: int, program_fd: int, interface: str) -> None:
+    libbpf.check(
+        libbpf.library().bpf_link_update(fd, program_fd, None),
+        f"the program of {interface} can't be exchanged",
+    )
+
+
+def _xdp_state(ifindex: int, name: str) -> netlink.XdpState | None:
+    try:
+        return netlink.xdp_state(ifindex)
+    except KernelError as error:
+        if error.errno == errno.ENODEV:
+            raise NotFound(f"there is no interface {name} (index {ifindex})") from None
+        raise
+
+
+def _foreign(state: netlink.XdpState) -> ForeignProgram:
+    info = libbpf.program_info_by_id(state.program_id)
+    name = (info.name if info else "") or "without a name"
+    owner = _owner(state.program_id)
+    return ForeignProgram(
+        f"{state.name} already has an XDP program: {name} (id {state.program_id})"
+        + (f" of the instance {owner}" if owner else ""),
+        f"mptm --instance {owner} port del {state.name}"
+        if owner
+        else f"detach it first: ip link set dev {state.name} xdp off, or stop what attached it",
+    )
+
+
+def _owner(program_id: int) -> str | None:
+    """The instance among whose pins a program is."""
+    for instance in _pins(_ROOT):
+        for name in _pins(_ROOT / instance / "progs"):
+            with _opened(_ROOT / instance / "progs" / name) as fd:
+                if libbpf.program_info(fd).id == program_id:
+                    return bpffs.unescape(instance)
+    return None
+
+
+def _is_compatible(declared: libbpf.ObjectMap, types: Types, fd: int) -> bool:
+    """Whether an existing map can serve as the declared one: same kind, same size, same layout of its entries."""
+    info = libbpf.map_info(fd)
+    flags = info.flags & ~_READ_ONLY_FOR_PROGRAMS if info.type in (DEVMAP, DEVMAP_HASH) else info.flags
+    if (info.type, info.key_size, info.value_size, info.max_entries, flags) != (
+        declared.type,
+        declared.key_size,
+        declared.value_size,
+        declared.max_entries,
+        declared.flags,
+    ):
+        return False
+    if not info.btf_id:
+        return True
+    return all(
+        types_of(info.btf_id).layout(ours) == types.layout(theirs)
+        for ours, theirs in (
+            (info.btf_key_type_id, declared.btf_key_type_id),
+            (info.btf_value_type_id, declared.btf_value_type_id),
+        )
+    )
+
+
+def _digest(path: Path) -> str:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise MptmError(f"{path} can't be read: {error.strerror}") from None
+
+
+def _close(maps: Iterable[Map], descriptors: Iterable[int]) -> None:
+    for each in maps:
+        each.close()
+    for fd in descriptors:
+        os.close(fd)
