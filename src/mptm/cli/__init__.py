@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The command line `mptm`: each command is one call of `mptm.node.Node`, and prints what came back.
+
+Exit status 0 done, 1 failed, 2 wrong usage. Results go to standard output, errors, notes and progress to standard
+error. Nothing that takes long to import is imported before a command needs it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Entry point of `mptm`; `arguments` default to those of the process. Never returns."""
+    sys.exit(run(arguments))
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status; errors have been printed."""
+    import click
+
+    from mptm.cli.root import mptm
+    from mptm.errors import MptmError
+
+    try:
+        result = mptm.main(
+            args=None if arguments is None else list(arguments), prog_name="mptm", standalone_mode=False
+        )
+        sys.stdout.flush()
+    except click.exceptions.NoArgsIsHelpError as error:
+        print(error.format_message(), file=sys.stderr)
+        return 2
+    except click.UsageError as error:
+        if error.ctx is not None:
+            print(error.ctx.get_usage(), file=sys.stderr)
+        _complain(error.format_message())
+        if error.ctx is not None:
+            print(f"  `{error.ctx.command_path} --help` has the options and an example", file=sys.stderr)
+        return 2
+    except click.ClickException as error:
+        _complain(error.format_message())
+        return 1
+    except (click.Abort, KeyboardInterrupt):
+        print(file=sys.stderr)
+        return 130
+    except MptmError as error:
+        _complain(str(error))
+        return 1
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        if os.environ.get("MPTM_DEBUG"):
+            raise
+        _complain(
+            f"internal error: {type(error).__name__}: {error}\n"
+            "  this is a fault of mptm; the same command with MPTM_DEBUG=1 shows where"
+        )
+        return 1
+    return result if isinstance(result, int) else 0
+
+
+def _complain(text: str) -> None:
+    print(f"mptm: error: {text}", file=sys.stderr)

@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What the commands share: the node they work on, options, tables for people and JSON for programs."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+from click.shell_completion import CompletionItem
+
+if TYPE_CHECKING:
+    from mptm.node import Node, Plan
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+PROGRESS_AFTER_SECONDS = 1.0
+
+json_option = click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output.")
+
+
+def current_node() -> Node:
+    """The node that the global options choose. Raises InvalidIntent for an impossible instance name."""
+    from mptm.errors import InvalidIntent
+    from mptm.node import Node
+
+    options = click.get_current_context().find_root().obj
+    try:
+        return Node(options["instance"], netns=options["netns"], progress=note)
+    except InvalidIntent as error:
+        raise click.UsageError(str(error)) from error
+
+
+@contextlib.contextmanager
+def usage_errors() -> Iterator[None]:
+    """Turn a value that makes no sense into a usage error: for objects built from the command line."""
+    from mptm.errors import InvalidIntent
+
+    try:
+        yield
+    except InvalidIntent as error:
+        context = click.get_current_context()
+        options = {text for option in context.command.get_params(context) for text in option.opts}
+        flag = f"--{(error.field or '').replace('_', '-')}"
+        where = f"{flag}: " if flag in options else ""
+        hint = f"\n  {error.hint}" if error.hint else ""
+        raise click.UsageError(f"{where}{error.message}{hint}", context) from error
+
+
+def note(text: str) -> None:
+    """Say something that is no result: on standard error."""
+    click.echo(f"mptm: {text}", err=True)
+
+
+def count(number: int, noun: str, plural: str | None = None) -> str:
+    """`1 object`, `2 objects`."""
+    return f"{number} {noun if number == 1 else plural or noun + 's'}"
+
+
+@contextlib.contextmanager
+def saying(text: str) -> Iterator[None]:
+    """Say on standard error what is being done when it takes longer than a second."""
+    timer = threading.Timer(PROGRESS_AFTER_SECONDS, note, (text,))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def warn_of(plan: Plan) -> None:
+    """Print a plan's warnings."""
+    for warning in plan.warnings:
+        click.echo(f"mptm: warning: {warning}", err=True)
+
+
+def print_json(document: Any) -> None:
+    """One JSON document on standard output."""
+    click.echo(json.dumps(document, indent=2, default=str))
+
+
+def print_table(headings: Sequence[str], rows: Sequence[Sequence[object]], *, right: str = "") -> None:
+    """Aligned columns; those whose heading is in `right` (space separated) are set to the right."""
+    cells = [[("-" if cell is None or cell == "" else str(cell)) for cell in row] for row in rows]
+    widths = [max(len(row[column]) for row in [list(headings), *cells]) for column in range(len(headings))]
+    to_right = [heading in right.split() for heading in headings]
+    bold = sys.stdout.isatty()
+    for number, row in enumerate([list(headings), *cells]):
+        line = "  ".join(
+            text.rjust(width) if flush else text.ljust(width)
+            for text, width, flush in zip(row, widths, to_right, strict=True)
+        ).rstrip()
+        click.echo(click.style(line, bold=True) if bold and number == 0 else line)
+
+
+def print_fields(fields: dict[str, object]) -> None:
+    """A field per line, names aligned; None and empty values as `-`."""
+    width = max((len(name) for name in fields), default=0)
+    for name, value in fields.items():
+        if isinstance(value, bool):
+            value = "yes" if value else "no"
+        click.echo(f"{name.ljust(width)}  {'-' if value is None or value == '' else value}")
+
+
+def complete_names(kind: str) -> Callable[[click.Context, click.Parameter, str], list[CompletionItem]]:
+    """Completion of an argument by the names of stored objects; silent when the state can't be read."""
+
+    def complete(context: click.Context, _: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        from mptm.errors import MptmError
+        from mptm.store import Store, state_directory
+
+        root = context.find_root()
+        instance = (root.obj or root.params).get("instance") or "default"
+        try:
+            objects = getattr(Store(state_directory(instance)).read().intent, kind)
+        except MptmError:
+            return []
+        return [CompletionItem(str(name)) for name in objects if str(name).startswith(incomplete)]
+
+    return complete
+
+
+def complete_interfaces(_: click.Context, __: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Completion by the names of the machine's interfaces."""
+    import socket
+
+    return [CompletionItem(name) for _, name in socket.if_nameindex() if name.startswith(incomplete)]

@@ -1,0 +1,554 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""`mptm network`, `port`, `route` and `flow`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mptm.cli.common import (
+    Command,
+    complete_interfaces,
+    complete_names,
+    current_node,
+    json_option,
+    note,
+    print_fields,
+    print_json,
+    print_table,
+    usage_errors,
+    warn_of,
+)
+
+if TYPE_CHECKING:
+    from mptm.intent import Flow, Intent, Port, Route
+    from mptm.node import Node, Plan
+
+network_option = click.option(
+    "--network",
+    required=True,
+    shell_complete=complete_names("networks"),
+    help="The network that it belongs to.",
+)
+only_network_option = click.option(
+    "--network", shell_complete=complete_names("networks"), help="Only those of this network."
+)
+which_network_option = click.option(
+    "--network",
+    shell_complete=complete_names("networks"),
+    help="Its network; may be left out where only one network has it.",
+)
+
+
+def next_hop_options(function: Command) -> Command:
+    """Where a route or flow leads: exactly one of them."""
+    for option in (
+        click.option(
+            "--mac",
+            metavar="MAC",
+            help="Inner destination MAC to write, and what ARP and ND are answered with.",
+        ),
+        click.option("--pass", "pass_", is_flag=True, help="Leave the packets to the kernel's stack."),
+        click.option("--drop", is_flag=True, help="Drop the packets, and count them."),
+        click.option(
+            "--port",
+            metavar="INTERFACE",
+            shell_complete=complete_names("ports"),
+            help="Deliver to this local access port.  [MAC default: that of the veth's other end]",
+        ),
+        click.option(
+            "--via", metavar="TUNNEL", shell_complete=complete_names("tunnels"), help="Send into this tunnel."
+        ),
+    ):
+        function = option(function)
+    return function
+
+
+def _next_hop_fields(options: dict[str, Any]) -> dict[str, Any]:
+    chosen = [name for name in ("via", "port", "drop", "pass_") if options[name]]
+    if len(chosen) != 1:
+        raise click.UsageError("give exactly one of --via, --port, --drop and --pass")
+    return {name: value for name, value in options.items() if value}
+
+
+# ---- networks ------------------------------------------------------------------------------------
+
+
+@click.group()
+def network() -> None:
+    """Networks: who may talk to whom. Inner addresses of different networks may overlap.
+
+    \b
+    Example:
+      mptm network add blue --id 1
+      mptm network list
+    """
+
+
+@network.command("add")
+@click.argument("name")
+@click.option(
+    "--id",
+    "number",
+    type=click.IntRange(1, 2**32 - 1),
+    help="Its number on this node.  [default: the first free]",
+)
+def network_add(name: str, number: int | None) -> None:
+    """Add a network.
+
+    \b
+    Example:
+      mptm network add blue --id 1
+    """
+    from mptm.intent import Network
+
+    with usage_errors():
+        Network(name=name, id=number or 1)
+
+    def add(intent: Intent) -> Intent:
+        return intent.add(Network(name=name, id=number or first_free_id(intent)))
+
+    warn_of(current_node().edit(add))
+
+
+def first_free_id(intent: Intent) -> int:
+    """The smallest network number that isn't taken."""
+    taken = {each.id for each in intent.networks.values()}
+    return next(number for number in range(1, len(taken) + 2) if number not in taken)
+
+
+def _network_row(intent: Intent, name: str) -> dict[str, Any]:
+    def count(objects: dict[str, Any]) -> int:
+        return sum(each.network == name for each in objects.values())
+
+    return {
+        **intent.networks[name].to_dict(),
+        "ports": count(intent.ports),
+        "tunnels": count(intent.tunnels),
+        "routes": count(intent.routes),
+        "flows": count(intent.flows),
+    }
+
+
+@network.command("list")
+@json_option
+def network_list(as_json: bool) -> None:
+    """List the networks and how much belongs to each. Needs no root.
+
+    \b
+    Example:
+      mptm network list --json
+    """
+    intent = current_node().intent
+    rows = [_network_row(intent, name) for name in intent.networks]
+    if as_json:
+        print_json(rows)
+    else:
+        headings = ["NAME", "ID", "PORTS", "TUNNELS", "ROUTES", "FLOWS"]
+        print_table(headings, [list(row.values()) for row in rows], right="ID PORTS TUNNELS ROUTES FLOWS")
+
+
+@network.command("show")
+@click.argument("name", shell_complete=complete_names("networks"))
+@json_option
+def network_show(name: str, as_json: bool) -> None:
+    """Show a network and what belongs to it. Needs no root.
+
+    \b
+    Example:
+      mptm network show blue
+    """
+    from mptm.intent import KINDS
+    from mptm.node import describe
+
+    intent = current_node().intent
+    found = intent.get("network", name)
+    members = {
+        f"{kind}s": [each for each in intent.of_kind(kind).values() if each.network == name]
+        for kind in KINDS
+        if kind != "network"
+    }
+    if as_json:
+        print_json(
+            {**found.to_dict(), **{kind: [each.to_dict() for each in of] for kind, of in members.items()}}
+        )
+        return
+    print_fields({"name": found.name, "id": found.id})
+    for each in (each for of in members.values() for each in of):
+        click.echo(f"  {describe(each)}")
+
+
+@network.command("del")
+@click.argument("name", shell_complete=complete_names("networks"))
+def network_del(name: str) -> None:
+    """Delete a network that nothing belongs to any more.
+
+    \b
+    Example:
+      mptm network del blue
+    """
+    warn_of(current_node().remove("network", name))
+
+
+# ---- ports ---------------------------------------------------------------------------------------
+
+
+@click.group()
+def port() -> None:
+    """Ports: interfaces with a program of MPTM.
+
+    \b
+    Example:
+      mptm port add veth-node1 --role access --network blue
+      mptm port add eth0 --role uplink
+      mptm port list
+    """
+
+
+@port.command("add")
+@click.argument("name", metavar="INTERFACE", shell_complete=complete_interfaces)
+@click.option(
+    "--role",
+    required=True,
+    type=click.Choice(["access", "uplink"]),
+    help="access: a workload is behind it; uplink: the underlay is.",
+)
+@click.option(
+    "--network",
+    shell_complete=complete_names("networks"),
+    help="Network of the workload (access ports only).",
+)
+@click.option(
+    "--mode",
+    type=click.Choice(["auto", "native", "generic"]),
+    default="auto",
+    show_default=True,
+    help="Where XDP runs; auto: in the driver if it can.",
+)
+@click.option(
+    "--mac",
+    metavar="MAC",
+    help="Gateway MAC that the workload is told for remote addresses (access ports only).  [default: the interface's]",
+)
+def port_add(name: str, **options: Any) -> None:
+    """Make INTERFACE a port and attach the program of its role.
+
+    An interface that already has somebody else's XDP program is refused, and the program is named.
+
+    \b
+    Example:
+      mptm port add veth-node1 --role access --network blue
+      mptm port add eth0 --role uplink --mode generic
+    """
+    from mptm.intent import Port
+
+    with usage_errors():
+        wanted = Port(name=name, **options)
+    node = current_node()
+    plan = node.add(wanted)
+    warn_of(plan)
+    _explain_port(node, wanted, plan)
+
+
+def _explain_port(node: Node, port: Port, plan: Plan) -> None:
+    """Say how it was attached, and what the workload's end of a veth needs."""
+    mode = plan.outcome.modes.get(port.name)
+    if mode is not None:
+        note(f"{port.name} is attached ({mode})")
+    link = plan.facts.links.get(port.name)
+    if port.role != "access" or port.network is None or link is None or link.kind != "veth":
+        return
+    note(
+        "in the workload's namespace, run: ethtool -K <its interface> tx off gro on\n"
+        "  tx off: XDP can't fill in checksums that the sender leaves to hardware: ping works, TCP gets nothing\n"
+        "  gro on: a veth takes redirected packets only when its other end has NAPI on"
+    )
+    mtu = node.inner_mtu(port.network)
+    if mtu is not None:
+        note(
+            f"the tunnels of network {port.network} carry IP packets of up to {mtu} bytes: set that MTU there, too"
+        )
+
+
+@port.command("list")
+@json_option
+def port_list(as_json: bool) -> None:
+    """List the ports. Needs no root; `mptm status` shows whether they are attached.
+
+    \b
+    Example:
+      mptm port list
+    """
+    ports = list(current_node().intent.ports.values())
+    if as_json:
+        print_json([each.to_dict(defaults=True) for each in ports])
+    else:
+        print_table(
+            ["NAME", "ROLE", "NETWORK", "MODE", "MAC"],
+            [(each.name, each.role, each.network, each.mode, each.mac) for each in ports],
+        )
+
+
+@port.command("show")
+@click.argument("name", metavar="INTERFACE", shell_complete=complete_names("ports"))
+@json_option
+def port_show(name: str, as_json: bool) -> None:
+    """Show a port, whether it is attached, and its counters (both need root).
+
+    \b
+    Example:
+      mptm port show eth0
+    """
+    node = current_node()
+    found = node.intent.get("port", name).to_dict(defaults=True)
+    details = node.port_details(name)
+    if as_json:
+        print_json({**found, "state": details.state, "counters": details.counters and vars(details.counters)})
+        return
+    print_fields({**found, "state": details.state})
+    if details.counters is not None:
+        counters = details.counters
+        click.echo("\ncounters")
+        click.echo(f"  received  {counters.rx_packets} packets, {counters.rx_bytes} bytes")
+        click.echo(f"  sent      {counters.tx_packets} packets, {counters.tx_bytes} bytes")
+
+
+@port.command("del")
+@click.argument("name", metavar="INTERFACE", shell_complete=complete_names("ports"))
+def port_del(name: str) -> None:
+    """Detach from INTERFACE; no route or flow may lead to it any more.
+
+    \b
+    Example:
+      mptm port del veth-node1
+    """
+    warn_of(current_node().remove("port", name))
+
+
+# ---- routes --------------------------------------------------------------------------------------
+
+
+@click.group()
+def route() -> None:
+    """Routes: where an inner address or prefix is. The longest prefix wins; flows go before routes.
+
+    \b
+    Example:
+      mptm route add 10.250.1.101/32 --network blue --via to-node2
+      mptm route add 10.250.1.100/32 --network blue --port veth-node1
+      mptm route list --network blue
+    """
+
+
+@route.command("add")
+@click.argument("prefix")
+@network_option
+@next_hop_options
+def route_add(**options: Any) -> None:
+    """Add a route for PREFIX (an address alone is its /32 or /128).
+
+    The workload's ARP and neighbour solicitations for the prefix's addresses are answered.
+
+    \b
+    Example:
+      mptm route add 10.250.1.101/32 --network blue --via to-node2
+      mptm route add fd00:1::/64 --network blue --via to-node2
+      mptm route add 10.250.1.100/32 --network blue --port veth-node1
+      mptm route add 10.66.0.0/16 --network blue --drop
+    """
+    from mptm.intent import Route
+
+    fields = _next_hop_fields(options)
+    with usage_errors():
+        wanted = Route(**fields)
+    warn_of(current_node().add(wanted))
+
+
+@route.command("list")
+@only_network_option
+@json_option
+def route_list(network: str | None, as_json: bool) -> None:
+    """List the routes. Needs no root.
+
+    \b
+    Example:
+      mptm route list --network blue
+    """
+    from mptm.node import next_hop
+
+    routes = [each for each in current_node().intent.routes.values() if network in (None, each.network)]
+    if as_json:
+        print_json([each.to_dict() for each in routes])
+    else:
+        print_table(
+            ["NETWORK", "PREFIX", "NEXT HOP"],
+            [(each.network, each.prefix, next_hop(each)) for each in routes],
+        )
+
+
+@route.command("show")
+@click.argument("prefix", shell_complete=lambda *_: [])
+@which_network_option
+@json_option
+def route_show(prefix: str, network: str | None, as_json: bool) -> None:
+    """Show a route. Needs no root.
+
+    \b
+    Example:
+      mptm route show 10.250.1.101/32 --network blue
+    """
+    found = _find_route(current_node().intent, prefix, network)
+    print_json(found.to_dict()) if as_json else print_fields(_steered_fields(found))
+
+
+@route.command("del")
+@click.argument("prefix")
+@which_network_option
+def route_del(prefix: str, network: str | None) -> None:
+    """Delete a route.
+
+    \b
+    Example:
+      mptm route del 10.250.1.101/32 --network blue
+    """
+    warn_of(
+        current_node().edit(lambda intent: intent.remove("route", _find_route(intent, prefix, network).key))
+    )
+
+
+def _find_route(intent: Intent, prefix: str, network: str | None) -> Route:
+    from mptm.intent import route_key
+
+    found: Route = _find(intent, "route", prefix, network, lambda name: route_key(name, prefix))
+    return found
+
+
+def _find(intent: Intent, kind: str, what: str, network: str | None, key_in: Callable[[str], str]) -> Any:
+    """The object of a network; without one, of the only network that has it."""
+    from mptm.errors import NotFound
+
+    with usage_errors():
+        key_in(network or "any")
+    if network is not None:
+        return intent.get(kind, key_in(network))
+    section = intent.of_kind(kind)
+    found = [section[key_in(name)] for name in intent.networks if key_in(name) in section]
+    if len(found) > 1:
+        raise click.UsageError(
+            f"networks {', '.join(each.network for each in found)} have {kind} {what}: choose one with --network"
+        )
+    if not found:
+        raise NotFound(f"there is no {kind} {what}", f"`mptm {kind} list` shows them")
+    return found[0]
+
+
+def _steered_fields(found: Route | Flow) -> dict[str, object]:
+    from mptm.node import next_hop
+
+    fields: dict[str, object] = {
+        name: value
+        for name, value in found.to_dict().items()
+        if name not in ("via", "port", "drop", "pass", "mac", "annotations")
+    }
+    return {**fields, "next hop": next_hop(found), **getattr(found, "annotations", {})}
+
+
+# ---- flows ---------------------------------------------------------------------------------------
+
+
+@click.group()
+def flow() -> None:
+    """Flows: exact pairs of inner addresses, looked up before routes.
+
+    \b
+    Example:
+      mptm flow add 10.250.1.100 10.250.1.101 --network blue --via to-node2
+      mptm flow list
+    """
+
+
+@flow.command("add")
+@click.argument("source")
+@click.argument("destination")
+@network_option
+@next_hop_options
+def flow_add(**options: Any) -> None:
+    """Say where packets from SOURCE to DESTINATION go.
+
+    \b
+    Example:
+      mptm flow add 10.250.1.100 10.250.1.101 --network blue --via to-node2
+    """
+    from mptm.intent import Flow
+
+    fields = _next_hop_fields(options)
+    with usage_errors():
+        wanted = Flow(**fields)
+    warn_of(current_node().add(wanted))
+
+
+@flow.command("list")
+@only_network_option
+@json_option
+def flow_list(network: str | None, as_json: bool) -> None:
+    """List the flows. Needs no root.
+
+    \b
+    Example:
+      mptm flow list --json
+    """
+    from mptm.node import next_hop
+
+    flows = [each for each in current_node().intent.flows.values() if network in (None, each.network)]
+    if as_json:
+        print_json([each.to_dict() for each in flows])
+    else:
+        print_table(
+            ["NETWORK", "SOURCE", "DESTINATION", "NEXT HOP"],
+            [(each.network, each.source, each.destination, next_hop(each)) for each in flows],
+        )
+
+
+@flow.command("show")
+@click.argument("source")
+@click.argument("destination")
+@which_network_option
+@json_option
+def flow_show(source: str, destination: str, network: str | None, as_json: bool) -> None:
+    """Show a flow. Needs no root.
+
+    \b
+    Example:
+      mptm flow show 10.250.1.100 10.250.1.101
+    """
+    found = _find_flow(current_node().intent, source, destination, network)
+    print_json(found.to_dict()) if as_json else print_fields(_steered_fields(found))
+
+
+@flow.command("del")
+@click.argument("source")
+@click.argument("destination")
+@which_network_option
+def flow_del(source: str, destination: str, network: str | None) -> None:
+    """Delete a flow.
+
+    \b
+    Example:
+      mptm flow del 10.250.1.100 10.250.1.101 --network blue
+    """
+    warn_of(
+        current_node().edit(
+            lambda intent: intent.remove("flow", _find_flow(intent, source, destination, network).key)
+        )
+    )
+
+
+def _find_flow(intent: Intent, source: str, destination: str, network: str | None) -> Flow:
+    from mptm.intent import flow_key
+
+    found: Flow = _find(
+        intent, "flow", f"{source} {destination}", network, lambda name: flow_key(name, source, destination)
+    )
+    return found

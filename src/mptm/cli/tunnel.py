@@ -1,0 +1,293 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""`mptm tunnel`: its options are those that the protocols declare, so a new protocol brings its own."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mptm.cli.common import (
+    complete_interfaces,
+    complete_names,
+    current_node,
+    json_option,
+    print_fields,
+    print_json,
+    print_table,
+    usage_errors,
+    warn_of,
+)
+
+if TYPE_CHECKING:
+    from mptm.fields import Field
+
+HEX_BYTES_PER_LINE = 16
+
+
+class TunnelAdd(click.Command):
+    """`tunnel add`: the protocols' options are added when the command is parsed or helped."""
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """The common options, then each protocol option once, saying which protocols have it."""
+        return [*self.params, *_protocol_options(), *super().get_params(ctx)[len(self.params) :]]
+
+
+class ProtocolChoice(click.ParamType[str]):
+    """A protocol of the registry."""
+
+    name = "protocol"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The name, when there is such a protocol."""
+        from mptm.protocols import PROTOCOLS
+
+        if value not in PROTOCOLS:
+            self.fail(f"{value!r} is no protocol; there are {', '.join(PROTOCOLS)}", param, ctx)
+        return str(value)
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[click.shell_completion.CompletionItem]:
+        """The protocols' names."""
+        from mptm.protocols import PROTOCOLS
+
+        return [
+            click.shell_completion.CompletionItem(name, help=protocol.title)
+            for name, protocol in PROTOCOLS.items()
+            if name.startswith(incomplete)
+        ]
+
+
+def _options_of(protocol: str) -> dict[str, Field]:
+    """The fields of a protocol's options by name."""
+    from mptm.fields import Checked, fields_of
+    from mptm.protocols import PROTOCOLS
+
+    options: type[Checked] = PROTOCOLS[protocol].options
+    return {field.name: field for field in fields_of(options)}
+
+
+def _protocol_options() -> list[click.Parameter]:
+    from mptm.protocols import PROTOCOLS
+
+    owners: dict[str, list[tuple[str, Field]]] = {}
+    for name in PROTOCOLS:
+        for field in _options_of(name).values():
+            owners.setdefault(field.name, []).append((name, field))
+    return [_option(name, owned) for name, owned in owners.items()]
+
+
+def _option(name: str, owners: list[tuple[str, Field]]) -> click.Option:
+    first = owners[0][1]
+    flag = f"--{name.replace('_', '-')}"
+    defaults = {_shown(field) for _, field in owners}
+    if first.required:
+        default = "required"
+    elif len(defaults) == 1:
+        default = f"default: {defaults.pop()}"
+    else:
+        default = "default: " + ", ".join(f"{_shown(field)} ({owner})" for owner, field in owners)
+    about = f"{'/'.join(owner for owner, _ in owners)}: {first.description}"
+    if first.default is True or first.default is False:
+        return click.Option(
+            [f"{flag}/--no-{name.replace('_', '-')}", f"option_{name}"],
+            default=None,
+            help=f"{about}  [{default}]",
+        )
+    return click.Option(
+        [flag, f"option_{name}"], metavar=_metavar(first), help=f"{about} ({_range(first)})  [{default}]"
+    )
+
+
+def _range(field: Field) -> str:
+    return field.expected.removeprefix("a whole number from ").replace(" to ", "-")
+
+
+def _metavar(field: Field) -> str:
+    """N for a number, N|WORD where a word is possible, too."""
+    match = re.fullmatch(r"a whole number from \d+ to \d+(?: or (\w+))?", field.expected)
+    if match is None:
+        return "VALUE"
+    return f"N|{match[1]}" if match[1] else "N"
+
+
+def _shown(field: Field) -> str:
+    if isinstance(field.default, bool):
+        return "yes" if field.default else "no"
+    return hex(field.default) if field.hexadecimal and isinstance(field.default, int) else str(field.default)
+
+
+@click.group()
+def tunnel() -> None:
+    """Tunnels: ways to other nodes.
+
+    \b
+    Example:
+      mptm tunnel add to-node2 --protocol geneve --network blue --remote 10.30.30.2 --vni 100
+      mptm tunnel show to-node2
+    """
+
+
+@tunnel.command(cls=TunnelAdd)
+@click.argument("name")
+@click.option(
+    "--protocol", required=True, type=ProtocolChoice(), metavar="PROTOCOL", help="What goes on the wire."
+)
+@click.option(
+    "--network",
+    required=True,
+    shell_complete=complete_names("networks"),
+    help="The network that it belongs to.",
+)
+@click.option(
+    "--remote",
+    metavar="ADDRESS|any",
+    help="Underlay address of the other end, the only sender that is accepted; any accepts everyone.",
+)
+@click.option(
+    "--local", metavar="ADDRESS", help="Our underlay address.  [default: what the route to the remote uses]"
+)
+@click.option(
+    "--remote-mac", metavar="MAC", help="Outer destination MAC.  [default: the next hop's, by ARP/ND]"
+)
+@click.option("--local-mac", metavar="MAC", help="Outer source MAC.  [default: the egress interface's]")
+@click.option(
+    "--egress",
+    metavar="INTERFACE",
+    shell_complete=complete_interfaces,
+    help="Interface to send from.  [default: the one that the route to the remote uses]",
+)
+@click.option(
+    "--note", "notes", metavar="KEY=VALUE", multiple=True, help="Kept and shown, without effect. Repeatable."
+)
+def add(name: str, notes: tuple[str, ...], **options: Any) -> None:
+    """Add a tunnel to another node.
+
+    Addresses and MACs that are not given are found in the routing and neighbour tables. A remote that doesn't answer
+    is an error, and nothing is changed; with --remote-mac no answer is needed.
+
+    \b
+    Example:
+      mptm tunnel add to-node2 --protocol geneve --network blue --remote 10.30.30.2 --vni 100
+      mptm tunnel add to-leaf --protocol vlan --network green --remote 10.30.30.3 --vid 42
+    """
+    from mptm.fields import value_from_text
+    from mptm.intent import tunnel_from_dict
+    from mptm.protocols import PROTOCOLS
+
+    fields: dict[str, Field] = {}
+    for protocol in (*PROTOCOLS, options["protocol"]):
+        fields |= _options_of(protocol)
+    values: dict[str, Any] = {"name": name}
+    for key, value in options.items():
+        if value is None:
+            continue
+        option = key.removeprefix("option_")
+        values[option] = (
+            value_from_text(fields[option], value) if isinstance(value, str) and key != option else value
+        )
+    if notes:
+        values["annotations"] = _annotations(notes)
+    with usage_errors():
+        wanted = tunnel_from_dict(values)
+    warn_of(current_node().add(wanted))
+
+
+def _annotations(notes: tuple[str, ...]) -> dict[str, str]:
+    pairs = [note.partition("=") for note in notes]
+    for key, equals, _ in pairs:
+        if not key or not equals:
+            raise click.UsageError(f"--note takes KEY=VALUE, not {key!r}")
+    return {key: value for key, _, value in pairs}
+
+
+@tunnel.command("list")
+@click.option("--network", shell_complete=complete_names("networks"), help="Only those of this network.")
+@json_option
+def list_(network: str | None, as_json: bool) -> None:
+    """List the tunnels. Needs no root.
+
+    \b
+    Example:
+      mptm tunnel list
+      mptm tunnel list --network blue --json
+    """
+    from mptm.intent import tunnel_to_dict
+    from mptm.protocols import PROTOCOLS
+
+    tunnels = [each for each in current_node().intent.tunnels.values() if network in (None, each.network)]
+    if as_json:
+        print_json([tunnel_to_dict(each) for each in tunnels])
+        return
+    print_table(
+        ["NAME", "PROTOCOL", "NETWORK", "REMOTE", "LOCAL", "ID"],
+        [
+            (
+                each.name,
+                each.protocol,
+                each.network,
+                each.remote or each.remote_mac,
+                each.local or "(by route)",
+                PROTOCOLS[each.protocol].tunnel_id(each.options),
+            )
+            for each in tunnels
+        ],
+        right="ID",
+    )
+
+
+@tunnel.command()
+@click.argument("name", shell_complete=complete_names("tunnels"))
+@json_option
+def show(name: str, as_json: bool) -> None:
+    """Show a tunnel: settings, state, what was found for it, its header as text and as bytes, its counters.
+
+    \b
+    Example:
+      mptm tunnel show to-node2
+    """
+    details = current_node().tunnel_details(name)
+    if as_json:
+        print_json(details.to_dict())
+        return
+    found = details.found
+    hexadecimal = {
+        key for key, field in _options_of(details.settings["protocol"]).items() if field.hexadecimal
+    }
+    print_fields(
+        {
+            key.replace("_", " "): hex(value) if key in hexadecimal else _plain(value)
+            for key, value in details.settings.items()
+        }
+    )
+    click.echo()
+    print_fields({"state": details.state, **found})
+    if details.outer:
+        click.echo(f"\nheader ({len(details.outer)} bytes; fields that depend on the packet are zero)")
+        click.echo(f"  {details.header}")
+        for offset in range(0, len(details.outer), HEX_BYTES_PER_LINE):
+            line = details.outer[offset : offset + HEX_BYTES_PER_LINE]
+            click.echo(f"  {offset:04x}  {line[:8].hex(' ')}  {line[8:].hex(' ')}".rstrip())
+    if details.counters is not None:
+        counters = details.counters
+        click.echo("\ncounters (bytes of the inner frames)")
+        click.echo(f"  encapsulated  {counters.encap_packets} packets, {counters.encap_bytes} bytes")
+        click.echo(f"  decapsulated  {counters.decap_packets} packets, {counters.decap_bytes} bytes")
+
+
+def _plain(value: object) -> object:
+    return ", ".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else value
+
+
+@tunnel.command("del")
+@click.argument("name", shell_complete=complete_names("tunnels"))
+def del_(name: str) -> None:
+    """Delete a tunnel that no route or flow uses any more.
+
+    \b
+    Example:
+      mptm tunnel del to-node2
+    """
+    warn_of(current_node().remove("tunnel", name))

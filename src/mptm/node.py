@@ -1,0 +1,955 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""A node: the library's front door, one call for each thing that the command line does.
+
+Every change runs one path: lock, read the store, finish what an interrupted command left, change the intent, look at
+the machine, compile, write the store, synchronise the data plane, mark it applied. When synchronisation fails, the
+intent of before is put back and synchronised.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from ipaddress import ip_address
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from mptm import sync, tables
+from mptm.errors import Busy, InvalidIntent, MptmError, NotFound, Unresolved
+from mptm.facts import Facts, Link, Path
+from mptm.store import Snapshot, Store, state_directory
+
+if TYPE_CHECKING:
+    from mptm.compile import Allocations, Compiled
+    from mptm.intent import Intent, Object, Tunnel
+    from mptm.template import Template
+
+RESOLVE_TIMEOUT_SECONDS = 3.0
+"""How long a neighbour has to answer: three probes, a second apart (RFC 4861 §7.2.2; Linux does the same for ARP)."""
+
+NOT_LOADED = "down: the data plane is not loaded"
+
+KNOWN_RESOLVE_TIMEOUT_SECONDS = 0.5
+"""The same for a tunnel that a change doesn't touch and whose last path is remembered."""
+
+PROGRESS_AFTER_SECONDS = 1.0
+
+CAP_NET_ADMIN, CAP_SYS_ADMIN = 12, 21
+"""Bits of capabilities(7)."""
+
+
+class Kernel(Protocol):
+    """What a node needs of the machine. Tests bring their own."""
+
+    def require_privileges(self) -> None:
+        """Raise MptmError when the process may not change the data plane."""
+
+    def open(self, instance: str, *, load: bool) -> Any:
+        """The data plane (mptm.kernel.dataplane.DataPlane); None when it isn't loaded and `load` is False."""
+
+    def gather_facts(self, tunnels: Iterable[Tunnel], *, resolve_timeout_seconds: float) -> Facts:
+        """Links, and the way to each tunnel's remote."""
+
+    def inside(self, netns: str) -> AbstractContextManager[None]:
+        """Be in a network namespace for a while."""
+
+
+class SystemKernel:
+    """The running machine."""
+
+    def require_privileges(self) -> None:
+        """Raise MptmError unless the process has CAP_NET_ADMIN and CAP_SYS_ADMIN.
+
+        CAP_BPF is not enough: objects of the kernel are opened by their id (BPF_BTF_GET_FD_BY_ID and the like).
+        """
+        needed = 1 << CAP_NET_ADMIN | 1 << CAP_SYS_ADMIN
+        if effective_capabilities() & needed != needed:
+            raise MptmError("this needs root: it reads or changes the kernel's tables", "run it with sudo")
+
+    def open(self, instance: str, *, load: bool) -> Any:
+        """See Kernel."""
+        from mptm.kernel.dataplane import DataPlane
+
+        return DataPlane.open(instance, load=load)
+
+    def gather_facts(self, tunnels: Iterable[Tunnel], *, resolve_timeout_seconds: float) -> Facts:
+        """See Kernel."""
+        from mptm.kernel.netlink import gather_facts
+
+        return gather_facts(tunnels, resolve_timeout_seconds=resolve_timeout_seconds)
+
+    def inside(self, netns: str) -> AbstractContextManager[None]:
+        """See Kernel."""
+        from mptm.kernel.netns import inside
+
+        return inside(netns)
+
+
+def effective_capabilities() -> int:
+    """The process's effective capabilities as a bit mask (capabilities(7))."""
+    with open("/proc/self/status", encoding="ascii", errors="replace") as status:
+        for line in status:
+            if line.startswith("CapEff:"):
+                return int(line.split()[1], 16)
+    return 0
+
+
+@dataclass(frozen=True)
+class ObjectChange:
+    """An object that is added (`before` None), removed (`after` None) or changed."""
+
+    before: Object | None
+    after: Object | None
+
+    @property
+    def object(self) -> Object:
+        """The object, as it will be or as it was."""
+        found = self.after or self.before
+        assert found is not None
+        return found
+
+    @property
+    def action(self) -> str:
+        """`add`, `remove` or `change`."""
+        return "add" if self.before is None else "remove" if self.after is None else "change"
+
+    def __str__(self) -> str:
+        if self.before is None or self.after is None:
+            return f"{'+' if self.before is None else '-'} {describe(self.object)}"
+        before, after = self.before.to_dict(defaults=True), self.after.to_dict(defaults=True)
+        differences = ", ".join(
+            f"{name.replace('_', '-')} {_show(before.get(name))} -> {_show(after.get(name))}"
+            for name in dict.fromkeys((*before, *after))
+            if before.get(name) != after.get(name)
+        )
+        return f"~ {self.after.label()}: {differences}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "action": self.action,
+            "kind": self.object.kind,
+            "key": self.object.key,
+            "before": self.before and self.before.to_dict(),
+            "after": self.after and self.after.to_dict(),
+        }
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a change does (`Node.plan`) or did (everything else): objects, entries of the data plane, warnings.
+
+    `states` says of each port and tunnel, by kind and key, how it is. `modes` are those of the attached ports.
+    """
+
+    changes: tuple[ObjectChange, ...] = ()
+    warnings: tuple[str, ...] = ()
+    states: dict[tuple[str, str], str] = field(default_factory=dict)
+    outcome: sync.Outcome = field(default_factory=sync.Outcome)
+    facts: Facts = field(default_factory=Facts)
+    unresolved: tuple[str, ...] = ()
+    """Names of tunnels that stay down because their remote can't be reached."""
+    down: tuple[ObjectState, ...] = ()
+    """What isn't as it is wanted: the tunnels above, ports whose interface is missing, ..."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {"changes": [change.to_dict() for change in self.changes], "warnings": list(self.warnings)}
+
+
+@dataclass(frozen=True)
+class TunnelCounters:
+    """Packets and bytes of inner frames through a tunnel."""
+
+    encap_packets: int = 0
+    encap_bytes: int = 0
+    decap_packets: int = 0
+    decap_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class PortCounters:
+    """rx: what the port's program saw; tx: what MPTM sent out of the port."""
+
+    rx_packets: int = 0
+    rx_bytes: int = 0
+    tx_packets: int = 0
+    tx_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Counters:
+    """Counters by the name of the tunnel or port."""
+
+    tunnels: dict[str, TunnelCounters]
+    ports: dict[str, PortCounters]
+
+
+@dataclass(frozen=True)
+class Drop:
+    """Packets that went no further for one reason, at one port or tunnel.
+
+    `left_to_kernel`: not dropped, but refused and passed on untouched.
+    """
+
+    reason: str
+    caption: str
+    scope: str
+    name: str
+    packets: int
+    bytes: int
+    left_to_kernel: bool
+
+
+@dataclass(frozen=True)
+class TunnelDetails:
+    """A tunnel as `mptm tunnel show` has it: settings, state, what was found for it, its header."""
+
+    settings: dict[str, Any]
+    state: str
+    found: dict[str, Any]
+    header: str | None
+    outer: bytes
+    counters: TunnelCounters | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            **self.settings,
+            "state": self.state,
+            "found": self.found,
+            "header": self.header,
+            "header_bytes": self.outer.hex(),
+            "counters": None if self.counters is None else vars(self.counters),
+        }
+
+
+@dataclass(frozen=True)
+class PortDetails:
+    """A port's state, and its counters where they can be read."""
+
+    state: str
+    counters: PortCounters | None = None
+
+
+class ObjectState(NamedTuple):
+    """How an object is."""
+
+    kind: str
+    key: str
+    state: str
+
+
+@dataclass(frozen=True)
+class Status:
+    """How a node is. `differences` counts entries of the data plane that aren't what they should be now."""
+
+    instance: str
+    netns: str | None
+    loaded: bool
+    generation: int
+    interrupted: bool
+    objects: tuple[ObjectState, ...]
+    attached: dict[str, str]
+    differences: int
+    warnings: tuple[str, ...]
+
+    @property
+    def healthy(self) -> bool:
+        """Everything that is wanted is up."""
+        return (
+            (self.loaded or not self.objects)
+            and not self.differences
+            and all(is_healthy(each.state) for each in self.objects)
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "instance": self.instance,
+            "netns": self.netns,
+            "loaded": self.loaded,
+            "healthy": self.healthy,
+            "generation": self.generation,
+            "interrupted": self.interrupted,
+            "objects": [each._asdict() for each in self.objects],
+            "differences": self.differences,
+            "warnings": list(self.warnings),
+        }
+
+
+def worth_telling(intent: Intent, objects: Iterable[ObjectState]) -> list[ObjectState]:
+    """Ports and tunnels, and those routes and flows that don't work although what they lead to does."""
+    objects = list(objects)
+    states = {(each.kind, each.key): each.state for each in objects}
+
+    def leads_to_trouble(kind: str, key: str) -> bool:
+        steered = intent.get(kind, key)
+        next_hop = ("tunnel", steered.via) if steered.via else ("port", steered.port)
+        return not is_healthy(states.get(next_hop, "up"))
+
+    return [
+        each
+        for each in objects
+        if each.kind in ("port", "tunnel")
+        or (not is_healthy(each.state) and not leads_to_trouble(each.kind, each.key))
+    ]
+
+
+def is_healthy(state: str) -> bool:
+    """Whether an object in this state does what is wanted of it."""
+    return state.split(":")[0] in ("up", "attached", "receive-only")
+
+
+def describe(obj: Object) -> str:
+    """An object on one line, as `plan` and the tables show it: `route blue 10.250.1.101/32 via to-node2`."""
+    fields = obj.to_dict()
+    if obj.kind in ("route", "flow"):
+        name = (
+            obj.key
+            if obj.kind == "route"
+            else f"{fields['network']} {fields['source']} -> {fields['destination']}"
+        )
+        return f"{obj.kind} {name} {next_hop(obj)}"
+    fields.pop("annotations", None)
+    rest = " ".join(
+        f"{name.replace('_', '-')} {_show(value)}" for name, value in fields.items() if name != "name"
+    )
+    return f"{obj.label()} {rest}"
+
+
+def next_hop(obj: Any) -> str:
+    """Where a route or flow leads: `via to-node2 mac 02:...`."""
+    where = (
+        f"via {obj.via}" if obj.via else f"port {obj.port}" if obj.port else "drop" if obj.drop else "pass"
+    )
+    return where + (f" mac {obj.mac}" if obj.mac else "")
+
+
+def _show(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "none" if value is None else str(value)
+
+
+def difference(before: Intent, after: Intent) -> tuple[ObjectChange, ...]:
+    """What tells two intents apart: removals first, users before what they use, then the rest the other way round."""
+    from mptm.intent import KINDS
+
+    removed = [
+        ObjectChange(obj, None)
+        for kind in reversed(KINDS)
+        for key, obj in before.of_kind(kind).items()
+        if key not in after.of_kind(kind)
+    ]
+    rest = [
+        ObjectChange(before.of_kind(kind).get(key), obj)
+        for kind in KINDS
+        for key, obj in after.of_kind(kind).items()
+        if before.of_kind(kind).get(key) != obj
+    ]
+    return (*removed, *rest)
+
+
+class Node:
+    """One node of the overlay on this machine.
+
+    `netns` binds a new instance to a network namespace (a name of `ip netns` or a path); it is remembered, and later
+    uses may leave it out. `progress` gets a sentence when something takes longer than a second.
+    Methods that change something raise Busy, InvalidIntent, NotFound, AlreadyExists, InUse, Unresolved,
+    ForeignProgram, TableFull or KernelError, and then have changed nothing.
+    """
+
+    def __init__(
+        self,
+        instance: str = "default",
+        *,
+        netns: str | None = None,
+        progress: Callable[[str], None] | None = None,
+        kernel: Kernel | None = None,
+    ) -> None:
+        self.instance = instance
+        self.store = Store(state_directory(instance))
+        self._netns = netns
+        self._progress = progress
+        self._kernel: Kernel = kernel or SystemKernel()
+
+    # ---- intent ----------------------------------------------------------------------------------
+
+    @property
+    def intent(self) -> Intent:
+        """What is stored. Needs no root."""
+        return self.store.read().intent
+
+    @property
+    def netns(self) -> str | None:
+        """The network namespace that the instance lives in; None: that of the process."""
+        return self._bound_netns(self.store.read())
+
+    def add(self, obj: Object) -> Plan:
+        """Add an object. Raises AlreadyExists, Unresolved, ..."""
+        return self.edit(lambda intent: intent.add(obj))
+
+    def replace(self, obj: Object) -> Plan:
+        """Put an object in place of the one of the same kind and key. Raises NotFound, ..."""
+        return self.edit(lambda intent: intent.replace(obj))
+
+    def remove(self, kind: str, key: str) -> Plan:
+        """Remove an object. Raises NotFound, InUse, ..."""
+        return self.edit(lambda intent: intent.remove(kind, key))
+
+    def apply(self, intent: Intent) -> Plan:
+        """Make the node what `intent` says: all of it or, when an error is raised, nothing."""
+        return self.edit(lambda _: intent)
+
+    def plan(self, intent: Intent) -> Plan:
+        """What `apply` would change. Raises what apply would raise, as far as that is known beforehand.
+
+        Without root the machine isn't looked at: whether interfaces and remotes are there is then not checked.
+        """
+        intent.validate()
+        snapshot = self.store.read()
+        changes = difference(snapshot.intent, intent)
+        try:
+            self._kernel.require_privileges()
+        except MptmError:
+            return Plan(changes, ("only the intent was compared: looking at the machine needs root",))
+        with self._inside(snapshot):
+            facts = self._gather_facts(intent, snapshot)
+            compiled = self._compile(intent, facts, snapshot.allocations)
+            self._refuse_unresolved(intent, snapshot.applied, facts)
+        return Plan(changes, tuple(compiled.warnings), dict(compiled.states), facts=facts)
+
+    def edit(self, change: Callable[[Intent], Intent]) -> Plan:
+        """Change the intent and bring the data plane to it; every other change is made of this one.
+
+        `change` gets the stored intent and returns the wanted one.
+        """
+        self._kernel.require_privileges()
+        with self.store.lock(progress=self._progress):
+            snapshot = self.store.read()
+            with self._inside(snapshot):
+                snapshot = self._finish_interrupted(snapshot)
+                wanted = change(snapshot.intent)
+                wanted.validate()
+                facts = self._gather_facts(wanted, snapshot)
+                self._refuse_unresolved(wanted, snapshot.applied, facts)
+                return self._bring_to(wanted, snapshot, facts)
+
+    def restore(self) -> Plan:
+        """Bring the data plane to the stored intent, after a reboot or whenever it may have changed.
+
+        What can be brought up is; a tunnel whose remote doesn't answer stays down and is named in `unresolved`.
+        """
+        self._kernel.require_privileges()
+        with self.store.lock(progress=self._progress):
+            snapshot = self.store.read()
+            with self._inside(snapshot):
+                facts = self._gather_facts(snapshot.intent, snapshot, remembered=False)
+                return self._bring_to(snapshot.intent, snapshot, facts)
+
+    def purge(self) -> None:
+        """Detach and unload everything of the instance and delete its state. Harmless when there is nothing."""
+        self._kernel.require_privileges()
+        with self.store.lock(progress=self._progress):
+            with contextlib.suppress(MptmError):
+                self._netns = self._netns or self.store.read().meta.get("netns")
+            with contextlib.ExitStack() as stack:
+                if self._netns:
+                    # A namespace that is gone has taken its interfaces along; the pins are still to be removed.
+                    with contextlib.suppress(NotFound):
+                        stack.enter_context(self._kernel.inside(self._netns))
+                data_plane = stack.enter_context(self._opened_or_none())
+                if data_plane is not None:
+                    data_plane.remove()
+            self.store.delete()
+
+    # ---- what is going on ------------------------------------------------------------------------
+
+    def status(self) -> Status:
+        """How the node is now: each port and tunnel, and whether the data plane is what it should be."""
+        self._kernel.require_privileges()
+        snapshot = self._finished_snapshot()
+        with self._inside(snapshot):
+            facts = self._gather_facts(
+                snapshot.intent, snapshot, remembered=False, timeout_seconds=KNOWN_RESOLVE_TIMEOUT_SECONDS
+            )
+            compiled = self._compile(snapshot.intent, facts, snapshot.allocations)
+            with self._opened_or_none() as data_plane:
+                attached = (
+                    {each.name: each.mode for each in data_plane.attachments()}
+                    if data_plane is not None
+                    else {}
+                )
+                differences = (
+                    len(sync.plan(compiled.tables, data_plane.maps)) if data_plane is not None else 0
+                )
+        objects = []
+        for (kind, key), state in compiled.states.items():
+            if kind == "port":
+                state = _port_state(state, attached.get(key), data_plane is not None)
+            elif data_plane is None:
+                state = NOT_LOADED
+            objects.append(ObjectState(kind, key, state))
+        return Status(
+            instance=self.instance,
+            netns=self._bound_netns(snapshot),
+            loaded=data_plane is not None,
+            generation=snapshot.generation,
+            interrupted=snapshot.interrupted,
+            objects=tuple(worth_telling(snapshot.intent, objects)),
+            attached=attached,
+            differences=differences,
+            warnings=tuple(compiled.warnings),
+        )
+
+    def port_details(self, name: str) -> PortDetails:
+        """State and counters of one port. Without root: neither. Raises NotFound."""
+        self.intent.get("port", name)
+        try:
+            self._kernel.require_privileges()
+        except MptmError:
+            return PortDetails("unknown: looking at the machine needs root")
+        snapshot = self._finished_snapshot()
+        with self._inside(snapshot), self._opened_or_none() as data_plane:
+            if data_plane is None:
+                return PortDetails(NOT_LOADED)
+            attached = {each.name: each.mode for each in data_plane.attachments()}
+            exists = name in self._kernel.gather_facts((), resolve_timeout_seconds=0).links
+            return PortDetails(
+                _port_state("up" if exists else "missing interface", attached.get(name), True),
+                self._read_counters(data_plane, snapshot.allocations).ports.get(name),
+            )
+
+    def tunnel_details(self, name: str) -> TunnelDetails:
+        """Everything about one tunnel. Without root: settings only. Raises NotFound."""
+        from mptm.protocols import PROTOCOLS
+
+        snapshot = self.store.read()
+        tunnel = snapshot.intent.get("tunnel", name)
+        settings = tunnel.to_dict(defaults=True)
+        try:
+            self._kernel.require_privileges()
+        except MptmError:
+            return TunnelDetails(settings, "unknown: looking at the machine needs root", {}, None, b"", None)
+        snapshot = self._finished_snapshot()
+        with self._inside(snapshot):
+            facts = self._gather_facts(
+                snapshot.intent, snapshot, timeout_seconds=KNOWN_RESOLVE_TIMEOUT_SECONDS, only=name
+            )
+            compiled = self._compile(snapshot.intent, facts, snapshot.allocations)
+            state = compiled.states.get(("tunnel", name), "unknown")
+            counters = None
+            with self._opened_or_none() as data_plane:
+                if data_plane is None:
+                    state = NOT_LOADED
+                else:
+                    counters = self._read_counters(data_plane, snapshot.allocations).tunnels.get(name)
+        path = facts.paths.get(name)
+        record = compiled.tables.tunnels[compiled.allocations.tunnels[name].slot]
+        links = {link.ifindex: link for link in facts.links.values()}
+        found: dict[str, Any] = {}
+        if path is not None:
+            egress = links.get(path.egress_ifindex)
+            found = {
+                "egress": egress.name if egress is not None else str(path.egress_ifindex),
+                "local": str(path.local),
+                "local MAC": path.local_mac.hex(":"),
+                "gateway": str(path.gateway) if path.gateway else None,
+                "next hop MAC": path.next_hop_mac.hex(":") if path.next_hop_mac else None,
+                "egress MTU": path.mtu,
+            }
+        template = None
+        if record.outer_len and (path is not None or record.egress_ifindex in links):
+            mtu = path.mtu if path is not None else links[record.egress_ifindex].mtu
+            template = _template_of(record, mtu)
+            found |= {
+                "egress MTU": mtu,
+                "overhead": template.overhead(),
+                "inner MTU": template.inner_mtu(mtu),
+            }
+        return TunnelDetails(
+            settings=settings,
+            state=state,
+            found=found,
+            header=PROTOCOLS[tunnel.protocol].describe(tunnel, template) if template is not None else None,
+            outer=template.outer if template is not None else b"",
+            counters=counters,
+        )
+
+    def links(self) -> dict[str, Link]:
+        """The interfaces of the node's network namespace, by name."""
+        with self._inside(self.store.read()):
+            return self._kernel.gather_facts((), resolve_timeout_seconds=0).links
+
+    @contextlib.contextmanager
+    def data_plane(self) -> Iterator[Any]:
+        """The loaded maps and programs (mptm.kernel.dataplane.DataPlane), within the node's network namespace.
+
+        For reading; what is written here the next change undoes. Raises NotFound when nothing is loaded.
+        """
+        self._kernel.require_privileges()
+        with self._inside(self._finished_snapshot()), self._opened() as data_plane:
+            yield data_plane
+
+    def inner_mtu(self, network: str) -> int | None:
+        """Largest inner IP packet that fits every tunnel of a network, by the last paths; None without any."""
+        snapshot = self.store.read()
+        paths = _paths_of(snapshot)
+        fits = [
+            template.inner_mtu(paths[name].mtu)
+            for name, tunnel in snapshot.intent.tunnels.items()
+            if tunnel.network == network
+            and name in paths
+            and (template := self._template(tunnel, paths[name])) is not None
+        ]
+        return min(fits, default=None)
+
+    def counters(self) -> Counters:
+        """Packets and bytes of every tunnel and port, summed over the CPUs."""
+        self._kernel.require_privileges()
+        snapshot = self.store.read()
+        with self._opened() as data_plane:
+            return self._read_counters(data_plane, snapshot.allocations)
+
+    def drops(self) -> list[Drop]:
+        """What was dropped or refused, most packets first."""
+        from mptm.reasons import caption_of, is_refusal, name_of
+
+        self._kernel.require_privileges()
+        snapshot = self.store.read()
+        with self._opened() as data_plane:
+            table = data_plane.maps["drops"]
+            entries = [(table.key.unpack(key), totals) for key, totals in table.all_totals().items()]
+        tunnels = {allocation.counter: name for name, allocation in snapshot.allocations.tunnels.items()}
+        ports = {allocation.ifindex: name for name, allocation in snapshot.allocations.ports.items()}
+        found = []
+        for where, values in entries:
+            scope, number = where["scope"], where["id"]
+            if scope == sync.SCOPE_TUNNEL:
+                kind, name = "tunnel", tunnels.get(number, f"counter {number}")
+            elif scope == sync.SCOPE_PORT:
+                kind, name = "port", ports.get(number, f"interface {number}")
+            else:
+                kind, name = "other", ""
+            if not values["packets"]:
+                continue
+            reason = name_of(where["reason"])
+            found.append(
+                Drop(
+                    reason=reason,
+                    caption=caption_of(reason),
+                    scope=kind,
+                    name=name,
+                    packets=values["packets"],
+                    bytes=values["bytes"],
+                    left_to_kernel=is_refusal(reason),
+                )
+            )
+        return sorted(found, key=lambda drop: (-drop.packets, drop.reason, drop.name))
+
+    def reset_counters(self) -> None:
+        """Set every counter to zero and forget the drops."""
+        self._kernel.require_privileges()
+        with self.store.lock(progress=self._progress):
+            allocations = self.store.read().allocations
+            with self._opened() as data_plane:
+                maps = data_plane.maps
+                for name, slots in (
+                    ("tunnel_counters", [each.counter for each in allocations.tunnels.values()]),
+                    ("port_counters", [each.slot for each in allocations.ports.values()]),
+                ):
+                    sync.zero_counters(maps[name], [maps[name].key.pack(slot) for slot in slots])
+                maps["drops"].delete(list(maps["drops"].items()))
+
+    # ---- the one path ----------------------------------------------------------------------------
+
+    def _bring_to(self, wanted: Intent, snapshot: Snapshot, facts: Facts) -> Plan:
+        """Store, synchronise, mark applied; on failure put back what was. The caller holds the lock."""
+        compiled = self._compile(wanted, facts, snapshot.allocations)
+        netns = self._bound_netns(snapshot)
+        with self._kernel.open(self.instance, load=True) as data_plane:
+            generation = self.store.write(wanted, compiled.allocations, {"netns": netns} if netns else {})
+            try:
+                outcome = sync.apply(data_plane, compiled, snapshot.applied_allocations)
+            except BaseException as error:
+                self._put_back(facts, error)
+                raise
+        self.store.mark_applied(generation, {"paths": _encode_paths(facts.paths)})
+        unresolved = tuple(sorted(set(_unresolved(facts)) & set(wanted.tunnels)))
+        states = [ObjectState(kind, key, state) for (kind, key), state in compiled.states.items()]
+        return Plan(
+            changes=difference(snapshot.intent, wanted),
+            warnings=tuple(compiled.warnings),
+            states=dict(compiled.states),
+            outcome=outcome,
+            facts=facts,
+            unresolved=unresolved,
+            down=tuple(each for each in worth_telling(wanted, states) if not is_healthy(each.state)),
+        )
+
+    def _put_back(self, facts: Facts, cause: BaseException) -> None:
+        """Return to what was last applied; what fails then is added to the error that led here."""
+        before = self.store.roll_back()
+        try:
+            compiled = self._compile(before.intent, facts, before.allocations)
+            with self._kernel.open(self.instance, load=True) as data_plane:
+                sync.apply(data_plane, compiled, before.applied_allocations)
+        except MptmError as error:
+            if isinstance(cause, MptmError):
+                cause.hint = "; ".join(
+                    filter(
+                        None,
+                        (cause.hint, f"going back failed, too ({error.message}): `mptm restore` tries again"),
+                    )
+                )
+
+    def _finish_interrupted(self, snapshot: Snapshot) -> Snapshot:
+        """Complete what a command that didn't live wanted, or go back to what was before it."""
+        if not snapshot.interrupted:
+            return snapshot
+        if self._progress is not None:
+            self._progress("an earlier command was interrupted; completing what it began")
+        facts = self._gather_facts(snapshot.intent, snapshot)
+        try:
+            self._bring_to(snapshot.intent, snapshot, facts)
+        except MptmError as error:
+            if self._progress is not None:
+                self._progress(f"that failed ({error.message}); its change was taken back")
+        return self.store.read()
+
+    def _finished_snapshot(self) -> Snapshot:
+        """The state, after completing what was interrupted, unless a command is at work right now."""
+        snapshot = self.store.read()
+        if not snapshot.interrupted:
+            return snapshot
+        try:
+            with self.store.lock(progress=self._progress):
+                snapshot = self.store.read()
+                with self._inside(snapshot):
+                    return self._finish_interrupted(snapshot)
+        except Busy:
+            return snapshot
+
+    def _compile(self, intent: Intent, facts: Facts, previous: Allocations) -> Compiled:
+        from mptm.compile import compile_tables
+
+        return compile_tables(intent, facts, previous)
+
+    def _template(self, tunnel: Tunnel, path: Path | None) -> Template | None:
+        from mptm.protocols import PROTOCOLS
+
+        if path is None:
+            return None
+        try:
+            return PROTOCOLS[tunnel.protocol].build(tunnel, path)
+        except (MptmError, TypeError, ValueError):
+            return None
+
+    def _gather_facts(
+        self,
+        intent: Intent,
+        snapshot: Snapshot,
+        *,
+        remembered: bool = True,
+        timeout_seconds: float = RESOLVE_TIMEOUT_SECONDS,
+        only: str | None = None,
+    ) -> Facts:
+        """Look at the machine.
+
+        A tunnel that is as it was last applied keeps its last path while its remote doesn't answer, so that a change
+        elsewhere doesn't take it down; `remembered` False asks for the truth of now. `only`: that tunnel gets the
+        whole timeout.
+        """
+        paths = _paths_of(snapshot) if remembered else {}
+        applied = snapshot.applied.tunnels
+        known = {
+            name for name, tunnel in intent.tunnels.items() if name in paths and applied.get(name) == tunnel
+        }
+        known -= {only} if only else set()
+        asked = [tunnel for name, tunnel in intent.tunnels.items() if name not in known]
+        with self._telling(asked):
+            facts = self._kernel.gather_facts(asked, resolve_timeout_seconds=timeout_seconds)
+        if known:
+            rest = self._kernel.gather_facts(
+                [intent.tunnels[name] for name in sorted(known)],
+                resolve_timeout_seconds=KNOWN_RESOLVE_TIMEOUT_SECONDS,
+            )
+            links = {link.ifindex for link in rest.links.values() if link.up}
+            last = {
+                name: paths[name]
+                for name in _unresolved(rest)
+                if name in known and paths[name].egress_ifindex in links
+            }
+            facts = Facts(
+                links=rest.links,
+                paths={**facts.paths, **rest.paths, **last},
+                problems={
+                    **facts.problems,
+                    **{name: problem for name, problem in rest.problems.items() if name not in last},
+                },
+            )
+        return facts
+
+    def _refuse_unresolved(self, wanted: Intent, applied: Intent, facts: Facts) -> None:
+        """Raise Unresolved for a new or changed tunnel that would be down."""
+        problems = _unresolved(facts)
+        for name, tunnel in wanted.tunnels.items():
+            if name in problems and applied.tunnels.get(name) != tunnel:
+                silent = "doesn't answer" in problems[name]
+                raise Unresolved(
+                    f"tunnel {name}: {problems[name]}",
+                    "check that the other end is up, or give --remote-mac (remote_mac in a file)"
+                    if silent
+                    else f"`ip route get {tunnel.remote}` shows what the kernel would do",
+                )
+
+    @contextlib.contextmanager
+    def _telling(self, tunnels: Sequence[Tunnel]) -> Iterator[None]:
+        """Say what is waited for when it takes longer than a second."""
+        if self._progress is None or not tunnels:
+            yield
+            return
+        remotes = list(dict.fromkeys(tunnel.remote or tunnel.name for tunnel in tunnels))
+        shown = ", ".join(remotes[:3]) + (f" and {len(remotes) - 3} more" if len(remotes) > 3 else "")
+        timer = threading.Timer(PROGRESS_AFTER_SECONDS, self._progress, (f"waiting for {shown} to answer",))
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+    # ---- helpers ---------------------------------------------------------------------------------
+
+    def _bound_netns(self, snapshot: Snapshot) -> str | None:
+        stored = snapshot.meta.get("netns")
+        if not snapshot.generation:
+            return self._netns or stored
+        if self._netns and self._netns != stored and not _same_netns(self._netns, stored):
+            where = f"network namespace {stored}" if stored else "the machine's own network namespace"
+            raise InvalidIntent(
+                f"instance {self.instance} lives in {where}, not in {self._netns}",
+                "leave --netns out, or choose another --instance",
+            )
+        return stored
+
+    @contextlib.contextmanager
+    def _inside(self, snapshot: Snapshot) -> Iterator[None]:
+        netns = self._bound_netns(snapshot)
+        if netns is None:
+            yield
+            return
+        with self._kernel.inside(netns):
+            yield
+
+    @contextlib.contextmanager
+    def _opened_or_none(self) -> Iterator[Any]:
+        """The data plane as it is loaded, or None."""
+        data_plane = self._kernel.open(self.instance, load=False)
+        if data_plane is None:
+            yield None
+            return
+        with data_plane:
+            yield data_plane
+
+    @contextlib.contextmanager
+    def _opened(self) -> Iterator[Any]:
+        """The data plane as it is loaded. Raises NotFound."""
+        with self._opened_or_none() as data_plane:
+            if data_plane is None:
+                raise NotFound(
+                    f"instance {self.instance} has no data plane loaded",
+                    "`mptm restore` loads it; `mptm network add` begins a new node",
+                )
+            yield data_plane
+
+    def _read_counters(self, data_plane: Any, allocations: Allocations) -> Counters:
+        tunnel_table, port_table = data_plane.maps["tunnel_counters"], data_plane.maps["port_counters"]
+        return Counters(
+            tunnels={
+                name: TunnelCounters(**tunnel_table.totals(tunnel_table.key.pack(allocation.counter)))
+                for name, allocation in sorted(allocations.tunnels.items())
+            },
+            ports={
+                name: PortCounters(**port_table.totals(port_table.key.pack(allocation.slot)))
+                for name, allocation in sorted(allocations.ports.items())
+            },
+        )
+
+
+def _template_of(record: tables.Tunnel, egress_mtu: int) -> Template:
+    """The template that an entry of `tunnels` was made of."""
+    from mptm.template import Patch, PatchOp, Template
+
+    return Template(
+        outer=record.outer,
+        patches=tuple(Patch(PatchOp(patch.op), patch.offset, patch.bias) for patch in record.patches),
+        strip=record.strip,
+        l2_len=record.max_len - egress_mtu,
+        tos_mask=record.tos_mask,
+        ttl_mask=record.ttl_mask,
+    )
+
+
+def _port_state(compiled: str, mode: str | None, loaded: bool) -> str:
+    """A port's state from that of its interface and how it is attached (None: not at all, empty: it was replaced)."""
+    if not is_healthy(compiled):
+        return compiled
+    if not loaded:
+        return NOT_LOADED
+    return f"attached: {mode}" if mode else "down: no program of ours is attached"
+
+
+def _same_netns(one: str, other: str | None) -> bool:
+    """Whether two ways of writing a namespace (name, path) are the same file."""
+    if other is None:
+        return False
+    try:
+        first, second = (os.stat(name if "/" in name else f"/run/netns/{name}") for name in (one, other))
+    except OSError:
+        return one == other
+    return (first.st_dev, first.st_ino) == (second.st_dev, second.st_ino)
+
+
+def _unresolved(facts: Facts) -> dict[str, str]:
+    """Tunnels that can't send, with the reason in words."""
+    return {
+        **facts.problems,
+        **{name: path.problem for name, path in facts.paths.items() if path.problem is not None},
+    }
+
+
+def _encode_paths(paths: dict[str, Path]) -> str:
+    return json.dumps(
+        {
+            name: {
+                "egress_ifindex": path.egress_ifindex,
+                "local": str(path.local),
+                "local_mac": path.local_mac.hex(),
+                "gateway": str(path.gateway) if path.gateway else None,
+                "next_hop_mac": path.next_hop_mac.hex() if path.next_hop_mac else None,
+                "mtu": path.mtu,
+            }
+            for name, path in paths.items()
+            if path.problem is None
+        }
+    )
+
+
+def _paths_of(snapshot: Snapshot) -> dict[str, Path]:
+    return {
+        name: Path(
+            egress_ifindex=path["egress_ifindex"],
+            local=ip_address(path["local"]),
+            local_mac=bytes.fromhex(path["local_mac"]),
+            gateway=ip_address(path["gateway"]) if path["gateway"] else None,
+            next_hop_mac=bytes.fromhex(path["next_hop_mac"]) if path["next_hop_mac"] else None,
+            mtu=path["mtu"],
+        )
+        for name, path in json.loads(snapshot.meta.get("paths", "{}")).items()
+    }

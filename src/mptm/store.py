@@ -1,0 +1,335 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Where the intent of an instance survives: one SQLite file, and a lock file beside it.
+
+Two versions of the intent are kept: what is wanted, and what the data plane was last brought to. `generation` counts
+changes of the first, `applied_generation` is the one that the second stands for. When they differ a command was
+interrupted, and the next one completes it or goes back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from fcntl import LOCK_EX, LOCK_NB, flock
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from mptm.errors import Busy, InvalidIntent, MptmError
+
+if TYPE_CHECKING:
+    from mptm.compile import Allocations
+    from mptm.intent import Intent
+
+SCHEMA_VERSION = 1
+LOCK_WAIT_SECONDS = 10.0
+LOCK_POLL_SECONDS = 0.02
+DEFAULT_STATE_DIRECTORY = Path("/var/lib/mptm")
+
+_INSTANCE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
+
+_SCHEMA = """
+CREATE TABLE objects (kind TEXT, key TEXT, body TEXT NOT NULL, PRIMARY KEY (kind, key)) WITHOUT ROWID;
+CREATE TABLE applied (kind TEXT, key TEXT, body TEXT NOT NULL, PRIMARY KEY (kind, key)) WITHOUT ROWID;
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+"""
+
+MIGRATIONS: dict[int, Callable[[sqlite3.Connection], None]] = {}
+"""Schema version -> what brings a file of that version to the next one; runs inside the writing transaction."""
+
+
+def state_directory(instance: str) -> Path:
+    """Directory of an instance's state: below MPTM_STATE_DIR or /var/lib/mptm. Raises InvalidIntent for the name."""
+    if not _INSTANCE.fullmatch(instance):
+        raise InvalidIntent(
+            f"{instance!r} is no name for an instance",
+            "up to 64 of A-Z a-z 0-9 _ . - beginning with a letter, digit or _",
+        )
+    return Path(os.environ.get("MPTM_STATE_DIR") or DEFAULT_STATE_DIRECTORY) / instance
+
+
+def instances() -> list[str]:
+    """Names of the instances that have state on this machine."""
+    base = Path(os.environ.get("MPTM_STATE_DIR") or DEFAULT_STATE_DIRECTORY)
+    try:
+        return sorted(entry.name for entry in base.iterdir() if (entry / "state.db").exists())
+    except OSError:
+        return []
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What the store held at one moment.
+
+    `allocations` belong to `intent`; `applied` and `applied_allocations` are what the data plane was last brought to.
+    """
+
+    intent: Intent
+    allocations: Allocations
+    applied: Intent
+    applied_allocations: Allocations
+    generation: int = 0
+    applied_generation: int = 0
+    meta: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def interrupted(self) -> bool:
+        """A command wrote its intent and didn't live to apply it."""
+        return self.generation != self.applied_generation
+
+
+class Store:
+    """The state of one instance in `directory` (created at the first write)."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.path = directory / "state.db"
+        self.lock_path = directory / "lock"
+
+    def exists(self) -> bool:
+        """Whether anything was ever written."""
+        try:
+            return self.path.stat().st_size > 0
+        except OSError:
+            return False
+
+    @contextlib.contextmanager
+    def lock(
+        self, *, wait_seconds: float = LOCK_WAIT_SECONDS, progress: Callable[[str], None] | None = None
+    ) -> Iterator[None]:
+        """Hold the instance; one process at a time. Raises Busy, naming the process that holds it."""
+        descriptor = self._acquire(time.monotonic() + wait_seconds, progress)
+        try:
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                os.ftruncate(descriptor, 0)
+            if not self.exists():
+                self.delete()
+            os.close(descriptor)
+
+    def _acquire(self, deadline: float, progress: Callable[[str], None] | None) -> int:
+        said = progress is None
+        started = time.monotonic()
+        while True:
+            descriptor = self._open_lock_file()
+            try:
+                flock(descriptor, LOCK_EX | LOCK_NB)
+                if self._is_current(descriptor):
+                    return descriptor
+            except BlockingIOError:
+                holder = self._holder()
+            else:
+                os.close(descriptor)
+                continue
+            os.close(descriptor)
+            if time.monotonic() >= deadline:
+                raise Busy(
+                    f"another mptm command{holder} holds instance {self.directory.name}",
+                    "wait for it to end, or look what it is doing",
+                )
+            if not said and progress is not None and time.monotonic() - started > 1:
+                progress(f"waiting for another mptm command{holder}")
+                said = True
+            time.sleep(LOCK_POLL_SECONDS)
+
+    def _open_lock_file(self) -> int:
+        self._make_directory()
+        try:
+            return os.open(self.lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise _cannot("write", self.lock_path, error) from error
+
+    def _is_current(self, descriptor: int) -> bool:
+        """False when the lock file was deleted (purge) between open and lock."""
+        try:
+            return os.fstat(descriptor).st_ino == self.lock_path.stat().st_ino
+        except FileNotFoundError:
+            return False
+
+    def _holder(self) -> str:
+        try:
+            pid = self.lock_path.read_text().strip()
+        except OSError:
+            pid = ""
+        return f" (pid {pid})" if pid else ""
+
+    def read(self) -> Snapshot:
+        """The state as it is; an empty one where nothing was written. Raises MptmError when it can't be read."""
+        from mptm.compile import Allocations
+        from mptm.intent import Intent
+
+        if not self.exists():
+            return Snapshot(Intent(), Allocations(), Intent(), Allocations())
+        with self._connect(write=False) as connection:
+            objects = _read_objects(connection, "objects")
+            applied = _read_objects(connection, "applied")
+            meta = dict(connection.execute("SELECT key, value FROM meta"))
+        intent = _intent_of(objects)
+        return Snapshot(
+            intent=intent,
+            allocations=_decode_allocations(meta.pop("allocations", None)),
+            applied=intent if applied == objects else _intent_of(applied),
+            applied_allocations=_decode_allocations(meta.pop("applied_allocations", None)),
+            generation=int(meta.pop("generation", 0)),
+            applied_generation=int(meta.pop("applied_generation", 0)),
+            meta=meta,
+        )
+
+    def write(self, intent: Intent, allocations: Allocations, meta: dict[str, str] | None = None) -> int:
+        """Store what is wanted in one transaction, and return its generation. The caller holds the lock."""
+        objects = _objects_of(intent)
+        with self._connect(write=True) as connection:
+            _replace_objects(connection, "objects", objects)
+            generation = int(_get_meta(connection, "generation") or 0) + 1
+            _set_meta(
+                connection,
+                {
+                    "generation": str(generation),
+                    "allocations": msgspec.json.encode(allocations).decode(),
+                    **(meta or {}),
+                },
+            )
+        return generation
+
+    def mark_applied(self, generation: int, meta: dict[str, str] | None = None) -> None:
+        """The data plane now does what `generation` wants. The caller holds the lock."""
+        with self._connect(write=True) as connection:
+            _replace_objects(connection, "applied", _read_objects(connection, "objects"))
+            _set_meta(
+                connection,
+                {
+                    "applied_generation": str(generation),
+                    "applied_allocations": _get_meta(connection, "allocations") or "{}",
+                    **(meta or {}),
+                },
+            )
+
+    def roll_back(self) -> Snapshot:
+        """Want again what was last applied; returns the state. The caller holds the lock, and synchronises."""
+        with self._connect(write=True) as connection:
+            _replace_objects(connection, "objects", _read_objects(connection, "applied"))
+            _set_meta(
+                connection,
+                {
+                    "generation": _get_meta(connection, "applied_generation") or "0",
+                    "allocations": _get_meta(connection, "applied_allocations") or "{}",
+                },
+            )
+        return self.read()
+
+    def delete(self) -> None:
+        """Remove every trace of the instance. The caller holds the lock."""
+        for path in (self.path, self.path.with_name("state.db-journal"), self.lock_path):
+            path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self.directory.rmdir()
+
+    def _make_directory(self) -> None:
+        try:
+            self.directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+        except OSError as error:
+            raise _cannot("create", self.directory, error) from error
+
+    @contextlib.contextmanager
+    def _connect(self, *, write: bool) -> Iterator[sqlite3.Connection]:
+        """A connection within one transaction of the current schema version: all of it or nothing of it."""
+        if write:
+            self._make_directory()
+        try:
+            connection = sqlite3.connect(
+                f"{self.path.absolute().as_uri()}?mode={'rwc' if write else 'ro'}",
+                uri=True,
+                isolation_level=None,
+                timeout=LOCK_WAIT_SECONDS,
+            )
+            try:
+                connection.execute("BEGIN IMMEDIATE" if write else "BEGIN")
+                self._check_version(connection, write)
+                yield connection
+                connection.execute("COMMIT")
+            finally:
+                connection.close()
+        except sqlite3.Error as error:
+            raise MptmError(
+                f"{self.path}: {error}",
+                "the state file is damaged or not accessible; `mptm export` from a backup, or `mptm purge`",
+            ) from error
+
+    def _check_version(self, connection: sqlite3.Connection, write: bool) -> None:
+        version = connection.execute("PRAGMA user_version").fetchone()[0]
+        if version > SCHEMA_VERSION:
+            raise MptmError(
+                f"{self.path} was written by a newer MPTM (schema {version}, this one knows {SCHEMA_VERSION})",
+                "install that version again, or `mptm purge`",
+            )
+        if version == SCHEMA_VERSION:
+            return
+        if not write:
+            raise MptmError(
+                f"{self.path} is of an older MPTM (schema {version})", "run `mptm restore` as root once"
+            )
+        if version == 0:
+            for statement in _SCHEMA.split(";"):
+                connection.execute(statement)
+        else:
+            for old in range(version, SCHEMA_VERSION):
+                MIGRATIONS[old](connection)
+        connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+
+
+def _cannot(verb: str, path: Path, error: OSError) -> MptmError:
+    hint = None
+    if error.errno in (errno.EACCES, errno.EPERM):
+        hint = "run it as root (sudo), or set MPTM_STATE_DIR to a directory of yours"
+    return MptmError(f"can't {verb} {path}: {os.strerror(error.errno or 0)}", hint)
+
+
+def _read_objects(connection: sqlite3.Connection, table: str) -> dict[tuple[str, str], str]:
+    rows = connection.execute(f"SELECT kind, key, body FROM {table} ORDER BY kind, key")
+    return {(kind, key): body for kind, key, body in rows}
+
+
+def _replace_objects(connection: sqlite3.Connection, table: str, wanted: dict[tuple[str, str], str]) -> None:
+    stored = _read_objects(connection, table)
+    connection.executemany(
+        f"DELETE FROM {table} WHERE kind = ? AND key = ?", [key for key in stored if key not in wanted]
+    )
+    connection.executemany(
+        f"INSERT OR REPLACE INTO {table} (kind, key, body) VALUES (?, ?, ?)",
+        [(*key, body) for key, body in wanted.items() if stored.get(key) != body],
+    )
+
+
+def _get_meta(connection: sqlite3.Connection, key: str) -> str | None:
+    row = connection.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
+    return None if row is None else str(row[0])
+
+
+def _set_meta(connection: sqlite3.Connection, values: dict[str, str]) -> None:
+    connection.executemany("INSERT OR REPLACE INTO meta (key, value) VALUES (?, ?)", values.items())
+
+
+def _objects_of(intent: Intent) -> dict[tuple[str, str], str]:
+    return {(obj.kind, obj.key): msgspec.json.encode(obj.to_dict()).decode() for obj in intent.objects()}
+
+
+def _intent_of(objects: dict[tuple[str, str], str]) -> Intent:
+    from mptm.intent import Intent, object_from_dict
+
+    return Intent.of(object_from_dict(kind, msgspec.json.decode(body)) for (kind, _), body in objects.items())
+
+
+def _decode_allocations(text: str | None) -> Allocations:
+    from mptm.compile import Allocations
+
+    return Allocations() if text is None else msgspec.json.decode(text, type=Allocations)

@@ -1,0 +1,247 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Brings the tables of the data plane to what `compile` yielded: a diff of bytes, written in a safe order.
+
+At no time does an entry that a packet can reach point at something that isn't there: what is pointed at
+(templates, redirect targets, ports, listeners) is written first, then what points (terminations, hosts, prefixes,
+flows); removal goes the other way round. Programs are attached once the tables are right and detached before
+their port's slot is freed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any, Protocol
+
+from mptm.tables import Attachment, Tables
+
+if TYPE_CHECKING:
+    from mptm.compile import Allocations, Compiled
+
+POINTED_AT = ("tunnels", "tx_ports", "ports", "locals", "listeners")
+"""Tables that others refer to, in the order of writing."""
+
+POINTING = (
+    "terminations",
+    "hosts_v4",
+    "hosts_v6",
+    "prefixes_v4",
+    "prefixes_v6",
+    "flows_v4",
+    "flows_v6",
+)
+"""Tables that refer to others, in the order of writing."""
+
+WRITE_ORDER = POINTED_AT + POINTING
+DELETE_ORDER = (*reversed(POINTING), "listeners", "locals", "ports", "tx_ports", "tunnels")
+ARRAYS = frozenset(("tunnels", "ports", "listeners", "terminations"))
+"""Tables with a slot per number, where all zeroes means free: they are freed by writing zeroes."""
+
+SCOPE_PORT, SCOPE_TUNNEL = 1, 2
+"""`enum drop_scope` of bpf/abi.h."""
+
+
+class Layout(Protocol):
+    """How a record lies in memory (`mptm.kernel.btf.Layout`)."""
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+
+    def pack(self, record: Any) -> bytes:
+        """Bytes of a record of `mptm.tables`, or of an int."""
+
+    def unpack(self, data: bytes) -> Any:
+        """The fields by name, or an int."""
+
+
+class Table(Protocol):
+    """A table of the data plane (`mptm.kernel.maps.Map`)."""
+
+    @property
+    def name(self) -> str:
+        """As in bpf/maps.h."""
+
+    @property
+    def key(self) -> Layout:
+        """Layout of a key."""
+
+    @property
+    def value(self) -> Layout:
+        """Layout of a value; of one CPU's value in a per-CPU table."""
+
+    def items(self) -> dict[bytes, bytes]:
+        """All entries; of an array, the slots that aren't all zeroes."""
+
+    def update(self, entries: Mapping[bytes, bytes]) -> None:
+        """Add or replace; in a per-CPU table on every CPU. Raises TableFull or KernelError."""
+
+    def delete(self, keys: Iterable[bytes]) -> None:
+        """Remove; a key that isn't there is no error, a slot of an array becomes zeroes."""
+
+    def totals(self, key: bytes) -> dict[str, int]:
+        """The fields of a per-CPU table's value, summed over the CPUs."""
+
+    def all_totals(self) -> dict[bytes, dict[str, int]]:
+        """`totals` of every entry."""
+
+
+class AttachmentState(Protocol):
+    """One interface that has a program of ours (`mptm.kernel.dataplane.Attached`)."""
+
+    @property
+    def ifindex(self) -> int:
+        """0: the interface is gone."""
+
+    @property
+    def name(self) -> str:
+        """The interface's name when it was attached."""
+
+    @property
+    def mode(self) -> str:
+        """Native, generic or adopted; empty when the interface is gone."""
+
+
+class DataPlane(Protocol):
+    """Maps and programs of an instance, as far as synchronisation needs them (`mptm.kernel.dataplane`)."""
+
+    @property
+    def maps(self) -> Mapping[str, Table]:
+        """By name."""
+
+    @property
+    def upgrade_needed(self) -> bool:
+        """The attached programs are of another build than the loaded ones."""
+
+    def switch_links(self) -> None:
+        """Let every attached interface run the loaded programs from now on."""
+
+    def attach(self, attachment: Attachment) -> str:
+        """Attach, or leave what is right already; returns the mode. Raises ForeignProgram, NotFound, NotSupported."""
+
+    def detach(self, name: str) -> None:
+        """Detach from an interface; one that is gone is no error."""
+
+    def attachments(self) -> Sequence[AttachmentState]:
+        """What is attached."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """One entry of one table: `old` None adds it, `new` None removes it."""
+
+    table: str
+    key: bytes
+    old: bytes | None
+    new: bytes | None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a synchronisation did: entries changed, the mode of each attached port, interfaces detached.
+
+    `upgraded`: the attached programs were exchanged for those of another build.
+    """
+
+    changes: tuple[Change, ...] = ()
+    modes: dict[str, str] = field(default_factory=dict)
+    detached: tuple[str, ...] = ()
+    upgraded: bool = False
+
+
+def plan(desired: Tables, tables: Mapping[str, Table]) -> list[Change]:
+    """What has to change so that `tables` hold `desired`: in the order in which `apply` does it."""
+    writes: dict[str, list[Change]] = {}
+    deletes: dict[str, list[Change]] = {}
+    for table_field in fields(Tables):
+        name = table_field.name
+        table = tables[name]
+        wanted = {
+            table.key.pack(key): table.value.pack(value) for key, value in getattr(desired, name).items()
+        }
+        actual = table.items()
+        if name in ARRAYS:
+            free = bytes(table.value.size)
+            wanted = {key: value for key, value in wanted.items() if value != free}
+        writes[name] = [
+            Change(name, key, actual.get(key), value)
+            for key, value in wanted.items()
+            if actual.get(key) != value
+        ]
+        deletes[name] = [Change(name, key, value, None) for key, value in actual.items() if key not in wanted]
+    return [change for name in WRITE_ORDER for change in writes[name]] + [
+        change for name in DELETE_ORDER for change in deletes[name]
+    ]
+
+
+def apply(data_plane: DataPlane, compiled: Compiled, previous: Allocations | None = None) -> Outcome:
+    """Make the data plane do what was compiled.
+
+    `previous` are the allocations of the last completed synchronisation: counters of what is new since are zeroed
+    before use, so nobody reads another tunnel's packets.
+    Raises TableFull, ForeignProgram, NotFound, NotSupported, KernelError; the data plane is then part old, part new,
+    and the caller synchronises again with what was before.
+    """
+    maps = data_plane.maps
+    changes = plan(compiled.tables, maps)
+    _zero_new_counters(maps, compiled.allocations, previous)
+    _write(maps, (change for change in changes if change.new is not None))
+    upgraded = data_plane.upgrade_needed
+    if upgraded:
+        data_plane.switch_links()
+
+    wanted = {attachment.name: attachment for attachment in compiled.attachments}
+    detached = [state.name for state in data_plane.attachments() if state.name not in wanted]
+    for name in detached:
+        data_plane.detach(name)
+    modes = {name: data_plane.attach(attachment) for name, attachment in wanted.items()}
+    _delete(maps, (change for change in changes if change.new is None))
+    return Outcome(tuple(changes), modes, tuple(detached), upgraded)
+
+
+def _write(maps: Mapping[str, Table], changes: Iterable[Change]) -> None:
+    for name, entries in _by_table(changes).items():
+        maps[name].update({change.key: change.new for change in entries if change.new is not None})
+
+
+def _delete(maps: Mapping[str, Table], changes: Iterable[Change]) -> None:
+    for name, entries in _by_table(changes).items():
+        maps[name].delete([change.key for change in entries])
+
+
+def _by_table(changes: Iterable[Change]) -> dict[str, list[Change]]:
+    grouped: dict[str, list[Change]] = {}
+    for change in changes:
+        grouped.setdefault(change.table, []).append(change)
+    return grouped
+
+
+def zero_counters(table: Table, keys: Iterable[bytes]) -> None:
+    """Set per-CPU values to zero on all CPUs. A packet that is counted at that moment may be lost to the count."""
+    table.update(dict.fromkeys(keys, bytes(table.value.size)))
+
+
+def _zero_new_counters(maps: Mapping[str, Table], now: Allocations, before: Allocations | None) -> None:
+    tunnels_before = before.tunnels if before else {}
+    ports_before = before.ports if before else {}
+    counters = {
+        allocation.counter
+        for name, allocation in now.tunnels.items()
+        if name not in tunnels_before or tunnels_before[name].counter != allocation.counter
+    }
+    new_ports = [allocation for name, allocation in now.ports.items() if ports_before.get(name) != allocation]
+    key = maps["tunnel_counters"].key
+    zero_counters(maps["tunnel_counters"], [key.pack(counter) for counter in sorted(counters)])
+    key = maps["port_counters"].key
+    zero_counters(maps["port_counters"], [key.pack(port.slot) for port in new_ports])
+    ifindexes = {port.ifindex for port in new_ports}
+    if not counters and not ifindexes:
+        return
+    drops = maps["drops"]
+    stale = []
+    for drop in drops.items():
+        where = drops.key.unpack(drop)
+        renewed = {SCOPE_TUNNEL: counters, SCOPE_PORT: ifindexes}.get(where["scope"], set())
+        if where["id"] in renewed:
+            stale.append(drop)
+    drops.delete(stale)

@@ -1,0 +1,454 @@
+# SPDX-License-Identifier: GPL-2.0-only
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+import pytest
+from fake import FakeKernel
+
+from mptm import cli, config
+from mptm.cli.root import COMMANDS, mptm
+from mptm.intent import Intent
+
+NODE = """\
+networks:
+- {name: blue, id: 1}
+ports:
+- {name: eth0, role: uplink}
+- {name: veth-a, role: access, network: blue}
+tunnels:
+- {name: to-node2, protocol: geneve, network: blue, remote: 10.30.30.2, vni: 100}
+routes:
+- {network: blue, prefix: 10.250.1.101/32, via: to-node2}
+- {network: blue, prefix: 10.250.1.100/32, port: veth-a}
+flows:
+- {network: blue, source: 10.250.1.100, destination: 10.250.1.101, via: to-node2}
+"""
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def kernel(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeKernel:
+    made = FakeKernel()
+    monkeypatch.setattr("mptm.node.SystemKernel", lambda: made)
+    monkeypatch.setenv("MPTM_STATE_DIR", str(tmp_path / "state"))
+    for name in ("MPTM_INSTANCE", "MPTM_NETNS", "MPTM_DEBUG"):
+        monkeypatch.delenv(name, raising=False)
+    return made
+
+
+@pytest.fixture
+def run(kernel: FakeKernel, capsys: pytest.CaptureFixture[str]) -> Run:
+    def call(*arguments: str) -> tuple[int, str, str]:
+        status = cli.run(arguments)
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture
+def node_file(tmp_path: Path) -> str:
+    path = tmp_path / "node.yaml"
+    path.write_text(NODE)
+    return str(path)
+
+
+@pytest.fixture
+def up(run: Run, node_file: str) -> Run:
+    assert run("apply", "-f", node_file)[0] == 0
+    return run
+
+
+def paths(command: click.Command, prefix: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    if not isinstance(command, click.Group):
+        return [prefix]
+    context = click.Context(command)
+    children = [(name, command.get_command(context, name)) for name in command.list_commands(context)]
+    return [prefix] + [path for name, child in children if child for path in paths(child, (*prefix, name))]
+
+
+EVERY_COMMAND = paths(mptm)
+
+
+def test_the_commands_of_the_page_build_a_node(run):
+    for line in (
+        "network add blue --id 1",
+        "port add veth-a --role access --network blue",
+        "port add eth0 --role uplink",
+        "tunnel add to-node2 --protocol geneve --network blue --remote 10.30.30.2 --vni 100",
+        "route add 10.250.1.101/32 --network blue --via to-node2",
+        "route add 10.250.1.100/32 --network blue --port veth-a",
+        "flow add 10.250.1.100 10.250.1.101 --network blue --via to-node2",
+    ):
+        status, out, _ = run(*line.split())
+        assert (status, out) == (0, ""), line
+    _, out, _ = run("export")
+    assert config.load(out) == config.load(NODE)
+
+
+def test_and_their_reverse_takes_it_down_again(up):
+    for line in (
+        "flow del 10.250.1.100 10.250.1.101 --network blue",
+        "route del 10.250.1.101/32 --network blue",
+        "route del 10.250.1.100/32",
+        "tunnel del to-node2",
+        "port del eth0",
+        "port del veth-a",
+        "network del blue",
+    ):
+        assert up(*line.split())[0] == 0, line
+    assert config.load(up("export")[1]) == Intent()
+
+
+@pytest.mark.parametrize("path", EVERY_COMMAND, ids=" ".join)
+def test_every_command_has_a_help_page_with_an_example(run, path):
+    status, out, _ = run(*path, "--help")
+    assert status == 0
+    assert "Example" in out
+    assert "mptm " + " ".join(path[:1]) in out
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "network list",
+        "network show blue",
+        "port list",
+        "port show eth0",
+        "tunnel list",
+        "tunnel show to-node2",
+        "route list",
+        "route show 10.250.1.101/32",
+        "flow list",
+        "flow show 10.250.1.100 10.250.1.101",
+        "counters",
+        "drops",
+        "status",
+        "export",
+    ],
+)
+def test_json_is_exactly_one_document_and_the_table_is_for_people(up, line):
+    status, out, err = up(*line.split(), "--json")
+    assert (status, err) == (0, "")
+    json.loads(out)
+    status, out, _ = up(*line.split())
+    assert status == 0
+    assert not out.startswith(("{", "["))
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("nonsense", "No such command 'nonsense'"),
+        ("rote list", "Did you mean 'route'?"),
+        ("network add", "Missing argument 'NAME'"),
+        ("network add bl/ue", "a name of 1 to 64"),
+        ("network add blue --id 0", "--id"),
+        ("port add eth0", "--role"),
+        ("port add eth0 --role access", "an access port needs network"),
+        ("port add eth0 --role uplink --mac 1:2", "--mac: "),
+        ("tunnel add t --protocol foo --network blue", "there are geneve, vlan, vxlan"),
+        ("tunnel add t --protocol geneve --network blue --remote 10.0.0.1", "vni"),
+        ("tunnel add t --protocol geneve --network blue --remote 10.0.0.1 --vni 16777216", "--vni: "),
+        (
+            "tunnel add t --protocol vlan --network blue --remote 10.0.0.1 --vid 2 --vni 7",
+            "vlan has no option vni; it has pcp, tpid, vid",
+        ),
+        ("tunnel add t --protocol geneve --network blue --remote 10.0.0 --vni 1", "--remote: "),
+        ("route add 10.0.0.1/24 --network blue --drop", "the prefix is 10.0.0.0/24"),
+        ("route add 10.0.0.0/24 --network blue", "exactly one of --via"),
+        ("route add 10.0.0.0/24 --network blue --via t --drop", "exactly one of --via"),
+        ("route show nowhere", "'nowhere'"),
+        ("flow add 10.0.0.1 fd00::1 --network blue --drop", "the source is IPv4"),
+        ("counters --watch --json", "exclude each other"),
+        ("--instance a/b status", "no name for an instance"),
+        ("completion tcsh", "tcsh"),
+    ],
+)
+def test_wrong_usage_is_status_2_and_says_what_is_wrong(run, line, message):
+    status, out, err = run(*line.split())
+    assert (status, out) == (2, "")
+    assert message in err
+    assert "mptm: error: " in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("network add blue --id 1", "network blue already exists"),
+        ("network add red --id 1", "id 1 is taken by network blue"),
+        ("network del blue", "in use by"),
+        ("tunnel show to-node3", "there is no tunnel to-node3"),
+        ("route show 1.2.3.4/32", "there is no route 1.2.3.4/32"),
+        ("route add 10.9.0.0/16 --network blue --via to-nowhere", "there is no tunnel to-nowhere"),
+        ("route add 10.9.0.0/16 --network nowhere --drop", "there is no network nowhere"),
+        ("apply -f /nonexistent.yaml", "/nonexistent.yaml: No such file"),
+        ("--netns elsewhere status", "lives in"),
+    ],
+)
+def test_what_fails_is_status_1_with_the_reason(up, line, message):
+    status, out, err = up(*line.split())
+    assert (status, out) == (1, "")
+    assert err.startswith("mptm: error: ")
+    assert message in err
+
+
+def test_an_error_has_its_hint_on_the_next_line(up):
+    _, _, err = up("tunnel", "show", "to-node3")
+    assert err == "mptm: error: there is no tunnel to-node3\n  did you mean to-node2?\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "where"),
+    [
+        (NODE.replace("vni: 100", "vnii: 100"), "line 7: tunnels[0].vnii: "),
+        (NODE.replace("vni: 100", "vni: lots"), "line 7: tunnels[0].vni: "),
+        (NODE.replace("101/32, via: to-node2", "101/32, via: x"), "line 9: routes[0].via: "),
+        ("networks: [", "line "),
+    ],
+)
+def test_a_wrong_file_changes_nothing_and_the_error_names_the_place(up, tmp_path, text, where):
+    path = tmp_path / "wrong.yaml"
+    path.write_text(text)
+    before = up("export")
+    for command in ("apply", "plan"):
+        status, out, err = up(command, "-f", str(path))
+        assert (status, out) == (1, "")
+        assert where in err
+    assert up("export") == before
+
+
+def test_a_file_comes_from_standard_input(run, monkeypatch):
+    import io
+
+    monkeypatch.setattr("sys.stdin", io.StringIO(NODE))
+    assert run("apply", "-f", "-")[0] == 0
+    assert config.load(run("export")[1]) == config.load(NODE)
+
+
+def test_plan_prints_a_diff_and_apply_prints_it_again(up, node_file, tmp_path):
+    path = tmp_path / "new.yaml"
+    path.write_text(
+        NODE.replace("vni: 100", "vni: 200")
+        + "- {network: blue, source: 1.1.1.1, destination: 2.2.2.2, drop: true}\n"
+    )
+    expected = ["~ tunnel to-node2: vni 100 -> 200", "+ flow blue 1.1.1.1 -> 2.2.2.2 drop"]
+    assert up("plan", "-f", str(path))[1].splitlines() == expected
+    assert up("apply", "-f", str(path))[1].splitlines() == expected
+    assert up("plan", "-f", node_file)[1].splitlines()[0] == "- flow blue 1.1.1.1 -> 2.2.2.2 drop"
+    status, out, err = up("apply", "-f", str(path))
+    assert (status, out, err) == (0, "", "mptm: nothing to change\n")
+    assert up("plan", "-f", node_file)[0] == 0
+
+
+def test_a_new_node_shows_every_object_as_added(run, node_file):
+    _, out, _ = run("plan", "-f", node_file)
+    assert "+ route blue 10.250.1.101/32 via to-node2" in out.splitlines()
+    assert "+ port veth-a role access network blue" in out.splitlines()
+
+
+def test_adding_a_veth_says_what_the_workloads_end_needs(up):
+    _, _, err = up("port", "add", "veth-b", "--role", "access", "--network", "blue")
+    assert "ethtool -K <its interface> tx off gro on" in err
+    assert "up to 1450 bytes" in err
+    _, _, err = up("port", "add", "dummy0", "--role", "access", "--network", "blue")
+    assert "ethtool" not in err
+
+
+def test_tunnel_show_has_the_header_as_text_and_16_bytes_a_line(up):
+    _, out, _ = up("tunnel", "show", "to-node2")
+    assert "geneve(vni=0x64" in out
+    assert "  0000  02 00 00 00 09 02 02 00  00 00 00 02 08 00 45 00" in out.splitlines()
+    assert out.count("\n  00") == 4
+    for line in (
+        "state         up",
+        "next hop MAC  02:00:00:00:09:02",
+        "overhead      50",
+        "inner MTU     1450",
+    ):
+        assert line in out.splitlines()
+
+
+def test_a_hexadecimal_number_and_words_are_taken_for_protocol_options(up):
+    options = "--vni 0x10 --ttl inherit --no-df --source-port 99"
+    line = f"tunnel add t --protocol vxlan --network blue --remote 10.30.30.4 {options}"
+    assert up(*line.split())[0] == 0
+    shown = json.loads(up("tunnel", "show", "t", "--json")[1])
+    assert (shown["vni"], shown["ttl"], shown["df"], shown["source_port"]) == (16, "inherit", False, 99)
+
+
+def test_every_option_of_every_protocol_is_an_option_of_tunnel_add(run):
+    from mptm.fields import fields_of
+    from mptm.protocols import PROTOCOLS
+
+    _, out, _ = run("tunnel", "add", "--help")
+    for protocol in PROTOCOLS.values():
+        for field in fields_of(protocol.options):
+            assert f"--{field.name.replace('_', '-')}" in out
+
+
+def test_lists_shows_export_and_plan_need_no_root(up, kernel, node_file):
+    kernel.root = False
+    for line in (
+        "network list",
+        "port show eth0",
+        "tunnel show to-node2",
+        "route list",
+        "export",
+        f"plan -f {node_file}",
+    ):
+        assert up(*line.split())[0] == 0, line
+
+
+@pytest.mark.parametrize(
+    "line", ["network add red --id 2", "status", "counters", "drops", "reset", "restore", "purge --yes"]
+)
+def test_what_needs_root_says_so_in_one_sentence(up, kernel, line):
+    kernel.root = False
+    status, _, err = up(*line.split())
+    assert status == 1
+    assert (
+        err == "mptm: error: this needs root: it reads or changes the kernel's tables\n  run it with sudo\n"
+    )
+
+
+def test_an_address_that_several_networks_have_must_be_told_apart(up):
+    assert up("network", "add", "red")[0] == 0
+    assert up("route", "add", "10.250.1.101/32", "--network", "red", "--drop")[0] == 0
+    status, _, err = up("route", "del", "10.250.1.101/32")
+    assert status == 2
+    assert "networks blue, red have route 10.250.1.101/32" in err
+    assert up("route", "del", "10.250.1.101/32", "--network", "red")[0] == 0
+
+
+def test_networks_are_numbered_when_no_number_is_given(up):
+    assert up("network", "add", "red")[0] == 0
+    assert json.loads(up("network", "show", "red", "--json")[1])["id"] == 2
+
+
+def test_drops_print_caption_scope_and_whether_the_kernel_got_them(up, kernel):
+    table = kernel.planes["default"].maps["drops"]
+    key = (64).to_bytes(2, "little") + (1).to_bytes(2, "little") + (2).to_bytes(4, "little")
+    table.entries[key] = (3).to_bytes(8, "little") + (180).to_bytes(8, "little")
+    _, out, _ = up("drops")
+    assert out.splitlines()[1].split()[:4] == ["3", "180", "port", "eth0"]
+    assert "left to the kernel" in out
+    assert json.loads(up("drops", "--json")[1])[0]["reason"] == "REFUSED_SENDER_OR_ID"
+    assert up("reset")[0] == 0
+    assert json.loads(up("drops", "--json")[1]) == []
+
+
+def test_status_is_1_when_something_is_down_and_restore_repairs_it(up, kernel):
+    assert up("status")[0] == 0
+    kernel.planes.clear()
+    status, out, _ = up("status")
+    assert status == 1
+    assert "not loaded" in out
+    assert up("restore")[0] == 0
+    assert up("status")[0] == 0
+
+
+def test_restore_is_1_while_a_remote_is_silent_and_names_the_tunnel(up, kernel):
+    line = "tunnel add to-node3 --protocol vxlan --network blue --remote 10.30.30.3 --vni 7"
+    assert up(*line.split())[0] == 0
+    kernel.planes.clear()
+    kernel.silent.add("10.30.30.3")
+    status, _, err = up("restore")
+    assert status == 1
+    assert "tunnel to-node3" in err
+    assert "to-node2" not in err
+
+
+def test_purge_forgets_everything(up, tmp_path):
+    assert up("purge", "--yes")[0] == 0
+    assert list((tmp_path / "state").iterdir()) == []
+    assert config.load(up("export")[1]) == Intent()
+
+
+def test_instances_are_apart(up):
+    assert up("--instance", "two", "network", "add", "red", "--id", "9")[0] == 0
+    assert [each["name"] for each in json.loads(up("network", "list", "--json")[1])] == ["blue"]
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_completion_script_is_printed_for(run, shell):
+    status, out, _ = run("completion", shell)
+    assert status == 0
+    assert "_MPTM_COMPLETE" in out
+
+
+def test_names_of_objects_are_completed(up, monkeypatch, capsys):
+    monkeypatch.setenv("_MPTM_COMPLETE", "bash_complete")
+    monkeypatch.setenv("COMP_WORDS", "mptm tunnel show to")
+    monkeypatch.setenv("COMP_CWORD", "3")
+    with pytest.raises(SystemExit):
+        mptm.main(prog_name="mptm")
+    assert capsys.readouterr().out.split(",")[-1].strip() == "to-node2"
+
+
+def test_a_fault_of_mptm_itself_is_no_traceback(run, kernel, monkeypatch):
+    def broken(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("oops")
+
+    monkeypatch.setattr(kernel, "gather_facts", broken)
+    status, _, err = run("network", "add", "blue")
+    assert status == 1
+    assert err.startswith("mptm: error: internal error: ZeroDivisionError: oops\n")
+
+
+def test_the_version_is_printed(run):
+    assert run("version")[1] == run("--version")[1] == "mptm 0.1.0\n"
+
+
+def test_doctor_prints_a_line_per_check_and_one_document(run, monkeypatch):
+    from mptm.cli import doctor
+
+    checks = [
+        doctor.Check("kernel", "ok", "Linux 6.1"),
+        doctor.Check("libbpf", "missing", "none", "apt-get install libbpf1"),
+    ]
+    monkeypatch.setattr(doctor, "examine", lambda: iter(checks))
+    status, out, _ = run("doctor")
+    assert status == 1
+    assert "apt-get install libbpf1" in out
+    status, out, _ = run("doctor", "--json")
+    assert (status, json.loads(out)["ok"]) == (1, False)
+    checks.pop()
+    assert run("doctor")[0] == 0
+
+
+def test_doctor_really_looks(run):
+    checks = {each["name"]: each for each in json.loads(run("doctor", "--json")[1])["checks"]}
+    assert {"kernel", "privileges", "bpffs", "libbpf", "data plane", "ip", "tshark", "iperf3"} <= set(checks)
+
+
+def test_help_starts_fast_and_imports_nothing_heavy():
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    script = (
+        "import sys; from mptm.cli import run; run(['--help'])\n"
+        "heavy = {'pyroute2', 'rich', 'yaml', 'msgspec', 'sqlite3', 'ctypes'} & set(sys.modules)\n"
+        "sys.exit(str(heavy) if heavy else 0)"
+    )
+    took = []
+    for _ in range(5):
+        started = time.monotonic()
+        subprocess.run([sys.executable, "-c", script], env=environment, check=True, stdout=subprocess.DEVNULL)
+        took.append(time.monotonic() - started)
+    assert min(took) < 0.15, f"median {statistics.median(took):.3f} s"
+
+
+def test_every_line_of_the_command_table_leads_to_a_command():
+    context = click.Context(mptm)
+    for name in COMMANDS:
+        assert mptm.get_command(context, name) is not None
