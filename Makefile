@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: GPL-2.0-only
+# Everything is reached by one command; what is missing on the machine is installed first (Debian, Ubuntu).
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+VENV := .venv/bin
+export PATH := $(CURDIR)/$(VENV):$(PATH)
+
+OBJECTS := $(patsubst bpf/%.bpf.c,build/%.o,$(wildcard bpf/*.bpf.c))
+HEADERS := $(shell find bpf -name '*.h')
+C_FILES := $(wildcard bpf/*.bpf.c) $(HEADERS)
+TESTS   ?= $(wildcard tests/unit tests/program tests/lab)
+
+.PHONY: help
+help: ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+.PHONY: demo
+demo: setup ## the two-node lab on real traffic: GENEVE and VXLAN side by side, then cleaned up
+	@$(VENV)/mptm lab demo
+
+.PHONY: test
+test: setup lint ## lint, types, unit, program and lab tests
+	@$(VENV)/python -m pytest $(TESTS)
+
+.PHONY: lint
+lint: setup ## ruff, mypy, clang-format: checks only
+	@$(VENV)/ruff check --quiet .
+	@$(VENV)/ruff format --check --quiet .
+	@$(VENV)/mypy --strict src
+	@$(VENV)/clang-format --dry-run -Werror $(C_FILES)
+
+.PHONY: format
+format: setup ## apply ruff's and clang-format's style
+	@$(VENV)/ruff check --quiet --fix . || true
+	@$(VENV)/ruff format --quiet .
+	@$(VENV)/clang-format -i $(C_FILES)
+
+.PHONY: bench
+bench: setup ## nanoseconds per packet and packets per second
+	@$(VENV)/python bench/run.py
+
+.PHONY: setup
+setup: packages build .venv/.installed ## packages, BPF objects and the virtual environment
+	@:
+
+.PHONY: packages
+packages: ## Debian/Ubuntu packages that are missing
+	@scripts/setup.sh packages
+
+.venv/.installed: pyproject.toml hatch_build.py scripts/setup.sh | packages build
+	@scripts/setup.sh venv
+
+.PHONY: build
+build: $(OBJECTS) ## the BPF objects, build/*.o
+	@:
+
+build/%.o: bpf/%.bpf.c $(HEADERS) scripts/compile_bpf.py | packages
+	@python3 scripts/compile_bpf.py build $<
+
+.PHONY: clean
+clean: ## remove what was built (the virtual environment too)
+	@rm -rf build dist .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	@find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Labs for tests: real namespaces, links and traffic. All tests of this directory need root."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from mptm.lab.topology import Lab
+
+_numbers = itertools.count(1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if os.geteuid() != 0:
+        for item in items:
+            if "tests/lab" in item.path.as_posix():
+                item.add_marker(pytest.mark.skip(reason="network namespaces and BPF need root"))
+
+
+@pytest.fixture(scope="session")
+def lab_prefix() -> Callable[[], str]:
+    """Gives a prefix that no other lab on this machine has."""
+    return lambda: f"mptmt{os.getpid()}-{next(_numbers)}"
+
+
+@pytest.fixture(scope="module")
+def lab(lab_prefix: Callable[[], str]) -> Iterator[Lab]:
+    """The two-node lab with both nodes up, shared by the tests of a module: they leave it as they found it."""
+    with Lab(lab_prefix()) as built:
+        yield built
+
+
+@pytest.fixture
+def bare_lab(lab_prefix: Callable[[], str]) -> Iterator[Lab]:
+    """Namespaces and links of the two-node lab, nothing configured in MPTM, for one test."""
+    built = Lab(lab_prefix())
+    built.up(bare=True)
+    try:
+        yield built
+    finally:
+        built.down()
