@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from mptm import sync, tables
 from mptm.errors import Busy, InvalidIntent, MptmError, NotFound, Unresolved
 from mptm.facts import Facts, Link, Path
+from mptm.fields import suggestion
 from mptm.store import Snapshot, Store, state_directory
 
 if TYPE_CHECKING:
@@ -421,7 +422,7 @@ class Node:
         with self._inside(snapshot):
             facts = self._gather_facts(intent, snapshot)
             compiled = self._compile(intent, facts, snapshot.allocations)
-            self._refuse_unresolved(intent, snapshot.applied, facts)
+            self._refuse_unusable(intent, snapshot.applied, facts)
         return Plan(changes, tuple(compiled.warnings), dict(compiled.states), facts=facts)
 
     def edit(self, change: Callable[[Intent], Intent]) -> Plan:
@@ -437,7 +438,7 @@ class Node:
                 wanted = change(snapshot.intent)
                 wanted.validate()
                 facts = self._gather_facts(wanted, snapshot)
-                self._refuse_unresolved(wanted, snapshot.applied, facts)
+                self._refuse_unusable(wanted, snapshot.applied, facts)
                 return self._bring_to(wanted, snapshot, facts)
 
     def restore(self) -> Plan:
@@ -795,8 +796,13 @@ class Node:
             )
         return facts
 
-    def _refuse_unresolved(self, wanted: Intent, applied: Intent, facts: Facts) -> None:
-        """Raise Unresolved for a new or changed tunnel that would be down."""
+    def _refuse_unusable(self, wanted: Intent, applied: Intent, facts: Facts) -> None:
+        """Raise NotFound or Unresolved for a new or changed port or tunnel that would be down."""
+        for name, port in wanted.ports.items():
+            if name not in facts.links and applied.ports.get(name) != port:
+                raise NotFound(
+                    f"there is no interface {name}", f"`ip link` lists them{_nearest(name, facts)}"
+                )
         problems = _unresolved(facts)
         for name, tunnel in wanted.tunnels.items():
             if name in problems and applied.tunnels.get(name) != tunnel:
@@ -914,6 +920,11 @@ def _same_netns(one: str, other: str | None) -> bool:
     except OSError:
         return one == other
     return (first.st_dev, first.st_ino) == (second.st_dev, second.st_ino)
+
+
+def _nearest(name: str, facts: Facts) -> str:
+    found = suggestion(name, facts.links)
+    return f"; {found}" if found else ""
 
 
 def _unresolved(facts: Facts) -> dict[str, str]:

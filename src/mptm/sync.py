@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Protocol
 
-from mptm.tables import Attachment, Tables
+from mptm.tables import Attachment, Tables, Termination
 
 if TYPE_CHECKING:
     from mptm.compile import Allocations, Compiled
@@ -36,6 +36,10 @@ WRITE_ORDER = POINTED_AT + POINTING
 DELETE_ORDER = (*reversed(POINTING), "listeners", "locals", "ports", "tx_ports", "tunnels")
 ARRAYS = frozenset(("tunnels", "ports", "listeners", "terminations"))
 """Tables with a slot per number, where all zeroes means free: they are freed by writing zeroes."""
+
+KEYED_ARRAY = "terminations"
+"""The ARRAY whose entries are found by a key inside them. A slot isn't written in one stroke: so that a reader never
+sees a key with another's value, its value is written before its key, and its key is removed before its value."""
 
 SCOPE_PORT, SCOPE_TUNNEL = 1, 2
 """`enum drop_scope` of bpf/abi.h."""
@@ -201,12 +205,26 @@ def apply(data_plane: DataPlane, compiled: Compiled, previous: Allocations | Non
 
 def _write(maps: Mapping[str, Table], changes: Iterable[Change]) -> None:
     for name, entries in _by_table(changes).items():
-        maps[name].update({change.key: change.new for change in entries if change.new is not None})
+        table = maps[name]
+        if name == KEYED_ARRAY:
+            added = [
+                change for change in entries if not change.old or not table.value.unpack(change.old)["parser"]
+            ]
+            table.update({change.key: _hidden(table, change.new) for change in added if change.new})
+        table.update({change.key: change.new for change in entries if change.new is not None})
 
 
 def _delete(maps: Mapping[str, Table], changes: Iterable[Change]) -> None:
     for name, entries in _by_table(changes).items():
-        maps[name].delete([change.key for change in entries])
+        table = maps[name]
+        if name == KEYED_ARRAY:
+            table.update({change.key: _hidden(table, change.old) for change in entries if change.old})
+        table.delete([change.key for change in entries])
+
+
+def _hidden(table: Table, value: bytes) -> bytes:
+    """A termination that no packet finds, but whose value is already, or still, the right one."""
+    return table.value.pack(Termination(**table.value.unpack(value))._replace(parser=0))
 
 
 def _by_table(changes: Iterable[Change]) -> dict[str, list[Change]]:

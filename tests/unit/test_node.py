@@ -102,6 +102,13 @@ def test_a_remote_that_does_not_answer_is_refused_in_words_and_changes_nothing(n
     assert node.intent == FULL
 
 
+def test_a_port_of_an_interface_that_is_not_there_is_refused_and_changes_nothing(node, kernel):
+    with pytest.raises(NotFound, match="there is no interface veth-z") as caught:
+        node.add(Port(name="veth-z", role="uplink"))
+    assert "did you mean veth-b?" in str(caught.value)
+    assert "veth-z" not in node.intent.ports
+
+
 def test_with_a_mac_no_answer_is_needed(node, kernel):
     node.apply(FULL)
     kernel.silent.add("10.30.30.9")

@@ -188,3 +188,34 @@ def test_an_interface_that_came_back_with_another_number_is_attached_again():
 @pytest.mark.parametrize("name", sync.WRITE_ORDER)
 def test_every_table_that_is_written_is_also_emptied(name):
     assert name in sync.DELETE_ORDER
+
+
+def test_a_termination_never_has_its_key_without_its_own_value():
+    plane, kernel = FakeDataPlane(), FakeKernel()
+    table = plane.maps["terminations"]
+    seen: list[tuple[bytes | None, bytes | None]] = []
+    update, delete = table.update, table.delete
+
+    def watched_update(entries):
+        seen.extend((table.entries.get(key), value) for key, value in entries.items())
+        update(entries)
+
+    def watched_delete(keys):
+        keys = list(keys)
+        seen.extend((table.entries.get(key), None) for key in keys)
+        delete(keys)
+
+    table.update, table.delete = watched_update, watched_delete
+    first = compiled(FULL, kernel)
+    sync.apply(plane, first)
+    sync.apply(plane, compiled(Intent(), kernel, first.allocations), first.allocations)
+    unpack = table.value.unpack
+    assert len(seen) == 12
+    for old, new in seen:
+        before = unpack(old) if old else None
+        after = unpack(new) if new else None
+        if after and after["parser"]:
+            assert before is not None, "a key was written into an empty slot"
+            assert {**before, "parser": after["parser"]} == after
+        if after is None:
+            assert before is not None and before["parser"] == 0, "a slot was emptied while its key was there"
