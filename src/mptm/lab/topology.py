@@ -21,7 +21,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self, TextIO
@@ -197,6 +197,26 @@ class NodeStatus:
     containers: tuple[Container, ...]
 
 
+@dataclass(frozen=True)
+class Record:
+    """What a lab has written down of itself in /run/mptm/lab/<prefix>.json, to know later what it made.
+
+    `namespaces` -> inode number (None: it was interrupted while making them). `mounted`: /run/netns became a mount
+    point with the lab's first namespace.
+    """
+
+    namespaces: dict[str, int | None]
+    mounted: bool
+    complete: bool = False
+
+    def owns(self, namespace: str) -> bool:
+        """Whether a namespace of that name exists and is the one that the lab made."""
+        try:
+            return namespace in self.namespaces and self.namespaces[namespace] in (None, _inode(namespace))
+        except FileNotFoundError:
+            return False
+
+
 class Lab:
     """The two-node lab in network namespaces that begin with `prefix`; several with other prefixes can stand at once.
 
@@ -255,10 +275,12 @@ class Lab:
     def _build(self) -> None:
         topology = self.topology
         namespaces = list(topology.namespaces().values())
-        self._write_record({name: None for name in namespaces}, complete=False)
+        record = Record(dict.fromkeys(namespaces), mounted=not NAMESPACES.is_mount())
+        self._write_record(record)
         for name in namespaces:
             run(["ip", "netns", "add", name])
-        self._write_record({name: _inode(name) for name in namespaces}, complete=False)
+        record = replace(record, namespaces={name: _inode(name) for name in namespaces})
+        self._write_record(record)
 
         underlay = ["link set lo up", "link add br0 type bridge stp_state 0 forward_delay 0 mcast_snooping 0"]
         for node in topology.nodes:
@@ -270,7 +292,7 @@ class Lab:
         for node in topology.nodes:
             self._build_node(node)
             set_offloads(topology.underlay, node.name)
-        self._write_record({name: _inode(name) for name in namespaces}, complete=True)
+        self._write_record(replace(record, complete=True))
 
     def _build_node(self, node: LabNode) -> None:
         topology = self.topology
@@ -307,8 +329,8 @@ class Lab:
         """Remove what the record says is ours; what fails is reported at the end, after the rest is gone."""
         while self._processes:
             _stop(self._processes.pop())
-        recorded = self._read_record()
-        if recorded is None:
+        record = self._read_record()
+        if record is None:
             return
         problems: list[str] = []
         for node in self.topology.nodes:
@@ -316,13 +338,16 @@ class Lab:
                 Node(node.instance).purge()
             except MptmError as error:
                 problems.append(f"{node.instance}: {error}")
-        for name in (name for name in recorded if _is_ours(name, recorded)):
+        for name in filter(record.owns, record.namespaces):
             try:
                 _delete_namespace(name)
             except MptmError as error:
                 problems.append(f"{name}: {error}")
         if problems:
             raise MptmError(f"the lab couldn't be taken down: {'; '.join(problems)}")
+        if record.mounted and not any(NAMESPACES.iterdir()):
+            with contextlib.suppress(MptmError):  # a namespace that was made just now keeps it busy
+                run(["umount", str(NAMESPACES)])
         self._record_path.unlink(missing_ok=True)
 
     def _refuse_foreign(self) -> None:
@@ -349,27 +374,23 @@ class Lab:
         prefix = self.topology.prefix
         return locked(f"{prefix}.lock", f"another command is building or removing the lab {prefix}")
 
-    def _write_record(self, namespaces: dict[str, int | None], *, complete: bool) -> None:
+    def _write_record(self, record: Record) -> None:
         partial = self._record_path.with_suffix(".new")
-        partial.write_text(json.dumps({"complete": complete, "namespaces": namespaces}))
+        partial.write_text(json.dumps(asdict(record)))
         partial.replace(self._record_path)
 
-    def _read_record(self) -> dict[str, int | None] | None:
-        """Namespaces that `_build` made, with their inode numbers (None: it was interrupted while making them)."""
+    def _read_record(self) -> Record | None:
         try:
-            namespaces: dict[str, int | None] = json.loads(self._record_path.read_text())["namespaces"]
+            return Record(**json.loads(self._record_path.read_text()))
         except FileNotFoundError:
             return None
-        return namespaces
 
     # ---- using it ----
 
     def is_up(self) -> bool:
         """Whether the lab was built and all its namespaces are still there."""
-        recorded = self._read_record()
-        if recorded is None or not json.loads(self._record_path.read_text())["complete"]:
-            return False
-        return all(_is_ours(name, recorded) for name in self.topology.namespaces().values())
+        record = self._read_record()
+        return record is not None and record.complete and all(map(record.owns, record.namespaces))
 
     def intent(self, name: str) -> Intent:
         """What the file of node `name` says."""
@@ -438,13 +459,13 @@ class Lab:
 
     def status(self) -> list[NodeStatus]:
         """What stands, node by node."""
-        recorded = self._read_record() or {}
+        record = self._read_record() or Record({}, mounted=False)
         return [
             NodeStatus(
                 node.name,
                 node.instance,
                 node.namespace,
-                all(_is_ours(n, recorded) for n in (node.namespace, *(c.namespace for c in node.containers))),
+                all(map(record.owns, (node.namespace, *(each.namespace for each in node.containers)))),
                 node.containers,
             )
             for node in self.topology.nodes
@@ -467,13 +488,6 @@ def _without_dad(address: str) -> str:
 
 def _inode(namespace: str) -> int:
     return (NAMESPACES / namespace).stat().st_ino
-
-
-def _is_ours(namespace: str, recorded: dict[str, int | None]) -> bool:
-    try:
-        return namespace in recorded and recorded[namespace] in (None, _inode(namespace))
-    except FileNotFoundError:
-        return False
 
 
 def _delete_namespace(namespace: str) -> None:
