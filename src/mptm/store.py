@@ -168,9 +168,12 @@ class Store:
         from mptm.compile import Allocations
         from mptm.intent import Intent
 
+        nothing = Snapshot(Intent(), Allocations(), Intent(), Allocations())
         if not self.exists():
-            return Snapshot(Intent(), Allocations(), Intent(), Allocations())
+            return nothing
         with self._connect(write=False) as connection:
+            if _version(connection) == 0:  # the very first write was interrupted, and has just been undone
+                return nothing
             objects = _read_objects(connection, "objects")
             applied = _read_objects(connection, "applied")
             meta = dict(connection.execute("SELECT key, value FROM meta"))
@@ -247,7 +250,7 @@ class Store:
             self._make_directory()
         try:
             connection = sqlite3.connect(
-                f"{self.path.absolute().as_uri()}?mode={'rwc' if write else 'ro'}",
+                f"{self.path.absolute().as_uri()}?mode={'rwc' if write else self._reading_mode()}",
                 uri=True,
                 isolation_level=None,
                 timeout=LOCK_WAIT_SECONDS,
@@ -265,14 +268,19 @@ class Store:
                 "the state file is damaged or not accessible; `mptm export` from a backup, or `mptm purge`",
             ) from error
 
+    def _reading_mode(self) -> str:
+        """With the right to write, where there is one: what a killed command half wrote is undone by who reads next."""
+        may_write = os.access(self.path, os.W_OK) and os.access(self.directory, os.W_OK)
+        return "rw" if may_write else "ro"
+
     def _check_version(self, connection: sqlite3.Connection, write: bool) -> None:
-        version = connection.execute("PRAGMA user_version").fetchone()[0]
+        version = _version(connection)
         if version > SCHEMA_VERSION:
             raise MptmError(
                 f"{self.path} was written by a newer MPTM (schema {version}, this one knows {SCHEMA_VERSION})",
                 "install that version again, or `mptm purge`",
             )
-        if version == SCHEMA_VERSION:
+        if version == SCHEMA_VERSION or (version == 0 and not write):
             return
         if not write:
             raise MptmError(
@@ -292,6 +300,11 @@ def _cannot(verb: str, path: Path, error: OSError) -> MptmError:
     if error.errno in (errno.EACCES, errno.EPERM):
         hint = "run it as root (sudo), or set MPTM_STATE_DIR to a directory of yours"
     return MptmError(f"can't {verb} {path}: {os.strerror(error.errno or 0)}", hint)
+
+
+def _version(connection: sqlite3.Connection) -> int:
+    """The file's schema version; 0 when nothing was written yet."""
+    return int(connection.execute("PRAGMA user_version").fetchone()[0])
 
 
 def _read_objects(connection: sqlite3.Connection, table: str) -> dict[tuple[str, str], str]:

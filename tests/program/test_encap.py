@@ -113,7 +113,8 @@ def test_every_length_and_checksum_is_right(node, protocol, underlay, kind):
     else:
         assert outer[IPv6].plen == len(got.data) - 54
         assert outer[IPv6].fl != 0
-    assert outer[UDP].len == len(got.data) - (34 if underlay == 4 else 54)
+    if isinstance(outer.payload.payload, UDP):
+        assert outer[UDP].len == len(got.data) - (34 if underlay == 4 else 54)
 
 
 @pytest.mark.parametrize("underlay", [4, 6])

@@ -14,6 +14,7 @@ from scapy.packet import Packet, Raw
 from world import LOCAL, LOCAL_MAC, REMOTE, REMOTE_MAC, THEIRS, World
 
 from mptm.facts import Path
+from mptm.fields import fields_of
 from mptm.intent import Route, tunnel_from_dict
 from mptm.protocols import PROTOCOLS
 
@@ -69,7 +70,9 @@ def packets(draw: st.DrawFn) -> tuple[int, int, Packet]:
 )
 def test_the_program_does_what_the_model_says(node: World, carrier, all_sent, ttl, dscp, source_port):
     protocol, underlay = carrier
-    options = {"ttl": ttl, "dscp": dscp, "source_port": source_port} if PROTOCOLS[protocol].over_ip else {}
+    known = {field.name for field in fields_of(PROTOCOLS[protocol].options)}
+    wanted = {"ttl": ttl, "dscp": dscp, "source_port": source_port}
+    options = {name: value for name, value in wanted.items() if name in known}
     fields = tunnel(protocol, underlay, remotes=REMOTE, **options)
     routes = [Route(network="blue", prefix=THEIRS[version], via="to-node2") for version in (4, 6)]
     node.apply(fields, *routes)

@@ -17,6 +17,7 @@ from fake import FakeKernel
 from mptm import cli, config
 from mptm.cli.root import COMMANDS, mptm
 from mptm.intent import Intent
+from mptm.protocols import PROTOCOLS
 
 NODE = """\
 networks:
@@ -157,7 +158,7 @@ def test_json_is_exactly_one_document_and_the_table_is_for_people(up, line):
         ("port add eth0", "--role"),
         ("port add eth0 --role access", "an access port needs network"),
         ("port add eth0 --role uplink --mac 1:2", "--mac: "),
-        ("tunnel add t --protocol foo --network blue", "there are geneve, vlan, vxlan"),
+        ("tunnel add t --protocol foo --network blue", f"there are {', '.join(PROTOCOLS)}"),
         ("tunnel add t --protocol geneve --network blue --remote 10.0.0.1", "vni"),
         ("tunnel add t --protocol geneve --network blue --remote 10.0.0.1 --vni 16777216", "--vni: "),
         (
@@ -290,7 +291,6 @@ def test_a_hexadecimal_number_and_words_are_taken_for_protocol_options(up):
 
 def test_every_option_of_every_protocol_is_an_option_of_tunnel_add(run):
     from mptm.fields import fields_of
-    from mptm.protocols import PROTOCOLS
 
     _, out, _ = run("tunnel", "add", "--help")
     for protocol in PROTOCOLS.values():

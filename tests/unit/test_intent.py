@@ -99,10 +99,10 @@ def error_of(make, *arguments, **keywords) -> InvalidIntent:
         ),
         (
             "tunnel", GENEVE | {"protocol": "vxlan-ng"},
-            "protocol: tunnel to-node2: there is no protocol 'vxlan-ng'; there are geneve, vlan, vxlan"
+            f"protocol: tunnel to-node2: there is no protocol 'vxlan-ng'; there are {', '.join(PROTOCOLS)}"
             "\n  did you mean vxlan?",
         ),
-        ("tunnel", {"name": "x"}, "protocol: tunnel x: needs protocol: geneve, vlan, vxlan"),
+        ("tunnel", {"name": "x"}, f"protocol: tunnel x: needs protocol: {', '.join(PROTOCOLS)}"),
         ("tunnel", VLAN | {"vid": 0}, "vid: tunnel leaf: 0 is not a whole number from 1 to 4094"),
         ("tunnel", VLAN | {"tpid": 0x9100}, "tpid: tunnel leaf: 0x9100 is not 0x8100 or 0x88a8"),
         (
