@@ -441,6 +441,14 @@ class Node:
                 self._refuse_unusable(wanted, snapshot.applied, facts)
                 return self._bring_to(wanted, snapshot, facts)
 
+    def bind(self) -> None:
+        """Remember the network namespace of this node before it has anything else. Harmless when it is known."""
+        self._kernel.require_privileges()
+        with self.store.lock(progress=self._progress):
+            netns = self._bound_netns(self.store.read())
+            if netns is not None:
+                self.store.remember({"netns": netns})
+
     def restore(self) -> Plan:
         """Bring the data plane to the stored intent, after a reboot or whenever it may have changed.
 
@@ -678,7 +686,7 @@ class Node:
             try:
                 outcome = sync.apply(data_plane, compiled, snapshot.applied_allocations)
             except BaseException as error:
-                self._put_back(facts, error)
+                self._put_back(snapshot, error)
                 raise
         self.store.mark_applied(generation, {"paths": _encode_paths(facts.paths)})
         unresolved = tuple(sorted(set(_unresolved(facts)) & set(wanted.tunnels)))
@@ -693,13 +701,17 @@ class Node:
             down=tuple(each for each in worth_telling(wanted, states) if not is_healthy(each.state)),
         )
 
-    def _put_back(self, facts: Facts, cause: BaseException) -> None:
-        """Return to what was last applied; what fails then is added to the error that led here."""
-        before = self.store.roll_back()
+    def _put_back(self, snapshot: Snapshot, cause: BaseException) -> None:
+        """Return to what was last applied; what fails then is added to the error that led here.
+
+        The store comes last: until then a command that is killed here counts as interrupted.
+        """
+        before = snapshot.applied_allocations
         try:
-            compiled = self._compile(before.intent, facts, before.allocations)
+            facts = self._gather_facts(snapshot.applied, snapshot)
+            compiled = self._compile(snapshot.applied, facts, before)
             with self._kernel.open(self.instance, load=True) as data_plane:
-                sync.apply(data_plane, compiled, before.applied_allocations)
+                sync.apply(data_plane, compiled, before)
         except MptmError as error:
             if isinstance(cause, MptmError):
                 cause.hint = "; ".join(
@@ -708,6 +720,8 @@ class Node:
                         (cause.hint, f"going back failed, too ({error.message}): `mptm restore` tries again"),
                     )
                 )
+        finally:
+            self.store.roll_back()
 
     def _finish_interrupted(self, snapshot: Snapshot) -> Snapshot:
         """Complete what a command that didn't live wanted, or go back to what was before it."""

@@ -204,6 +204,11 @@ class Store:
             )
         return generation
 
+    def remember(self, meta: dict[str, str]) -> None:
+        """Store facts beside the intent, which stays as it is. The caller holds the lock."""
+        with self._connect(write=True) as connection:
+            _set_meta(connection, meta)
+
     def mark_applied(self, generation: int, meta: dict[str, str] | None = None) -> None:
         """The data plane now does what `generation` wants. The caller holds the lock."""
         with self._connect(write=True) as connection:

@@ -8,6 +8,7 @@ entries with the same outer header), the two ports and a route back to the workl
 
 from __future__ import annotations
 
+import contextlib
 import getopt
 import hashlib
 import ipaddress
@@ -141,10 +142,10 @@ def run(arguments: Sequence[str]) -> int:
         sys.stdout.flush()
         return status
     except Usage as error:
-        print(f"mptm_user: error: {error}\n  `mptm_user --help` lists the flags", file=sys.stderr)
+        _complain(f"{error}\n  `mptm_user --help` lists the flags")
         return 2
     except MptmError as error:
-        print(f"mptm_user: error: {error}", file=sys.stderr)
+        _complain(str(error))
         return 1
     except KeyboardInterrupt:
         return 130
@@ -154,12 +155,18 @@ def run(arguments: Sequence[str]) -> int:
     except Exception as error:
         if os.environ.get("MPTM_DEBUG"):
             raise
-        print(
-            f"mptm_user: error: internal error: {type(error).__name__}: {error}\n"
-            "  this is a fault of mptm_user; the same command with MPTM_DEBUG=1 shows where",
-            file=sys.stderr,
+        _complain(
+            f"internal error: {type(error).__name__}: {error}\n"
+            "  this is a fault of mptm_user; the same command with MPTM_DEBUG=1 shows where"
         )
         return 1
+
+
+def _complain(text: str) -> None:
+    """An error on standard error, after what was printed before it, wherever the two go."""
+    with contextlib.suppress(BrokenPipeError):
+        sys.stdout.flush()
+    print(f"mptm_user: error: {text}", file=sys.stderr)
 
 
 def _run(arguments: Sequence[str]) -> int:

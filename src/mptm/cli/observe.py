@@ -101,6 +101,9 @@ def drops(as_json: bool) -> None:
     if as_json:
         print_json([vars(each) for each in found])
         return
+    if not found:
+        note("nothing was dropped")
+        return
     print_table(
         ["PACKETS", "BYTES", "AT", "WHAT", "WHY"],
         [
@@ -115,8 +118,6 @@ def drops(as_json: bool) -> None:
         ],
         right="PACKETS BYTES",
     )
-    if not found:
-        note("nothing was dropped")
 
 
 @click.command()

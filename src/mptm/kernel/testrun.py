@@ -12,6 +12,9 @@ from mptm.kernel import libbpf
 _GROWTH = 512
 """Bytes that a program may add."""
 
+_LIVE_FRAMES = 1 << 1
+"""BPF_F_TEST_XDP_LIVE_FRAMES (Linux 5.18)."""
+
 
 class _Context(ctypes.Structure):
     """struct xdp_md (linux/bpf.h)."""
@@ -81,3 +84,27 @@ def run(program_fd: int, packet: bytes, *, ifindex: int = 1, repeat: int = 1) ->
         f"the kernel doesn't run a packet of {len(packet)} bytes",
     )
     return Run(options.retval, data_out.raw[: options.data_size_out], options.duration)
+
+
+def send(program_fd: int, packet: bytes, *, ifindex: int, count: int, batch_size: int = 64) -> None:
+    """Run an XDP program on `count` live frames as if they came in at interface `ifindex`: what it says is done.
+
+    XDP_TX sends out of that interface. Frames are used again and again, each as the last run left it, so the program
+    has to write them. Returns when the last one was handed on. Raises KernelError.
+    """
+    data_in = ctypes.create_string_buffer(packet, len(packet))
+    context = _Context(data_end=len(packet), ingress_ifindex=ifindex)
+    options = _Options(
+        sz=ctypes.sizeof(_Options),
+        data_in=ctypes.addressof(data_in),
+        data_size_in=len(packet),
+        ctx_in=ctypes.addressof(context),
+        ctx_size_in=ctypes.sizeof(context),
+        repeat=count,
+        flags=_LIVE_FRAMES,
+        batch_size=batch_size,
+    )
+    libbpf.check(
+        libbpf.library().bpf_prog_test_run_opts(program_fd, ctypes.byref(options)),
+        "the kernel doesn't send live frames",
+    )

@@ -257,6 +257,8 @@ class Lab:
                     self._take_down()
                     self._refuse_foreign()
                     self._build()
+                for node in self.topology.nodes:
+                    self.node(node.name).bind()
                 if not bare:
                     self._configure_nodes()
             except BaseException:
