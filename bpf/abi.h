@@ -161,8 +161,9 @@ struct listener {
 /*
  * terminations: who may send what to us, and where it goes. One cache line, key first. Found at one of two
  * homes (mptm.compile places it, lookup.h reads it: termination_hash) and MPTM_TERMINATION_PROBES slots
- * after. Addresses: IPv6; IPv4 as ::ffff:a.b.c.d; for VLAN a MAC address and ten zeroes. A source of all
- * zeroes accepts anyone (remote: any); VLAN then has a destination of all zeroes, too.
+ * after. Addresses: IPv6; IPv4 as ::ffff:a.b.c.d; for VLAN a MAC address and zeroes, with the ifindex that
+ * the frame came in by in the last four bytes of destination (host byte order). A source of all zeroes accepts
+ * anyone (remote: any); VLAN then has no MAC address in destination, only the ifindex.
  */
 struct termination {
 	__u8 source[16];

@@ -7,10 +7,21 @@
 #include "drop.h"
 #include "lookup.h"
 
-/* Whether an inner frame fits a local port; its VLAN tags don't count (IEEE 802.3 frame size). */
+/* Whether an inner frame fits a local port; one VLAN tag doesn't count, a second one does (xdp_ok_fwd_dev).
+ */
 static __always_inline bool fits_port(const struct port *port, const struct packet *packet)
 {
-	return packet->len - packet->l3_offset <= port->mtu;
+	return packet->len - packet->l3_offset <= port->mtu && packet->len <= port->mtu + ETH_HLEN + VLAN_LEN;
+}
+
+static __always_inline bool is_mac_of(const struct port *port, const __u8 *mac)
+{
+	__u8 difference = 0;
+
+#pragma unroll
+	for (int i = 0; i < ETH_ALEN; i++)
+		difference |= mac[i] ^ port->mac[i];
+	return !difference;
 }
 
 /*

@@ -43,7 +43,7 @@ static __always_inline int answer_port(struct xdp_md *ctx, const struct packet *
 
 SEC("xdp") int mptm_encap_xdp(struct xdp_md *ctx)
 {
-	struct question question = {};
+	struct question question;
 	struct packet packet = {};
 	struct next_hop *next_hop;
 	struct port *port, *local_port;
@@ -80,13 +80,21 @@ SEC("xdp") int mptm_encap_xdp(struct xdp_md *ctx)
 	}
 }
 
+/* Whether a frame is addressed to the port's own MAC: others pass by, on a port that hears them. */
+static __always_inline bool is_for(const struct xdp_md *ctx, const struct port *port)
+{
+	struct ethhdr *eth = (void *)(long)ctx->data;
+
+	return (void *)(eth + 1) <= packet_end(ctx) && is_mac_of(port, eth->h_dest);
+}
+
 SEC("xdp") int mptm_decap_xdp(struct xdp_md *ctx)
 {
 	__u32 ifindex = ctx->ingress_ifindex, slot, local_slot = 0;
 	struct outer outer = {};
 	struct inner inner = {};
 	struct packet packet = {};
-	struct question question = {};
+	struct question question;
 	struct port *port, *local_port;
 	struct termination *accepted;
 	struct next_hop *next_hop;
@@ -102,7 +110,7 @@ SEC("xdp") int mptm_decap_xdp(struct xdp_md *ctx)
 
 	/* Is it a tunnel packet, and from somebody who may send it? */
 	parse_outer(ctx, len, &outer);
-	if (!outer.parser)
+	if (!outer.parser || (outer.family && !is_for(ctx, port)))
 		return XDP_PASS;
 	if (outer.is_fragment)
 		return refuse(&outer, REFUSED_FRAGMENT, ifindex, len);
@@ -130,6 +138,9 @@ SEC("xdp") int mptm_decap_xdp(struct xdp_md *ctx)
 	is_question = parse_question(ctx, inner.offset, &packet, &question);
 	next_hop = is_question ? lookup_target(accepted->network, accepted->lookups, &question)
 			       : lookup_next_hop(accepted->network, accepted->lookups, &packet);
+	/* With `remote: any` a VLAN may have others on it, whose frames are theirs. */
+	if (!next_hop && inner.keeps_macs && !is_mac_of(port, packet.macs.destination))
+		return XDP_PASS;
 	if (!next_hop)
 		return drop_on_tunnel(REASON_NO_ROUTE, accepted->counter, len);
 	switch (next_hop->kind) {

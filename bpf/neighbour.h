@@ -8,6 +8,7 @@
 
 #include <linux/icmpv6.h>
 
+#include "checksum.h"
 #include "lookup.h"
 #include "packet.h"
 
@@ -17,7 +18,11 @@
 #define ND_SOLICIT	     135
 #define ND_ADVERT	     136
 #define ND_HOP_LIMIT	     255
+#define ND_SOURCE_LINK_LAYER 1
 #define ND_TARGET_LINK_LAYER 2
+#define ND_OPTIONS_MAX                                                                                       \
+	4 /* a solicitation has one, or a nonce instead (RFC 7527); more are the kernel's to read */
+#define SOLICITED_NODE_FIRST 0xff020000
 #define ND_SOLICITED	     0x40000000
 #define ND_OVERRIDE	     0x20000000
 #define IPV6_MULTICAST	     0xff
@@ -73,6 +78,7 @@ static __always_inline bool parse_arp(const struct xdp_md *ctx, __u64 offset, st
 	    arp->hardware_len != ETH_ALEN || arp->protocol_len != 4 ||
 	    arp->operation != bpf_htons(ARP_REQUEST))
 		return false;
+	__builtin_memset(question, 0, sizeof(*question));
 	question->family = 4;
 	__builtin_memcpy(question->asker_mac, arp->sender_mac, ETH_ALEN);
 	__builtin_memcpy(question->asker, arp->sender_ip, 4);
@@ -81,28 +87,82 @@ static __always_inline bool parse_arp(const struct xdp_md *ctx, __u64 offset, st
 	return question->asker[0] != question->target[0]; /* an announcement asks nothing */
 }
 
-static __always_inline bool parse_nd_solicit(const struct xdp_md *ctx, __u64 offset,
-					     const struct packet *packet, struct question *question)
+/* To the solicited-node group of an address: ff02::1:ffXX:XXXX (RFC 4291 §2.7.1). */
+static __always_inline bool is_solicited_node(const struct in6_addr *address)
+{
+	const __be32 *words = (const void *)address;
+
+	return words[0] == bpf_htonl(SOLICITED_NODE_FIRST) && !words[1] && words[2] == bpf_htonl(1) &&
+	       bpf_ntohl(words[3]) >> 24 == 0xff;
+}
+
+/*
+ * Whether the neighbour solicitation whose IPv6 header is at `offset` is one that RFC 4861 §7.1.1 lets us
+ * answer. A global function: the verifier goes through its options once.
+ */
+__noinline int check_nd_solicit(struct xdp_md *ctx, __u32 offset)
+{
+	struct ipv6hdr *ip = packet_at(ctx, offset);
+	__u32 at = offset + sizeof(*ip) + sizeof(struct nd_solicit), message_len, end;
+	bool is_probe, has_source_mac = false;
+	const __u32 *addresses;
+	__u64 sum;
+	int message;
+
+	if ((void *)(ip + 1) > packet_end(ctx) || ip->hop_limit != ND_HOP_LIMIT)
+		return 0;
+	addresses = (const void *)&ip->saddr;
+	message_len = bpf_ntohs(ip->payload_len);
+	sum = ip->payload_len + (__u64)bpf_htons(IPPROTO_ICMPV6);
+#pragma unroll
+	for (int i = 0; i < 8; i++)
+		sum += addresses[i];
+	is_probe = !(addresses[0] | addresses[1] | addresses[2] | addresses[3]);
+	if (is_probe && !is_solicited_node(&ip->daddr))
+		return 0;
+	end = offset + sizeof(*ip) + message_len;
+	if (at > end)
+		return 0;
+	message = sum_bytes(ctx, offset + sizeof(*ip), message_len);
+	if (message < 0 || fold_checksum(sum + (__u32)message) != 0xffff)
+		return 0;
+	for (int i = 0; i < ND_OPTIONS_MAX && at < end; i++) {
+		struct {
+			__u8 type;
+			__u8 len; /* in units of 8 bytes */
+		} *option = packet_at(ctx, at);
+
+		if ((void *)(option + 1) > packet_end(ctx) || !option->len)
+			return 0;
+		if (option->type == ND_SOURCE_LINK_LAYER)
+			has_source_mac = true;
+		at += option->len * 8;
+	}
+	return at == end && !(is_probe && has_source_mac);
+}
+
+static __always_inline bool parse_nd_solicit(struct xdp_md *ctx, __u64 offset, const struct packet *packet,
+					     struct question *question)
 {
 	struct nd_solicit *solicit = packet_at(ctx, offset + sizeof(struct ipv6hdr));
 
-	/* RFC 4861 §7.1.1; a hop limit of 255 proves that the packet comes from the link. */
-	if ((void *)(solicit + 1) > packet_end(ctx) || packet->ttl != ND_HOP_LIMIT)
+	if ((void *)(solicit + 1) > packet_end(ctx))
 		return false;
 	if (solicit->type != ND_SOLICIT || solicit->code != 0 || *(__u8 *)solicit->target == IPV6_MULTICAST)
 		return false;
+	__builtin_memset(question, 0, sizeof(*question));
 	question->family = 6;
 	__builtin_memcpy(question->asker_mac, packet->macs.source, ETH_ALEN);
 	__builtin_memcpy(question->asker, packet->source, sizeof(question->asker));
 	__builtin_memcpy(question->target, solicit->target, sizeof(question->target));
 	question->is_probe =
 	    !(question->asker[0] | question->asker[1] | question->asker[2] | question->asker[3]);
-	return true;
+	return check_nd_solicit(ctx, offset);
 }
 
 /* Whether the frame at `offset` asks for a neighbour; fills in *question. */
-static __always_inline bool parse_question(const struct xdp_md *ctx, __u64 offset,
-					   const struct packet *packet, struct question *question)
+static __always_inline bool parse_question(struct xdp_md *ctx, __u64 offset, const struct packet *packet,
+					   struct question *question)
 {
 	offset += packet->l3_offset;
 	if (packet->ethertype == bpf_htons(ETH_P_ARP))

@@ -22,6 +22,7 @@
 #define VLAN_LEN      4
 #define INNER_TAGS    2
 #define MACS_LEN      (2 * ETH_ALEN)
+#define MAC_GROUP     0x01 /* in the first byte: broadcast or multicast */
 #define IPV6_FRAGMENT 44
 
 #define IPV4_OFFSET_BITS    0x1fff

@@ -8,7 +8,7 @@
 #define GENEVE_VERSION_SHIFT   6
 #define GENEVE_OPTION_LEN_MASK 0x3f /* in units of 4 bytes */
 #define GENEVE_CONTROL	       0x80
-#define GENEVE_CRITICAL	       0x40
+
 #define GENEVE_OPTION_CRITICAL 0x80
 #define GENEVE_OPTIONS_MAX     63 /* options that fit into 63 words, if each has no data */
 #define GENEVE_VNI_SHIFT       8
@@ -67,8 +67,7 @@ static __always_inline enum reason parse_geneve(struct xdp_md *ctx, const struct
 		return REASON_GENEVE_TRUNCATED;
 	if (geneve->flags & GENEVE_CONTROL)
 		return REASON_GENEVE_CONTROL;
-	if (geneve->flags & GENEVE_CRITICAL)
-		return REASON_GENEVE_CRITICAL;
+
 	if (geneve->protocol != bpf_htons(ETH_P_TEB))
 		return REASON_GENEVE_PROTOCOL;
 	inner->offset = outer->payload_offset + header_len;

@@ -8,6 +8,8 @@
 #include "../lookup.h"
 #include "../packet.h"
 
+#define L2_IFINDEX_AT 12 /* where a destination that is a MAC address has the interface behind it */
+
 /* What the outer headers say. Addresses as in struct termination. */
 struct outer {
 	__u8 source[16];
@@ -119,6 +121,7 @@ static __always_inline void parse_outer_ipv6(const struct xdp_md *ctx, __u64 len
 static __always_inline void parse_outer(const struct xdp_md *ctx, __u64 len, struct outer *outer)
 {
 	struct ethhdr *eth = (void *)(long)ctx->data;
+	__u32 ifindex = ctx->ingress_ifindex;
 
 	if ((void *)(eth + 1) > packet_end(ctx))
 		return;
@@ -133,6 +136,7 @@ static __always_inline void parse_outer(const struct xdp_md *ctx, __u64 len, str
 		outer->payload_len = len - ETH_HLEN;
 		__builtin_memcpy(outer->source, eth->h_source, ETH_ALEN);
 		__builtin_memcpy(outer->destination, eth->h_dest, ETH_ALEN);
+		__builtin_memcpy(outer->destination + L2_IFINDEX_AT, &ifindex, sizeof(ifindex));
 	}
 }
 

@@ -20,7 +20,7 @@ from typing import TypeVar
 import msgspec
 
 from mptm import tables
-from mptm.errors import InvalidIntent, TableFull
+from mptm.errors import TableFull
 from mptm.facts import Facts, Link, Path
 from mptm.fields import mac_bytes
 from mptm.intent import Flow, Intent, Port, Route, Tunnel, find_protocol
@@ -130,10 +130,7 @@ class _Way:
 
 
 def compile_tables(intent: Intent, facts: Facts, previous: Allocations) -> Compiled:
-    """The tables for a valid intent.
-
-    Raises InvalidIntent (a route to a port needs a MAC that can't be found out) and TableFull.
-    """
+    """The tables for a valid intent. What the machine lacks is left out, with a warning. Raises TableFull."""
     return _Compilation(intent, facts, previous).run()
 
 
@@ -541,11 +538,13 @@ class _Compilation:
                 return tables.NextHop(NextHopKind.DROP, 0, NO_MAC, 0)
             mac = mac or link.peer_mac
             if mac is None:
-                raise InvalidIntent(
-                    f"{obj.label()}: the MAC address of the workload behind {obj.port} can't be found out",
-                    "give it with --mac",
-                    field="mac",
+                problem = f"the MAC address of the workload behind {obj.port} can't be found out"
+                self._set_state(
+                    obj,
+                    f"down: {problem}",
+                    f"{obj.label()} drops its packets: {problem} (give it with --mac)",
                 )
+                return tables.NextHop(NextHopKind.DROP, 0, NO_MAC, 0)
             return tables.NextHop(NextHopKind.PORT, 1, mac, link.ifindex)
         kind = NextHopKind.DROP if obj.drop else NextHopKind.PASS
         return tables.NextHop(kind, 0, NO_MAC, 0)

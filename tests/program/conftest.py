@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterator
 
 import pytest
-from world import LOCAL, REMOTE, World, world
+from world import World, world
 
 from mptm.kernel.dataplane import DataPlane, remove_instance
 from mptm.kernel.testrun import Run
@@ -54,5 +54,5 @@ def node() -> Iterator[World]:
 @pytest.fixture(scope="session")
 def peer() -> Iterator[World]:
     """Node 2: where node 1 is the remote."""
-    with world("node2", local=REMOTE, remote=LOCAL) as made:
+    with world("node2", is_far=True) as made:
         yield made

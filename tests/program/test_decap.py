@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import struct
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from packets import carriers, frame, inner_kinds, ip, set_outer, tunnel
@@ -31,6 +31,14 @@ from mptm.headers import checksum
 from mptm.intent import Route
 
 VNI = 0x1234
+
+
+class DropKey(NamedTuple):
+    reason: int
+    scope: int
+    id: int
+
+
 INNER = inner_kinds()
 
 
@@ -100,8 +108,6 @@ def test_what_one_end_encapsulates_the_other_end_delivers(node, peer, protocol, 
         Route(network="blue", prefix=THEIRS[version], via="to-node2"),
     )
     back = tunnel(protocol, underlay, name="to-node1", remotes=LOCAL)
-    if protocol == "vlan":
-        back |= {"remote_mac": LOCAL_MAC, "local_mac": REMOTE_MAC}
     peer.apply(back, Route(network="blue", prefix=THEIRS[version], port="c2"))
     wire = node.send("c1", sent)
     got = peer.send("up0", wire.data)
@@ -174,9 +180,11 @@ def option(kind: int, words: int, klass: int = 0x0102) -> bytes:
     ],
     ids=len,
 )
-def test_geneve_options_that_need_not_be_understood_are_skipped(node, data):
+@pytest.mark.parametrize("flag", [0, 1])
+def test_geneve_options_that_need_not_be_understood_are_skipped(node, data, flag):
+    """The C flag makes a receiver look at the options (RFC 8926 §3.4); that is done anyway."""
     node.apply(geneve_tunnel(), here())
-    got = node.send("up0", with_options(data))
+    got = node.send("up0", with_options(data, critical=flag))
     assert got.verdict == "REDIRECT"
     assert got.data[12:] == bytes(inner())[12:]
 
@@ -184,7 +192,6 @@ def test_geneve_options_that_need_not_be_understood_are_skipped(node, data):
 BAD_HEADERS = {
     "critical option": (with_options(option(0x81, 1)), "GENEVE_CRITICAL"),
     "critical option after others": (with_options(option(1, 2) + option(0x80, 0)), "GENEVE_CRITICAL"),
-    "critical flag": (with_options(option(1, 1), critical=1), "GENEVE_CRITICAL"),
     "option beyond the area": (with_options(option(1, 3), words=2), "GENEVE_OPTION_LENGTH"),
     "area beyond the packet": (geneve(Raw(b"x" * 34), optionlen=63), "GENEVE_TRUNCATED"),
     "control": (geneve(oam=1), "GENEVE_CONTROL"),
@@ -370,3 +377,60 @@ def test_ten_thousand_terminations_are_each_found_and_their_neighbours_are_not(n
     for vni in range(5000, 15000, 97):
         got = node.send("up0", geneve(vni=vni))
         assert got.verdict == ("PASS" if vni % 2 else "REDIRECT"), vni
+
+
+def test_a_packet_to_our_address_but_not_our_mac_passes_by(node):
+    node.apply(geneve_tunnel(), here())
+    for mac in (OUR_MAC, "ff:ff:ff:ff:ff:ff", "01:00:5e:00:00:01"):
+        packet = bytes.fromhex(mac.replace(":", "")) + geneve()[6:]
+        got = node.send("up0", packet)
+        assert (got.verdict, got.data, node.drops()) == ("PASS", packet, {})
+
+
+def test_a_vlan_is_that_of_its_interface_only(node):
+    anyone = {"name": "v", "protocol": "vlan", "network": "blue", "remote": "any", "egress": "up0", "vid": 7}
+    known = tunnel("vlan", remotes=REMOTE, vid=100)
+    node.apply(anyone, known, here())
+    tail = ip(4, THEIRS[4], OURS[4]) / UDP() / Raw(b"d" * 40)
+    for vid in (7, 100):
+        packet = bytes(Ether(src=REMOTE_MAC, dst=LOCAL_MAC) / Dot1Q(vlan=vid) / tail)
+        assert node.send("up0", packet).verdict == "REDIRECT"
+        got = node.send("up1", packet)
+        assert (got.verdict, got.data) == ("PASS", packet)
+
+
+def test_frames_of_others_on_a_vlan_for_anyone_are_theirs(node):
+    fields = {"name": "v", "protocol": "vlan", "network": "blue", "remote": "any", "egress": "up0", "vid": 7}
+    node.apply(fields, here())
+    tail = Dot1Q(vlan=7) / ip(4, THEIRS[4], "10.99.0.1") / UDP() / Raw(b"d" * 40)
+    others = bytes(Ether(src=THEIR_MAC, dst=OUR_MAC) / tail)
+    got = node.send("up0", others)
+    assert (got.verdict, got.data, node.drops()) == ("PASS", others, {})
+    assert node.send("up0", bytes(Ether(src=THEIR_MAC, dst=LOCAL_MAC) / tail)).verdict == "DROP"
+    assert node.drops() == {"NO_ROUTE": 1}
+
+
+def test_a_frame_with_two_tags_that_the_port_would_not_carry_is_counted(node):
+    node.apply(geneve_tunnel(), here())
+    tags = Dot1Q(vlan=7) / Dot1Q(vlan=8)
+    for size, verdict in ((1496, "REDIRECT"), (1497, "DROP")):
+        packet = ip(4, THEIRS[4], OURS[4]) / UDP() / Raw(b"d" * (size - 28))
+        assert node.send("up0", geneve(frame(packet, source=THEIR_MAC, tags=tags))).verdict == verdict
+    assert node.drops() == {"PORT_TOO_BIG": 1}
+
+
+def test_a_full_drop_table_still_counts_by_reason(node):
+    node.apply(geneve_tunnel(), here(6))
+    drops = node.data_plane.maps["drops"]
+    number = node.reason_number("NO_ROUTE")
+    other = drops.key.pack(DropKey(number, 0, 0))
+    empty = bytes(drops.value.size)
+    drops.update(
+        {other: empty}
+        | {drops.key.pack(DropKey(1, 1, 1 << 20 | i)): empty for i in range(drops.max_entries - 1)}
+    )
+    try:
+        assert node.send("up0", geneve()).verdict == "DROP"
+        assert drops.totals(other)["packets"] == 1
+    finally:
+        drops.delete(list(drops.items()))

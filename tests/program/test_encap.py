@@ -305,3 +305,25 @@ def test_a_tunnel_to_the_stack_hands_the_outer_packet_to_the_kernel(node):
     got = node.send("c1", udp())
     assert (got.verdict, got.packet.dst) == ("PASS", GATEWAY_MAC)
     assert got.packet[GENEVE].vni == 0x1234
+
+
+NOT_ROUTED = {
+    "mDNS": frame(ip(4, destination="224.0.0.251", ttl=1) / UDP(), destination="01:00:5e:00:00:fb"),
+    "DHCP": frame(
+        ip(4, "0.0.0.0", "255.255.255.255") / UDP(sport=68, dport=67), destination="ff:ff:ff:ff:ff:ff"
+    ),
+    "subnet broadcast": frame(ip(4, destination="10.250.1.255") / UDP(), destination="ff:ff:ff:ff:ff:ff"),
+    "link-local": frame(ip(6, "fe80::1", "fe80::2") / UDP()),
+    "IPv4 link-local": frame(ip(4, destination="169.254.1.1") / UDP()),
+    "router solicitation": frame(ip(6, "fe80::1", "ff02::2") / UDP(), destination="33:33:00:00:00:02"),
+}
+
+
+@pytest.mark.parametrize("packet", NOT_ROUTED.values(), ids=NOT_ROUTED)
+def test_what_is_for_the_link_does_not_take_a_default_route(node, packet):
+    node.apply(
+        geneve(), *(Route(network="blue", prefix=prefix, via="to-node2") for prefix in ("0.0.0.0/0", "::/0"))
+    )
+    assert node.send("c1", udp()).verdict == "REDIRECT"
+    got = node.send("c1", packet)
+    assert (got.verdict, got.data) == ("PASS", bytes(packet))

@@ -11,7 +11,7 @@ from scapy.layers.inet import UDP
 from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Dot1Q
 from scapy.packet import Raw
-from world import LOCAL, LOCAL_MAC, OURS, REMOTE, REMOTE_MAC, THEIRS, World
+from world import LOCAL, OURS, REMOTE, THEIRS, World
 
 from mptm.intent import Route
 
@@ -26,8 +26,6 @@ def wire(node: World, peer: World, protocol: str, underlay: int, kind: str) -> b
     """A good packet of node 1 for node 2, both set up."""
     node.apply(tunnel(protocol, underlay, remotes=REMOTE), *ROUTES)
     back = tunnel(protocol, underlay, name="to-node1", remotes=LOCAL)
-    if protocol == "vlan":
-        back |= {"remote_mac": LOCAL_MAC, "local_mac": REMOTE_MAC}
     peer.apply(back, *HOSTS)
     sent = node.send("c1", INNER[kind])
     assert sent.verdict == "REDIRECT"

@@ -18,7 +18,6 @@ from scapy.packet import Packet, Raw
 from world import (
     GATEWAY_MAC,
     LOCAL,
-    LOCAL_MAC,
     NEIGHBOUR,
     NEIGHBOUR_MAC,
     OUR_MAC,
@@ -142,6 +141,45 @@ UNANSWERED = {
 }
 
 
+def nd(payload: bytes, sender: str = OURS[6], to: str = "ff02::1:ff00:101", checksum: bool = True) -> Packet:
+    """A solicitation for their address with raw options behind it."""
+    packet = IPv6(src=sender, dst=to, hlim=255) / ICMPv6ND_NS(tgt=THEIRS[6]) / Raw(payload)
+    if not checksum:
+        packet[ICMPv6ND_NS].cksum = 0xDEAD
+    return Ether(src=OUR_MAC, dst="33:33:ff:00:01:01") / packet
+
+
+# RFC 4861 §7.1.1: these MUST be discarded; who does it is the kernel.
+INVALID_SOLICITATIONS = {
+    "a wrong checksum": nd(b"", checksum=False),
+    "an option of length 0": nd(b"\x01\x00" + b"\0" * 6),
+    "an option beyond the end": nd(b"\x01\x02" + b"\0" * 6),
+    "half an option": nd(b"\x01"),
+    "from nobody, to one address": nd(b"", sender="::", to="fd00:250:1::77"),
+    "from nobody, with a source MAC": nd(b"\x01\x01" + b"\2" * 6, sender="::"),
+    "no payload by its length": solicit(plen=0),
+    "more options than we look at": nd((b"\x0e\x01" + b"\0" * 6) * 5),
+}
+
+
+@pytest.mark.parametrize("packet", INVALID_SOLICITATIONS.values(), ids=INVALID_SOLICITATIONS)
+def test_a_solicitation_that_must_not_be_answered_is_left_to_the_kernel(node, packet):
+    node.apply(geneve(), remote(6))
+    assert node.send("c1", nd(b"")).verdict == "REDIRECT"
+    got = node.send("c1", packet)
+    assert (got.verdict, got.data) == ("PASS", bytes(packet))
+
+
+@pytest.mark.parametrize("target", ["127.0.0.1", "169.254.1.1", "224.0.0.251", "255.255.255.255"])
+def test_addresses_that_nobody_routes_are_not_answered_for_by_a_default_route(node, target):
+    node.apply(
+        geneve(), *(Route(network="blue", prefix=prefix, via="to-node2") for prefix in ("0.0.0.0/0", "::/0"))
+    )
+    assert node.send("c1", arp("192.0.2.1")).verdict == "REDIRECT"
+    assert node.send("c1", arp(target)).verdict == "PASS"
+    assert node.send("c1", solicit("fe80::1")).verdict == "PASS"
+
+
 @pytest.mark.parametrize("packet", UNANSWERED.values(), ids=UNANSWERED)
 def test_other_questions_are_left_to_the_kernel_as_they_came(node, packet):
     node.apply(
@@ -175,8 +213,6 @@ def test_a_question_from_a_tunnel_is_answered_through_it(node, peer, protocol, u
     )
     asker = Route(network="blue", prefix=THEIRS[version], port="c1")
     back = tunnel(protocol, underlay, name="to-node1", remotes=LOCAL)
-    if protocol == "vlan":
-        back |= {"remote_mac": LOCAL_MAC, "local_mac": REMOTE_MAC}
     compiled = peer.apply(back, asker)
     outer = compiled.tables.tunnels[compiled.allocations.tunnels["to-node1"].slot].outer
     asked = arp(OURS[4], THEIRS[4], THEIR_MAC) if version == 4 else solicit(OURS[6], THEIRS[6], THEIR_MAC)
@@ -220,6 +256,7 @@ def test_a_question_from_a_tunnel_for_an_unknown_or_remote_address_gets_no_answe
     compiled = node.apply(geneve(), remote(4))
     outer = compiled.tables.tunnels[compiled.allocations.tunnels["to-node2"].slot].outer
     swapped = bytearray(outer)
+    swapped[:6], swapped[6:12] = outer[6:12], outer[:6]
     swapped[26:30], swapped[30:34] = outer[30:34], outer[26:30]
     for target, reason in ((THEIRS[4], "NO_RELAY"), ("10.250.1.77", "NO_ROUTE")):
         wire = wrap(bytes(swapped), bytes(arp(target, "10.250.1.88", THEIR_MAC)), "geneve", 4)

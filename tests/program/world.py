@@ -69,15 +69,15 @@ class Result:
 
 
 class World:
-    """One node: ports c1 and c2 (access, network blue), c3 (access, network green) and up0 (uplink)."""
+    """One node: ports c1 and c2 (access, network blue), c3 (access, network green), up0 and up1 (uplinks)."""
 
-    PORTS = ("c1", "c2", "c3", "up0")
+    PORTS = ("c1", "c2", "c3", "up0", "up1")
+    UPLINKS = ("up0", "up1")
 
-    def __init__(
-        self, name: str, *, local: dict[int, str] | None = None, remote: dict[int, str] | None = None
-    ):
+    def __init__(self, name: str, *, is_far: bool = False) -> None:
         self.instance = self.namespace = f"mptm-t-{name}-{os.getpid()}"
-        self.local, self.remote = local or LOCAL, remote or REMOTE
+        self.local, self.remote = (REMOTE, LOCAL) if is_far else (LOCAL, REMOTE)
+        self.mac, self.remote_mac = (REMOTE_MAC, LOCAL_MAC) if is_far else (LOCAL_MAC, REMOTE_MAC)
         self._allocations = Allocations()
         self._stack = contextlib.ExitStack()
         with contextlib.ExitStack() as stack:
@@ -111,7 +111,7 @@ class World:
             port: Link(
                 10 + number,
                 port,
-                _mac(LOCAL_MAC if port == "up0" else GATEWAY_MAC),
+                _mac(self.mac if port in self.UPLINKS else GATEWAY_MAC),
                 UPLINK_MTU,
                 "veth",
                 peer_mac=_mac(macs[port]) if port in macs else None,
@@ -141,7 +141,7 @@ class World:
                 Port(name="c1", role="access", network="blue"),
                 Port(name="c2", role="access", network="blue"),
                 Port(name="c3", role="access", network="green"),
-                Port(name="up0", role="uplink"),
+                *(Port(name=uplink, role="uplink") for uplink in self.UPLINKS),
                 *tunnels,
                 *rest,
             ]
@@ -151,9 +151,9 @@ class World:
             tunnel.name: Path(
                 egress_ifindex=self.links["up0"].ifindex,
                 local=ip_address(self.local[tunnel.remote_address.version]),
-                local_mac=_mac(LOCAL_MAC),
+                local_mac=_mac(self.mac),
                 gateway=None,
-                next_hop_mac=None if tunnel.name in down else _mac(REMOTE_MAC),
+                next_hop_mac=None if tunnel.name in down else _mac(self.remote_mac),
                 mtu=UPLINK_MTU,
             )
             for tunnel in tunnels
@@ -171,7 +171,7 @@ class World:
 
     def send(self, port: str, packet: Packet | bytes) -> Result:
         """A packet comes in at a port."""
-        program = "mptm_decap_xdp" if port == "up0" else "mptm_encap_xdp"
+        program = "mptm_decap_xdp" if port in self.UPLINKS else "mptm_encap_xdp"
         with netns.inside(self.namespace):
             run = testrun.run(
                 self.data_plane.program_fd(program), bytes(packet), ifindex=self.links[port].ifindex
@@ -187,6 +187,10 @@ class World:
             name = reasons[drops.key.unpack(key)["reason"]].partition("_")[2]
             found[name] = found.get(name, 0) + totals["packets"]
         return found
+
+    def reason_number(self, name: str) -> int:
+        """Of a reason, named without the REASON_ in front."""
+        return self._types().enum("reason")[f"REASON_{name}"]
 
     def drop_scopes(self) -> set[tuple[str, str, int]]:
         """(reason, scope, id) of every drop counter."""
@@ -214,9 +218,9 @@ class World:
 
 
 @contextlib.contextmanager
-def world(name: str, **options: dict[int, str]) -> Iterator[World]:
-    """A node that is gone afterwards, whatever happens."""
-    made = World(name, **options)
+def world(name: str, *, is_far: bool = False) -> Iterator[World]:
+    """A node, or its remote, that is gone afterwards, whatever happens."""
+    made = World(name, is_far=is_far)
     try:
         yield made
     finally:

@@ -14,6 +14,7 @@ are dropped; with `remote: any` the inner frame's own stay. Behind it the inner 
 from __future__ import annotations
 
 import struct
+import sys
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from msgspec import Meta
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from mptm.intent import Tunnel
 
 MACS_LEN = 2 * MAC_LEN
+IFINDEX_AT = 12
+"""Where the destination of a termination has the interface that frames come in by, in the host's byte order."""
 TAGGED_L2_LEN = 18
 """Ethernet header with one tag: what the egress MTU doesn't count."""
 
@@ -77,13 +80,19 @@ class Vlan(Protocol[VlanOptions]):
         return options.vid
 
     def accepted(self, tunnel: Tunnel, path: Path | None) -> tuple[bytes, bytes] | None:
-        """MAC addresses, padded; an any-sender VLAN takes frames for any destination, too."""
+        """MAC addresses, and the egress interface: a VID says nothing beyond its own segment.
+
+        An any-sender VLAN takes frames for any destination, too.
+        """
+        if path is None:
+            return None
+        interface = path.egress_ifindex.to_bytes(4, sys.byteorder)
         if tunnel.remote == "any":
-            return ANYONE, ANYONE
-        if path is None or (tunnel.remote_mac is None and path.next_hop_mac is None):
+            return ANYONE, bytes(IFINDEX_AT) + interface
+        if tunnel.remote_mac is None and path.next_hop_mac is None:
             return None
         sender, own = outer_macs(tunnel, path)
-        return sender.ljust(16, b"\0"), own.ljust(16, b"\0")
+        return sender.ljust(16, b"\0"), own.ljust(IFINDEX_AT, b"\0") + interface
 
     def check(self, tunnel: Tunnel) -> None:
         """See Protocol."""
