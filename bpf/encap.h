@@ -6,14 +6,16 @@
 #ifndef MPTM_ENCAP_H
 #define MPTM_ENCAP_H
 
+#include "checksum.h"
 #include "counters.h"
 #include "drop.h"
 #include "forward.h"
 #include "lookup.h"
 
-#define EPHEMERAL_FIRST 0xc000 /* 49152: RFC 7348 §5, RFC 8926 §3.3 */
-#define EPHEMERAL_MASK	0x3fff
-#define FLOW_LABEL_MASK 0xfffff
+#define EPHEMERAL_FIRST	    0xc000 /* 49152: RFC 7348 §5, RFC 8926 §3.3 */
+#define EPHEMERAL_MASK	    0x3fff
+#define FLOW_LABEL_MASK	    0xfffff
+#define ERSPAN_TIME_UNIT_NS 100
 
 /* Copies 2^n bytes when `len` has that bit; a ladder of fixed-size copies costs 1-6 ns at every length. */
 #define COPY_STEP(type, size)                                                                                \
@@ -65,38 +67,119 @@ static __always_inline void patch_ipv6(struct ipv6hdr *ip, __be16 payload_len, _
 	ip->hop_limit |= ttl;
 }
 
-static __always_inline bool apply_patch(const struct xdp_md *ctx, const struct patch *patch,
-					const struct packet *packet, __u32 len, __u8 tos, __u8 ttl,
-					__u32 hash)
+/* What the patches of one packet have in common. */
+struct patching {
+	__u32 len;	 /* of the outgoing frame */
+	__u32 l3_offset; /* of the inner IP header, from the start of the outgoing frame */
+	__u32 hash;	 /* of the inner flow */
+	__u32 counter;	 /* of the tunnel */
+	__u8 tos;
+	__u8 ttl;
+};
+
+static __always_inline __be32 next_sequence(__u32 counter)
+{
+	__u32 *sequence = bpf_map_lookup_elem(&sequences, &counter);
+
+	return sequence ? bpf_htonl(__sync_fetch_and_add(sequence, 1)) : 0;
+}
+
+/* The checksum from `from` to the end of the packet, in which the field itself is zero. */
+static __always_inline bool patch_checksum(struct xdp_md *ctx, __u32 offset, __u32 from,
+					   const struct packet *packet, const struct patching *patching)
+{
+	int sum = sum_outer(ctx, packet, from, patching->l3_offset, patching->len);
+	__be16 *field = packet_at(ctx, offset);
+
+	if (sum < 0 || (void *)(field + 1) > packet_end(ctx))
+		return false;
+	*field = ~sum;
+	return true;
+}
+
+/* RFC 8200 §8.1: over IPv6 a datagram's checksum counts the addresses too, and is never sent as zero. */
+static __always_inline bool patch_udp6_checksum(struct xdp_md *ctx, __u32 offset, const struct packet *packet,
+						const struct patching *patching)
+{
+	int sum = sum_outer(ctx, packet, offset, patching->l3_offset, patching->len);
+	struct udphdr *udp = packet_at(ctx, offset);
+	struct ipv6hdr *ip = packet_at(ctx, offset - sizeof(*ip));
+	const __u32 *addresses = (void *)&ip->saddr;
+	__u64 pseudo;
+
+	if (sum < 0 || (void *)(udp + 1) > packet_end(ctx) || (void *)(ip + 1) > packet_end(ctx))
+		return false;
+	pseudo = (__u64)sum + udp->len + bpf_htons(IPPROTO_UDP);
+#pragma unroll
+	for (int i = 0; i < 8; i++)
+		pseudo += addresses[i];
+	udp->check = ~fold_checksum(pseudo);
+	if (!udp->check)
+		udp->check = 0xffff;
+	return true;
+}
+
+static __always_inline bool apply_patch(struct xdp_md *ctx, const struct patch *patch,
+					const struct packet *packet, const struct patching *patching)
 {
 	void *end = packet_end(ctx);
-	void *field = (void *)(long)ctx->data + (patch->offset & (MPTM_OUTER_SIZE - 1));
-	__be16 value = bpf_htons(len + patch->bias);
+	__u32 offset = patch->offset & (MPTM_OUTER_SIZE - 1);
+	void *field = (void *)(long)ctx->data + offset;
+	__be16 value = bpf_htons(patching->len + patch->bias);
 
 	switch (patch->op) {
 	case PATCH_LEN16:
 		break;
 	case PATCH_FLOW16:
-		value = bpf_htons(EPHEMERAL_FIRST | (hash >> 18 & EPHEMERAL_MASK));
+		value = bpf_htons(EPHEMERAL_FIRST | (patching->hash >> 18 & EPHEMERAL_MASK));
 		break;
 	case PATCH_IPV4_ID:
 		value = bpf_get_prandom_u32();
 		break;
+	case PATCH_INNER_ETHERTYPE:
+		value = packet->ethertype;
+		break;
 	case PATCH_IPV4:
 		if (field + sizeof(struct iphdr) > end)
 			return false;
-		patch_ipv4(field, value, tos, ttl);
+		patch_ipv4(field, value, patching->tos, patching->ttl);
 		return true;
 	case PATCH_IPV6:
 		if (field + sizeof(struct ipv6hdr) > end)
 			return false;
-		patch_ipv6(field, value, tos, ttl, hash);
+		patch_ipv6(field, value, patching->tos, patching->ttl, patching->hash);
 		return true;
 	case PATCH_INNER_MACS:
 		if (field + MACS_LEN > end)
 			return false;
 		__builtin_memcpy(field, &packet->macs, MACS_LEN);
 		return true;
+	case PATCH_FLOW8:
+	case PATCH_INNER_PROTOCOL:
+	case PATCH_INNER_GPE:
+		if (field + 1 > end)
+			return false;
+		if (patch->op == PATCH_FLOW8)
+			*(__u8 *)field = patching->hash >> 24;
+		else if (patch->op == PATCH_INNER_PROTOCOL)
+			*(__u8 *)field = packet->family == 4 ? IPPROTO_IPIP : IPPROTO_IPV6;
+		else
+			*(__u8 *)field = packet->family == 4 ? GPE_IPV4 : GPE_IPV6;
+		return true;
+	case PATCH_SEQUENCE:
+		if (field + sizeof(__be32) > end)
+			return false;
+		*(__be32 *)field = next_sequence(patching->counter);
+		return true;
+	case PATCH_ERSPAN_TIME:
+		if (field + sizeof(__be32) > end)
+			return false;
+		*(__be32 *)field = bpf_htonl(bpf_ktime_get_ns() / ERSPAN_TIME_UNIT_NS);
+		return true;
+	case PATCH_CHECKSUM:
+		return patch_checksum(ctx, offset, offset + patch->bias, packet, patching);
+	case PATCH_UDP6_CHECKSUM:
+		return patch_udp6_checksum(ctx, offset, packet, patching);
 	default:
 		return false;
 	}
@@ -104,6 +187,14 @@ static __always_inline bool apply_patch(const struct xdp_md *ctx, const struct p
 		return false;
 	*(__be16 *)field = value;
 	return true;
+}
+
+/* Whether an L3 tunnel carries the packet: it is IP, and of a version that the tunnel has. */
+static __always_inline bool is_carried(const struct tunnel *tunnel, const struct packet *packet)
+{
+	__u8 wanted = packet->family == 4 ? INNER_IPV4 : packet->family == 6 ? INNER_IPV6 : 0;
+
+	return tunnel->inner_families & wanted;
 }
 
 /*
@@ -115,14 +206,24 @@ static __always_inline int encap(struct xdp_md *ctx, struct packet *packet, __u3
 				 const struct port *ingress)
 {
 	struct tunnel *tunnel = bpf_map_lookup_elem(&tunnels, &slot);
-	__u32 hash, len, port_slot;
-	__u8 tos, ttl;
+	struct patching patching = {};
+	__u32 strip, frame_bytes = packet->len, port_slot;
+	bool is_l3;
 
 	if (!tunnel || !tunnel->outer_len)
 		return drop_on_tunnel(REASON_TUNNEL_DOWN, tunnel ? tunnel->counter : slot, packet->len);
-	len = packet->len - tunnel->strip + tunnel->outer_len;
-	if (len > tunnel->max_len)
+	is_l3 = tunnel->flags & TUNNEL_L3;
+	if (is_l3 && !is_carried(tunnel, packet))
+		return drop_on_tunnel(REASON_INNER_FAMILY, tunnel->counter, packet->len);
+	strip = is_l3 ? packet->l3_offset : tunnel->strip;
+	if (is_l3)
+		frame_bytes = packet->end; /* padding isn't IP's */
+	patching.len = frame_bytes - strip + tunnel->outer_len;
+	if (patching.len > tunnel->max_len)
 		return drop_on_tunnel(REASON_TOO_BIG, tunnel->counter, packet->len);
+	if (frame_bytes != packet->len && bpf_xdp_adjust_tail(ctx, (int)frame_bytes - (int)packet->len))
+		return drop_on_tunnel(REASON_BAD_INNER, tunnel->counter, packet->len);
+	packet->len = frame_bytes;
 	if (inner_mac) {
 		struct ethhdr *eth = (void *)(long)ctx->data;
 
@@ -131,16 +232,18 @@ static __always_inline int encap(struct xdp_md *ctx, struct packet *packet, __u3
 		__builtin_memcpy(eth->h_dest, inner_mac, ETH_ALEN);
 		__builtin_memcpy(packet->macs.destination, inner_mac, ETH_ALEN);
 	}
-	if (bpf_xdp_adjust_head(ctx, (int)(tunnel->strip - tunnel->outer_len)))
+	if (bpf_xdp_adjust_head(ctx, (int)(strip - tunnel->outer_len)))
 		return drop_on_tunnel(REASON_NO_HEADROOM, tunnel->counter, packet->len);
 	if (!copy_template(ctx, tunnel, tunnel->outer_len))
 		return drop_on_tunnel(REASON_NO_HEADROOM, tunnel->counter, packet->len);
 
-	hash = hash_flow(packet);
-	tos = packet->tos & tunnel->tos_mask;
-	ttl = packet->ttl & tunnel->ttl_mask;
+	patching.hash = hash_flow(packet);
+	patching.counter = tunnel->counter;
+	patching.l3_offset = tunnel->outer_len + packet->l3_offset - strip;
+	patching.tos = packet->tos & tunnel->tos_mask;
+	patching.ttl = packet->ttl & tunnel->ttl_mask;
 	for (__u32 i = 0; i < MPTM_PATCHES && i < tunnel->patch_count; i++) {
-		if (!apply_patch(ctx, &tunnel->patches[i], packet, len, tos, ttl, hash))
+		if (!apply_patch(ctx, &tunnel->patches[i], packet, &patching))
 			return drop_on_tunnel(REASON_NO_HEADROOM, tunnel->counter, packet->len);
 	}
 
@@ -152,7 +255,7 @@ static __always_inline int encap(struct xdp_md *ctx, struct packet *packet, __u3
 		return drop_on_tunnel(REASON_EGRESS_GONE, tunnel->counter, packet->len);
 	count_encap(tunnel->counter, packet->len);
 	if (lookup_port(tunnel->egress_ifindex, &port_slot))
-		count_port_tx(port_slot, len);
+		count_port_tx(port_slot, patching.len);
 	return XDP_REDIRECT;
 }
 

@@ -38,6 +38,8 @@
 		__type(value, value_type);                                                                   \
 	} name SEC(".maps")
 
+/* counter slot -> next sequence number. Encapsulation reads and writes. */
+TABLE_ARRAY(sequences, BPF_MAP_TYPE_ARRAY, MPTM_TUNNELS, __u32);
 /* slot -> port. Control plane writes, both programs read. */
 TABLE_ARRAY(ports, BPF_MAP_TYPE_ARRAY, MPTM_PORT_SLOTS, struct port);
 /* network, inner source and destination -> next hop. Control plane writes, forwarding reads. */

@@ -87,7 +87,7 @@ SEC("xdp") int mptm_decap_xdp(struct xdp_md *ctx)
 	struct inner inner = {};
 	struct packet packet = {};
 	struct question question = {};
-	struct port *port, *local_port;
+	struct port *port, *local_port = NULL;
 	struct termination *accepted;
 	struct next_hop *next_hop;
 	__u64 len = frame_len(ctx);
@@ -109,25 +109,25 @@ SEC("xdp") int mptm_decap_xdp(struct xdp_md *ctx)
 	if (outer.problem)
 		return reject(&outer, outer.problem, ifindex, len);
 	reason = parse_tunnel_header(ctx, &outer, &inner);
+	if (reason >= REFUSED_SENDER_OR_ID)
+		return refuse(&outer, reason, ifindex, len);
 	if (!inner.is_identified)
 		return reject(&outer, reason, ifindex, len);
 	accepted = find_termination(&outer, &inner);
 	if (!accepted)
 		return refuse(&outer, REFUSED_SENDER_OR_ID, ifindex, len);
+	if (!reason)
+		reason = check_accepted(ctx, accepted, &inner);
 	if (reason)
 		return drop_on_tunnel(reason, accepted->counter, len);
 
 	/* What is inside, and where does it go? */
-	if (!parse_frame(ctx, inner.offset, inner.len, &packet))
+	if (!parse_inner(ctx, &inner, &outer, &packet))
 		return drop_on_tunnel(REASON_BAD_INNER, accepted->counter, len);
-	if (inner.keeps_macs) {
-		__builtin_memcpy(packet.macs.destination, outer.destination, ETH_ALEN);
-		__builtin_memcpy(packet.macs.source, outer.source, ETH_ALEN);
-	}
 	ecn = combine_ecn(packet.tos & ECN_MASK, outer.tos & ECN_MASK);
 	if (packet.family && ecn < 0)
 		return drop_on_tunnel(REASON_ECN_CE, accepted->counter, len);
-	is_question = parse_question(ctx, inner.offset, &packet, &question);
+	is_question = inner.kind == INNER_ETHERNET && parse_question(ctx, inner.offset, &packet, &question);
 	next_hop = is_question ? lookup_target(accepted->network, accepted->lookups, &question)
 			       : lookup_next_hop(accepted->network, accepted->lookups, &packet);
 	if (!next_hop)
@@ -149,7 +149,7 @@ SEC("xdp") int mptm_decap_xdp(struct xdp_md *ctx)
 	}
 
 	/* It is ours: from here on the packet is changed. */
-	if (!strip_outer(ctx, &inner, &packet, len, ecn))
+	if (!strip_outer(ctx, &inner, &packet, len, ecn, local_port ? local_port->mac : port->mac))
 		return drop_on_tunnel(REASON_BAD_INNER, accepted->counter, len);
 	count_decap(accepted->counter, packet.len);
 	if (next_hop->kind == NEXT_HOP_PASS)
@@ -173,6 +173,8 @@ struct {
 	enum next_hop_kind next_hop_kind;
 	enum patch_op patch_op;
 	enum tunnel_flag tunnel_flag;
+	enum inner_family inner_family;
+	enum termination_flag termination_flag;
 	enum listener_kind listener_kind;
 	enum parser parser;
 	enum reason reason;

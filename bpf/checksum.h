@@ -1,0 +1,132 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * Sums over packets (RFC 1071). A sum is 16 bits in the order of the wire, not complemented; -1: beyond the
+ * packet.
+ */
+#ifndef MPTM_CHECKSUM_H
+#define MPTM_CHECKSUM_H
+
+#include "packet.h"
+
+#define SUM_OFFSET_MASK 0x3fff /* packets of up to 16 KB */
+#define SUM_CHUNK	512    /* bytes at most that one helper call adds up */
+#define SUM_CHUNKS	(SUM_OFFSET_MASK / SUM_CHUNK + 1)
+
+/* Adds up `size` bytes, a constant, when `len` has that bit. */
+#define SUM_STEP(size)                                                                                       \
+	do {                                                                                                 \
+		if (len & (size)) {                                                                          \
+			at = (void *)(long)ctx->data + (offset & SUM_OFFSET_MASK);                           \
+			if (at + (size) > packet_end(ctx))                                                   \
+				return -1;                                                                   \
+			sum = bpf_csum_diff(NULL, 0, at, size, sum);                                         \
+			offset += (size);                                                                    \
+		}                                                                                            \
+	} while (0)
+
+/* Sum of `len` bytes at `offset`. A global function: the verifier sees the loop once. */
+__noinline int sum_bytes(struct xdp_md *ctx, __u32 offset, __u32 len)
+{
+	__u32 sum = 0;
+	void *at;
+
+	for (__u32 i = 0; i < SUM_CHUNKS && len >= SUM_CHUNK; i++) {
+		at = (void *)(long)ctx->data + (offset & SUM_OFFSET_MASK);
+		if (at + SUM_CHUNK > packet_end(ctx))
+			return -1;
+		sum = bpf_csum_diff(NULL, 0, at, SUM_CHUNK, sum);
+		offset += SUM_CHUNK;
+		len -= SUM_CHUNK;
+	}
+	SUM_STEP(256);
+	SUM_STEP(128);
+	SUM_STEP(64);
+	SUM_STEP(32);
+	SUM_STEP(16);
+	SUM_STEP(8);
+	SUM_STEP(4);
+	for (__u32 i = 0; i < 3 && i < (len & 3); i++) {
+		__u8 *byte = (void *)(long)ctx->data + ((offset + i) & SUM_OFFSET_MASK);
+
+		if ((void *)(byte + 1) > packet_end(ctx))
+			return -1;
+		sum = fold_checksum((__u64)sum + (i & 1 ? bpf_htons(*byte) : bpf_htons((__u16)*byte << 8)));
+	}
+	return fold_checksum(sum);
+}
+
+/*
+ * What is left of an IP packet's sum when its transport checksum is right: without a walk over the payload
+ * (Linux, Documentation/networking/checksum-offloads.rst, "LCO"). -1: its checksum says nothing of the
+ * payload.
+ */
+static __always_inline int sum_checksummed_ip(const struct xdp_md *ctx, const struct packet *packet, __u32 at)
+{
+	void *end = packet_end(ctx);
+	__u32 transport_at = at + packet->end - packet->l3_offset, header_len = sizeof(struct ipv6hdr);
+	__u16 *udp_checksum;
+	__u64 pseudo;
+
+	if (packet->family == 4) {
+		struct iphdr *ip = (void *)(long)ctx->data + (at & SUM_OFFSET_MASK);
+
+		if ((void *)(ip + 1) > end ||
+		    ip->frag_off & bpf_htons(IPV4_OFFSET_BITS | IPV4_MORE_FRAGMENTS))
+			return -1;
+		header_len = ip->ihl * 4;
+		pseudo = (__u64)ip->saddr + ip->daddr;
+	} else {
+		pseudo = 0; /* the addresses are in the header's sum as well, and go out against each other */
+	}
+	switch (packet->protocol) {
+	case IPPROTO_ICMP:
+		/* The header's sum and the message's are both all ones. */
+		return packet->family == 4 ? 0 : -1;
+	case IPPROTO_UDP:
+		udp_checksum = (void *)(long)ctx->data + ((at + header_len) & SUM_OFFSET_MASK) + 6;
+		if ((void *)(udp_checksum + 1) > end || !*udp_checksum)
+			return -1;
+		break;
+	case IPPROTO_TCP:
+		break;
+	case IPPROTO_ICMPV6:
+		if (packet->family == 6)
+			break;
+		return -1;
+	default:
+		return -1;
+	}
+	pseudo += bpf_htons(packet->protocol) + bpf_htons(transport_at - at - header_len);
+	if (packet->family == 4)
+		return (__u16)~fold_checksum(pseudo);
+	{
+		__u32 *words = (void *)(long)ctx->data + (at & SUM_OFFSET_MASK);
+
+		if ((void *)(words + 2) > end)
+			return -1;
+		return fold_checksum((__u64)words[0] + words[1] + (__u16)~fold_checksum(pseudo));
+	}
+}
+
+/*
+ * Sum of everything from `offset` to the end of a packet of `len` bytes whose inner frame or packet begins at
+ * inner_at with its IP header at l3_at: by the inner transport checksum where it has one, else byte by byte.
+ */
+__noinline int sum_outer(struct xdp_md *ctx, const struct packet *packet, __u32 offset, __u32 l3_at,
+			 __u32 len)
+{
+	int head, tail;
+
+	if (!packet || len < offset)
+		return -1;
+	if (packet->family && packet->end == packet->len) {
+		tail = sum_checksummed_ip(ctx, packet, l3_at);
+		if (tail >= 0 && l3_at >= offset) {
+			head = sum_bytes(ctx, offset, l3_at - offset);
+			return head < 0 ? head : fold_checksum((__u64)head + tail);
+		}
+	}
+	return sum_bytes(ctx, offset, len - offset);
+}
+
+#endif
