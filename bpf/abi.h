@@ -220,6 +220,15 @@ enum termination_flag {
 	ACCEPT_BAD_CHECKSUM = 1, /* a GRE checksum that is there is not verified */
 };
 
+/* gateways: the address of a network from which its workloads are told that a packet was too big. */
+struct gateway {
+	__be32 address_v4;
+	__u8 address_v6[16];
+	__u8 has_v4;
+	__u8 has_v6;
+	__u8 reserved[2];
+};
+
 /* locals: addresses that a tunnel of ours has as its own; tells "refused" from "passing through". */
 struct local_key {
 	__u8 address[16]; /* IPv4 as ::ffff:a.b.c.d */

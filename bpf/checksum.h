@@ -24,6 +24,18 @@
 		}                                                                                            \
 	} while (0)
 
+/* The same for what is left below four bytes. */
+#define SUM_TAIL(type, size, word)                                                                           \
+	do {                                                                                                 \
+		if (len & (size)) {                                                                          \
+			type *value = (void *)(long)ctx->data + (offset & SUM_OFFSET_MASK);                  \
+			if ((void *)(value + 1) > packet_end(ctx))                                           \
+				return -1;                                                                   \
+			sum = fold_checksum((__u64)sum + (word));                                            \
+			offset += (size);                                                                    \
+		}                                                                                            \
+	} while (0)
+
 /* Sum of `len` bytes at `offset`. A global function: the verifier sees the loop once. */
 __noinline int sum_bytes(struct xdp_md *ctx, __u32 offset, __u32 len)
 {
@@ -45,13 +57,8 @@ __noinline int sum_bytes(struct xdp_md *ctx, __u32 offset, __u32 len)
 	SUM_STEP(16);
 	SUM_STEP(8);
 	SUM_STEP(4);
-	for (__u32 i = 0; i < 3 && i < (len & 3); i++) {
-		__u8 *byte = (void *)(long)ctx->data + ((offset + i) & SUM_OFFSET_MASK);
-
-		if ((void *)(byte + 1) > packet_end(ctx))
-			return -1;
-		sum = fold_checksum((__u64)sum + (i & 1 ? bpf_htons(*byte) : bpf_htons((__u16)*byte << 8)));
-	}
+	SUM_TAIL(__u16, 2, *value);
+	SUM_TAIL(__u8, 1, bpf_htons((__u16)*value << 8));
 	return fold_checksum(sum);
 }
 

@@ -79,7 +79,7 @@ static __always_inline struct termination *find_termination(const struct outer *
 			break;
 		inner->tunnel_id = inner->other_id;
 		inner->parser = inner->other_parser;
-		inner->offset = inner->other_offset;
+		inner->payload.offset = inner->other_offset;
 		inner->other_parser = PARSER_NONE;
 	}
 	return found;
@@ -92,7 +92,7 @@ static __always_inline enum reason check_accepted(struct xdp_md *ctx, const stru
 	if (inner->parser == PARSER_L2TP_IP || inner->parser == PARSER_L2TP_UDP)
 		return parse_l2tp_cookie(ctx, accepted, inner);
 	if (inner->checksum_at && !(accepted->flags & ACCEPT_BAD_CHECKSUM) &&
-	    sum_bytes(ctx, inner->checksum_at, inner->end - inner->checksum_at) != 0xffff)
+	    sum_bytes(ctx, inner->checksum_at, inner->payload.end - inner->checksum_at) != 0xffff)
 		return REASON_GRE_CHECKSUM;
 	return REASON_NONE;
 }
@@ -100,13 +100,13 @@ static __always_inline enum reason check_accepted(struct xdp_md *ctx, const stru
 static __always_inline bool parse_inner(const struct xdp_md *ctx, const struct inner *inner,
 					const struct outer *outer, struct packet *packet)
 {
-	__u32 len = inner->end - inner->offset;
+	__u32 len = inner->payload.end - inner->payload.offset;
 
-	if (inner->kind == INNER_IP)
-		return parse_ip_packet(ctx, inner->offset, len, packet);
-	if (!parse_frame(ctx, inner->offset, len, packet))
+	if (inner->payload.kind == INNER_IP)
+		return parse_ip_packet(ctx, inner->payload.offset, len, packet);
+	if (!parse_frame(ctx, inner->payload.offset, len, packet))
 		return false;
-	if (inner->keeps_macs) {
+	if (inner->payload.keeps_macs) {
 		__builtin_memcpy(packet->macs.destination, outer->destination, ETH_ALEN);
 		__builtin_memcpy(packet->macs.source, outer->source, ETH_ALEN);
 	}
@@ -168,25 +168,25 @@ static __always_inline bool write_ecn(const struct xdp_md *ctx, const struct pac
  * frame; an inner packet without an Ethernet header gets one, from `gateway_mac` to a MAC that the delivery
  * writes. False: the packet could not be cut.
  */
-static __always_inline bool strip_outer(struct xdp_md *ctx, const struct inner *inner,
+static __always_inline bool strip_outer(struct xdp_md *ctx, const struct payload *payload,
 					const struct packet *packet, __u64 len, int ecn,
 					const __u8 *gateway_mac)
 {
-	int strip = (int)inner->offset - (inner->kind == INNER_IP ? ETH_HLEN : 0);
+	int strip = (int)payload->offset - (payload->kind == INNER_IP ? ETH_HLEN : 0);
 	struct ethhdr *eth;
 
-	if (len > inner->end && bpf_xdp_adjust_tail(ctx, (int)inner->end - (int)len))
+	if (len > payload->end && bpf_xdp_adjust_tail(ctx, (int)payload->end - (int)len))
 		return false;
 	if (bpf_xdp_adjust_head(ctx, strip))
 		return false;
 	eth = (void *)(long)ctx->data;
 	if ((void *)(eth + 1) > packet_end(ctx))
 		return false;
-	if (inner->kind == INNER_IP) {
+	if (payload->kind == INNER_IP) {
 		__builtin_memcpy(eth->h_dest, gateway_mac, ETH_ALEN);
 		__builtin_memcpy(eth->h_source, gateway_mac, ETH_ALEN);
 		eth->h_proto = packet->ethertype;
-	} else if (inner->keeps_macs) {
+	} else if (payload->keeps_macs) {
 		__builtin_memcpy(eth, &packet->macs, MACS_LEN);
 	}
 	if (packet->family && ecn != (packet->tos & ECN_MASK))

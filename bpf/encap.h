@@ -11,6 +11,7 @@
 #include "drop.h"
 #include "forward.h"
 #include "lookup.h"
+#include "too_big.h"
 
 #define EPHEMERAL_FIRST	    0xc000 /* 49152: RFC 7348 §5, RFC 8926 §3.3 */
 #define EPHEMERAL_MASK	    0x3fff
@@ -197,13 +198,30 @@ static __always_inline bool is_carried(const struct tunnel *tunnel, const struct
 	return tunnel->inner_families & wanted;
 }
 
+/* Counts a packet that doesn't fit its tunnel, and tells its sender if it is behind an access port. */
+static __always_inline int answer_too_big(struct xdp_md *ctx, const struct packet *packet,
+					  const struct tunnel *tunnel, bool is_l3, const struct port *ingress,
+					  __u32 ingress_slot)
+{
+	struct too_big info = {.network = ingress->network, .port_slot = ingress_slot};
+
+	count_reason(REASON_TOO_BIG, SCOPE_TUNNEL, tunnel->counter, packet->len);
+	info.mtu = tunnel->max_len - tunnel->outer_len - (is_l3 ? 0 : packet->l3_offset - tunnel->strip);
+	__builtin_memcpy(info.mac, ingress->mac, ETH_ALEN);
+	if (!write_too_big(ctx, packet, &info))
+		return XDP_DROP;
+	count_port_tx(ingress_slot, frame_len(ctx));
+	return bpf_redirect_map(&tx_ports, ingress->ifindex, XDP_DROP);
+}
+
 /*
  * Puts the frame at the start of the packet into the tunnel of `slot` and sends it. `inner_mac`, if not NULL,
- * becomes the inner destination MAC; `ingress` is the port that the packet came by. Nothing is modified
+ * becomes the inner destination MAC; `ingress` is the port that the packet came by, and `answers` says that
+ * its sender is told when it is too big. Nothing is modified
  * unless the packet can go. Returns the XDP verdict; drops are counted.
  */
 static __always_inline int encap(struct xdp_md *ctx, struct packet *packet, __u32 slot, const __u8 *inner_mac,
-				 const struct port *ingress)
+				 const struct port *ingress, __u32 ingress_slot, bool answers)
 {
 	struct tunnel *tunnel = bpf_map_lookup_elem(&tunnels, &slot);
 	struct patching patching = {};
@@ -219,8 +237,10 @@ static __always_inline int encap(struct xdp_md *ctx, struct packet *packet, __u3
 	if (is_l3)
 		frame_bytes = packet->end; /* padding isn't IP's */
 	patching.len = frame_bytes - strip + tunnel->outer_len;
-	if (patching.len > tunnel->max_len)
+	if (patching.len > tunnel->max_len && !answers)
 		return drop_on_tunnel(REASON_TOO_BIG, tunnel->counter, packet->len);
+	if (patching.len > tunnel->max_len)
+		return answer_too_big(ctx, packet, tunnel, is_l3, ingress, ingress_slot);
 	if (frame_bytes != packet->len && bpf_xdp_adjust_tail(ctx, (int)frame_bytes - (int)packet->len))
 		return drop_on_tunnel(REASON_BAD_INNER, tunnel->counter, packet->len);
 	packet->len = frame_bytes;

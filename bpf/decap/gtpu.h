@@ -69,9 +69,9 @@ static __always_inline enum reason parse_gtpu(const struct xdp_md *ctx, const st
 	}
 	if (next || offset > end)
 		return REASON_GTPU_EXTENSION;
-	inner->kind = INNER_IP;
-	inner->offset = offset;
-	inner->end = end;
+	inner->payload.kind = INNER_IP;
+	inner->payload.offset = offset;
+	inner->payload.end = end;
 	return REASON_NONE;
 }
 

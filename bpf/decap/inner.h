@@ -15,17 +15,22 @@ enum inner_kind {
 	INNER_IP = 1,
 };
 
+/* Where the inner frame or packet is. */
+struct payload {
+	__u32 offset;	 /* of the inner Ethernet or IP header; for VLAN that of the frame without its tags */
+	__u32 end;	 /* behind the last inner byte */
+	__u8 kind;	 /* enum inner_kind */
+	__u8 keeps_macs; /* 1: the inner MAC addresses are the outer ones, to be written back after the strip
+			  */
+};
+
 struct inner {
+	struct payload payload;
 	__u32 tunnel_id;
-	__u32 offset; /* of the inner Ethernet or IP header; for VLAN that of the frame without its tags */
-	__u32 end;    /* behind the last inner byte */
 	__u32 checksum_at; /* where a checksum over the rest of the packet begins that is to be verified; 0:
 			      none */
 	__u8 parser;	   /* enum parser: which kind of termination accepts it */
-	__u8 kind;	   /* enum inner_kind */
 	__u8 is_identified;
-	__u8 keeps_macs; /* 1: the inner MAC addresses are the outer ones, to be written back after the strip
-			  */
 	/* The same packet by its less specific name, if it has two: PARSER_NONE or what to look for next. */
 	__u8 other_parser;
 	__u32 other_id;
@@ -43,9 +48,9 @@ static __always_inline void identify(struct inner *inner, enum parser parser, __
 static __always_inline void set_payload(struct inner *inner, const struct outer *outer, enum inner_kind kind,
 					__u32 offset)
 {
-	inner->kind = kind;
-	inner->offset = offset;
-	inner->end = outer->payload_offset + outer->payload_len;
+	inner->payload.kind = kind;
+	inner->payload.offset = offset;
+	inner->payload.end = outer->payload_offset + outer->payload_len;
 }
 
 /* The payload by its EtherType; false: none that a tunnel here carries. */

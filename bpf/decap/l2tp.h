@@ -35,7 +35,7 @@ static __always_inline enum reason parse_l2tp(const struct xdp_md *ctx, const st
 static __always_inline enum reason parse_l2tp_cookie(const struct xdp_md *ctx,
 						     const struct termination *accepted, struct inner *inner)
 {
-	__be32 *cookie = packet_at(ctx, inner->offset);
+	__be32 *cookie = packet_at(ctx, inner->payload.offset);
 	const __be32 *wanted = (const void *)accepted->cookie;
 
 	if (accepted->cookie_len) {
@@ -50,8 +50,8 @@ static __always_inline enum reason parse_l2tp_cookie(const struct xdp_md *ctx,
 		if (cookie[1] != wanted[1])
 			return REASON_L2TP_COOKIE;
 	}
-	inner->offset += accepted->cookie_len + accepted->sublayer_len;
-	return inner->offset > inner->end ? REASON_L2TP_TRUNCATED : REASON_NONE;
+	inner->payload.offset += accepted->cookie_len + accepted->sublayer_len;
+	return inner->payload.offset > inner->payload.end ? REASON_L2TP_TRUNCATED : REASON_NONE;
 }
 
 #endif

@@ -20,7 +20,7 @@ static __always_inline enum reason parse_vlan(const struct xdp_md *ctx, const st
 	if ((void *)(tag + 1) > packet_end(ctx))
 		return REASON_VLAN_TRUNCATED;
 	vid = bpf_ntohs(tag->tci) & VLAN_VID_MASK;
-	inner->keeps_macs = 1;
+	inner->payload.keeps_macs = 1;
 	/* A tag's length later a frame begins whose MAC addresses are not its own, but whose EtherType is. */
 	set_payload(inner, outer, INNER_ETHERNET, VLAN_LEN);
 	identify(inner, PARSER_VLAN, vid);
@@ -29,7 +29,7 @@ static __always_inline enum reason parse_vlan(const struct xdp_md *ctx, const st
 	inner->other_parser = PARSER_VLAN;
 	inner->other_id = vid;
 	inner->other_offset = VLAN_LEN;
-	inner->offset = 2 * VLAN_LEN;
+	inner->payload.offset = 2 * VLAN_LEN;
 	identify(inner, PARSER_QINQ, vid << VLAN_VID_BITS | (bpf_ntohs(tag[1].tci) & VLAN_VID_MASK));
 	return REASON_NONE;
 }
