@@ -48,7 +48,7 @@ static __always_inline enum reason parse_ip_in_ip(const struct outer *outer, str
 	set_payload(inner, outer, INNER_IP, outer->payload_offset);
 	if (outer->family == 6 && outer->protocol != IPPROTO_UDP) {
 		inner->other_parser = PARSER_SRV6; /* reduced to no header at all: RFC 8986 §5.2 */
-		inner->other_offset = inner->offset;
+		inner->other_offset = outer->payload_offset;
 	}
 	return REASON_NONE;
 }
