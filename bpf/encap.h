@@ -225,7 +225,7 @@ static __always_inline int encap(struct xdp_md *ctx, struct packet *packet, __u3
 {
 	struct tunnel *tunnel = bpf_map_lookup_elem(&tunnels, &slot);
 	struct patching patching = {};
-	__u32 strip, frame_bytes = packet->len, port_slot;
+	__u32 strip, frame_bytes = packet->len, inner_bytes, port_slot;
 	bool is_l3;
 
 	if (!tunnel || !tunnel->outer_len)
@@ -237,6 +237,7 @@ static __always_inline int encap(struct xdp_md *ctx, struct packet *packet, __u3
 	if (is_l3)
 		frame_bytes = packet->end; /* padding isn't IP's */
 	patching.len = frame_bytes - strip + tunnel->outer_len;
+	inner_bytes = frame_bytes - strip + (is_l3 ? ETH_HLEN : tunnel->strip);
 	if (patching.len > tunnel->max_len && !answers)
 		return drop_on_tunnel(REASON_TOO_BIG, tunnel->counter, packet->len);
 	if (patching.len > tunnel->max_len)
@@ -268,12 +269,12 @@ static __always_inline int encap(struct xdp_md *ctx, struct packet *packet, __u3
 	}
 
 	if (tunnel->flags & TUNNEL_TO_STACK) {
-		count_encap(tunnel->counter, packet->len);
+		count_encap(tunnel->counter, inner_bytes);
 		return pass_to_stack(ctx, ingress);
 	}
 	if (bpf_redirect_map(&tx_ports, tunnel->egress_ifindex, XDP_DROP) != XDP_REDIRECT)
 		return drop_on_tunnel(REASON_EGRESS_GONE, tunnel->counter, packet->len);
-	count_encap(tunnel->counter, packet->len);
+	count_encap(tunnel->counter, inner_bytes);
 	if (lookup_port(tunnel->egress_ifindex, &port_slot))
 		count_port_tx(port_slot, patching.len);
 	return XDP_REDIRECT;
