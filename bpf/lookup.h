@@ -54,9 +54,10 @@ struct termination_key {
 	__u64 words[5]; /* the first 40 bytes of struct termination, can_reply as 0 */
 };
 
-#define TERMINATION_INTERFACE_MASK 0xffffffff00000000ULL /* of the last destination word: VLAN's interface   \
-							  */
-#define TERMINATION_KEY_MASK 0x00ffffffffffffffULL	 /* of the last word: what is key, not value */
+#define TERMINATION_INTERFACE_MASK                                                                           \
+	0xffffffff00000000ULL			   /* of the last destination word: VLAN's interface         \
+						    */
+#define TERMINATION_KEY_MASK 0x00ffffffffffffffULL /* of the last word: what is key, not value */
 
 static __always_inline struct termination *probe_termination(__u32 home, const struct termination_key *key)
 {
