@@ -60,8 +60,8 @@ CAPTIONS: dict[str, str] = {
     "REASON_VXLAN_TRUNCATED": "VXLAN header cut short",
     "REASON_VXLAN_FLAGS": "VXLAN without a valid VNI (I flag not set)",
     "REASON_VLAN_TRUNCATED": "VLAN tag cut short",
-    "REFUSED_SENDER_OR_ID": "left to the kernel: no tunnel accepts this sender, identifier and port",
-    "REFUSED_FRAGMENT": "left to the kernel: a fragment of an outer packet",
+    "REFUSED_SENDER_OR_ID": "no tunnel accepts this sender, identifier and port",
+    "REFUSED_FRAGMENT": "a fragment of an outer packet",
 }
 """One sentence per reason, by its name in C."""
 
