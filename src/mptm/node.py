@@ -59,8 +59,10 @@ class Kernel(Protocol):
     def open(self, instance: str, *, load: bool) -> Any:
         """The data plane (mptm.kernel.dataplane.DataPlane); None when it isn't loaded and `load` is False."""
 
-    def gather_facts(self, tunnels: Iterable[Tunnel], *, resolve_timeout_seconds: float) -> Facts:
-        """Links, and the way to each tunnel's remote."""
+    def gather_facts(
+        self, tunnels: Iterable[Tunnel], *, resolve_timeout_seconds: float, afresh: bool = False
+    ) -> Facts:
+        """Links, and the way to each tunnel's remote; `afresh`: ask neighbours that were silent for long again."""
 
     def inside(self, netns: str) -> AbstractContextManager[None]:
         """Be in a network namespace for a while."""
@@ -104,11 +106,13 @@ class SystemKernel:
 
         return DataPlane.open(instance, load=load)
 
-    def gather_facts(self, tunnels: Iterable[Tunnel], *, resolve_timeout_seconds: float) -> Facts:
+    def gather_facts(
+        self, tunnels: Iterable[Tunnel], *, resolve_timeout_seconds: float, afresh: bool = False
+    ) -> Facts:
         """See Kernel."""
         from mptm.kernel.netlink import gather_facts
 
-        return gather_facts(tunnels, resolve_timeout_seconds=resolve_timeout_seconds)
+        return gather_facts(tunnels, resolve_timeout_seconds=resolve_timeout_seconds, afresh=afresh)
 
     def inside(self, netns: str) -> AbstractContextManager[None]:
         """See Kernel."""
@@ -496,7 +500,7 @@ class Node:
         with self.store.lock(progress=self._progress):
             snapshot = self.store.read()
             with self._inside(snapshot):
-                facts = self._gather_facts(snapshot.intent, snapshot, remembered=False)
+                facts = self._gather_facts(snapshot.intent, snapshot, remembered=False, afresh=True)
                 return self._bring_to(snapshot.intent, snapshot, facts)
 
     def purge(self) -> None:
@@ -830,6 +834,7 @@ class Node:
         snapshot: Snapshot,
         *,
         remembered: bool = True,
+        afresh: bool = False,
         timeout_seconds: float = RESOLVE_TIMEOUT_SECONDS,
         only: str | None = None,
     ) -> Facts:
@@ -847,7 +852,7 @@ class Node:
         known -= {only} if only else set()
         asked = [tunnel for name, tunnel in intent.tunnels.items() if name not in known]
         with self._telling(asked):
-            facts = self._kernel.gather_facts(asked, resolve_timeout_seconds=timeout_seconds)
+            facts = self._kernel.gather_facts(asked, resolve_timeout_seconds=timeout_seconds, afresh=afresh)
         if known:
             rest = self._kernel.gather_facts(
                 [intent.tunnels[name] for name in sorted(known)],

@@ -212,7 +212,9 @@ class FakeKernel:
             plane = self.planes[instance] = FakeDataPlane(instance)
         return plane
 
-    def gather_facts(self, tunnels: Iterable[Tunnel], *, resolve_timeout_seconds: float) -> Facts:
+    def gather_facts(
+        self, tunnels: Iterable[Tunnel], *, resolve_timeout_seconds: float, afresh: bool = False
+    ) -> Facts:
         tunnels = list(tunnels)
         self.asked.append(([tunnel.name for tunnel in tunnels], resolve_timeout_seconds))
         paths = {

@@ -602,7 +602,7 @@ def test_what_takes_long_is_told(kernel, tmp_path, monkeypatch):
     monkeypatch.setattr("mptm.node.PROGRESS_AFTER_SECONDS", 0.01)
     slow = kernel.gather_facts
 
-    def gather(tunnels, *, resolve_timeout_seconds):
+    def gather(tunnels, *, resolve_timeout_seconds, afresh=False):
         time.sleep(0.2)
         return slow(tunnels, resolve_timeout_seconds=resolve_timeout_seconds)
 
