@@ -12,7 +12,8 @@ export PATH := $(CURDIR)/$(VENV):$(PATH)
 
 OBJECTS := $(patsubst bpf/%.bpf.c,build/%.o,$(wildcard bpf/*.bpf.c))
 HEADERS := $(shell find bpf -name '*.h')
-C_FILES := $(wildcard bpf/*.bpf.c) $(HEADERS)
+BENCH_OBJECTS := $(patsubst bench/%.bpf.c,build/%.o,$(wildcard bench/*.bpf.c))
+C_FILES := $(wildcard bpf/*.bpf.c bench/*.bpf.c) $(HEADERS)
 TESTS   ?= $(wildcard tests/unit tests/program tests/lab)
 
 .PHONY: help
@@ -41,8 +42,8 @@ format: setup ## apply ruff's and clang-format's style
 	@$(VENV)/clang-format -i $(C_FILES)
 
 .PHONY: bench
-bench: setup ## nanoseconds per packet and packets per second
-	@$(VENV)/python bench/run.py
+bench: setup $(BENCH_OBJECTS) ## nanoseconds per packet and packets per second (ARGS=--quick: in a minute)
+	@$(VENV)/python bench/run.py $(ARGS)
 
 .PHONY: setup
 setup: packages build .venv/.installed ## packages, BPF objects and the virtual environment
@@ -60,6 +61,9 @@ build: $(OBJECTS) ## the BPF objects, build/*.o
 	@:
 
 build/%.o: bpf/%.bpf.c $(HEADERS) scripts/compile_bpf.py | packages
+	@python3 scripts/compile_bpf.py build $<
+
+build/%.o: bench/%.bpf.c $(HEADERS) $(wildcard bpf/*.bpf.c) scripts/compile_bpf.py | packages
 	@python3 scripts/compile_bpf.py build $<
 
 .PHONY: clean

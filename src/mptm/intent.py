@@ -37,6 +37,7 @@ from mptm.fields import (
     suggestion,
 )
 from mptm.protocols import PROTOCOLS, Protocol
+from mptm.protocols.base import IpOptions
 from mptm.tables import Listener
 
 
@@ -417,6 +418,7 @@ class Intent(msgspec.Struct, frozen=True, kw_only=True):
         """Everything that makes objects wrong together."""
         yield from self._network_problems()
         yield from self._reference_problems()
+        yield from self._to_stack_problems()
         yield from self._tunnel_problems()
 
     def _network_problems(self) -> Iterator[Problem]:
@@ -457,6 +459,35 @@ class Intent(msgspec.Struct, frozen=True, kw_only=True):
             elif port.network != obj.network:
                 message = f"port {obj.port} is of network {port.network}, not {obj.network}"
                 yield Problem(obj.kind, obj.key, "port", message)
+
+    def _to_stack_problems(self) -> Iterator[Problem]:
+        """Packets that the kernel would silently discard, being addressed to another MAC than the port's own.
+
+        A flow's own mac is no such case: it is written into the inner frame, but nobody is told it.
+        """
+        gateways = {port.network: port for port in self.ports.values() if port.mac is not None}
+        steered: list[Route | Flow] = [*self.routes.values(), *self.flows.values()]
+        for obj in steered:
+            tunnel = self.tunnels.get(obj.via or "")
+            if tunnel is None or not (isinstance(tunnel.options, IpOptions) and tunnel.options.to_stack):
+                continue
+            told: Route | Port | None = gateways.get(obj.network)
+            if isinstance(obj, Flow):
+                told = told or self._told_by_route(obj)
+            elif obj.mac is not None:
+                told = obj
+            if told is not None:
+                yield _not_for_the_stack(obj, tunnel, told)
+
+    def _told_by_route(self, flow: Flow) -> Route | None:
+        """The route that ARP for a flow's destination is answered by, where that names a MAC address."""
+        address = ipaddress.ip_address(flow.destination)
+        for prefix_len in range(address.max_prefixlen, -1, -1):
+            prefix = ipaddress.ip_network((address, prefix_len), strict=False)
+            route = self.routes.get(f"{flow.network} {prefix}")
+            if route is not None:
+                return None if route.mac is None else route
+        return None
 
     def _tunnel_problems(self) -> Iterator[Problem]:
         listening: dict[tuple[int, int], tuple[Tunnel, int]] = {}
@@ -507,12 +538,24 @@ def _dangling(obj: Object, field: str, name: str, section: Mapping[str, object])
 
 
 def _may_meet(one: Tunnel, other: Tunnel) -> bool:
-    """Whether the same packet may be for both: own addresses that aren't given may turn out to be equal."""
-    if one.local is not None and other.local is not None and one.local != other.local:
-        return False
-    if find_protocol(one.protocol).over_ip or one.remote == "any":
-        return True
-    return one.egress is None or other.egress is None or one.egress == other.egress
+    """Whether the same packet may be for both: what isn't given may turn out to be equal.
+
+    Own addresses tell packets over IP apart, interfaces those without IP; a frame has no IP address of ours.
+    """
+    if not find_protocol(one.protocol).over_ip and None not in (one.egress, other.egress):
+        return one.egress == other.egress
+    return None in (one.local, other.local) or one.local == other.local
+
+
+def _not_for_the_stack(obj: Route | Flow, tunnel: Tunnel, told: Route | Port) -> Problem:
+    message = (
+        f"tunnel {tunnel.name} hands packets to the kernel (to_stack), which takes only those that are addressed "
+        f"to the access port's own MAC address, but {'it' if told is obj else told.label()} "
+        f"tells workloads {told.mac}"
+    )
+    of_whom = "mac" if told is obj else f"mac of {told.label()}"
+    hint = f"leave out {of_whom}, or to_stack of tunnel {tunnel.name}"
+    return Problem(obj.kind, obj.key, "mac" if told is obj else "via", message, hint)
 
 
 def _same_packets(tunnel: Tunnel, other: Tunnel) -> Problem:
@@ -523,6 +566,5 @@ def _same_packets(tunnel: Tunnel, other: Tunnel) -> Problem:
         f"accepts the same packets as tunnel {other.name} of network {other.network} "
         f"({protocol.name}, identifier {number}, from {sender})"
     )
-    return Problem(
-        "tunnel", tunnel.key, "remote", message, "let them differ in identifier, remote, local or port"
-    )
+    differ = "remote, local or port" if protocol.over_ip else "remote or egress"
+    return Problem("tunnel", tunnel.key, "remote", message, f"let them differ in identifier, {differ}")

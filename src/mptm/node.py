@@ -12,10 +12,11 @@ import contextlib
 import json
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from ipaddress import ip_address
+from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from mptm import sync, tables
@@ -39,6 +40,12 @@ KNOWN_RESOLVE_TIMEOUT_SECONDS = 0.5
 
 PROGRESS_AFTER_SECONDS = 1.0
 
+TABLE_FULL = "(table full)"
+"""What stands for the port or tunnel of drops that there was no room to count apart."""
+
+NETNS_IDENTITY = "netns_id"
+"""Where the store remembers the network namespace of an instance that isn't bound to one by name."""
+
 CAP_NET_ADMIN, CAP_SYS_ADMIN = 12, 21
 """Bits of capabilities(7)."""
 
@@ -52,11 +59,33 @@ class Kernel(Protocol):
     def open(self, instance: str, *, load: bool) -> Any:
         """The data plane (mptm.kernel.dataplane.DataPlane); None when it isn't loaded and `load` is False."""
 
-    def gather_facts(self, tunnels: Iterable[Tunnel], *, resolve_timeout_seconds: float) -> Facts:
-        """Links, and the way to each tunnel's remote."""
+    def gather_facts(
+        self, tunnels: Iterable[Tunnel], *, resolve_timeout_seconds: float, afresh: bool = False
+    ) -> Facts:
+        """Links, and the way to each tunnel's remote; `afresh`: ask neighbours that were silent for long again."""
 
     def inside(self, netns: str) -> AbstractContextManager[None]:
         """Be in a network namespace for a while."""
+
+    def netns_identity(self, netns: str | None = None) -> NetnsIdentity | None:
+        """Which network namespace a name or path means, None: that of the process. None when that can't be told."""
+
+
+class NetnsIdentity(NamedTuple):
+    """Tells the network namespaces of a machine apart, for as long as it isn't booted again."""
+
+    boot: str
+    namespace: str
+
+    def encode(self) -> str:
+        """As it is stored."""
+        return " ".join(self)
+
+    @classmethod
+    def decode(cls, text: str) -> NetnsIdentity:
+        """What `encode` yielded."""
+        boot, _, namespace = text.partition(" ")
+        return cls(boot, namespace)
 
 
 class SystemKernel:
@@ -77,17 +106,28 @@ class SystemKernel:
 
         return DataPlane.open(instance, load=load)
 
-    def gather_facts(self, tunnels: Iterable[Tunnel], *, resolve_timeout_seconds: float) -> Facts:
+    def gather_facts(
+        self, tunnels: Iterable[Tunnel], *, resolve_timeout_seconds: float, afresh: bool = False
+    ) -> Facts:
         """See Kernel."""
         from mptm.kernel.netlink import gather_facts
 
-        return gather_facts(tunnels, resolve_timeout_seconds=resolve_timeout_seconds)
+        return gather_facts(tunnels, resolve_timeout_seconds=resolve_timeout_seconds, afresh=afresh)
 
     def inside(self, netns: str) -> AbstractContextManager[None]:
         """See Kernel."""
         from mptm.kernel.netns import inside
 
         return inside(netns)
+
+    def netns_identity(self, netns: str | None = None) -> NetnsIdentity | None:
+        """See Kernel."""
+        try:
+            boot = FilePath("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+            found = os.stat("/proc/thread-self/ns/net" if netns is None else _netns_path(netns))
+        except OSError:
+            return None
+        return NetnsIdentity(boot, f"{found.st_dev}:{found.st_ino}")
 
 
 def effective_capabilities() -> int:
@@ -192,7 +232,9 @@ class Counters:
 
 @dataclass(frozen=True)
 class Drop:
-    """Packets that went no further for one reason, at one port or tunnel.
+    """Packets that went no further for one reason, at one port or tunnel (`scope` and `name`).
+
+    Where the table had no room to count them apart, `scope` is `other`.
 
     `left_to_kernel`: not dropped, but refused and passed on untouched.
     """
@@ -383,7 +425,7 @@ class Node:
 
     @property
     def intent(self) -> Intent:
-        """What is stored. Needs no root."""
+        """What is stored. Raises MptmError for who may not read it."""
         return self.store.read().intent
 
     @property
@@ -458,7 +500,7 @@ class Node:
         with self.store.lock(progress=self._progress):
             snapshot = self.store.read()
             with self._inside(snapshot):
-                facts = self._gather_facts(snapshot.intent, snapshot, remembered=False)
+                facts = self._gather_facts(snapshot.intent, snapshot, remembered=False, afresh=True)
                 return self._bring_to(snapshot.intent, snapshot, facts)
 
     def purge(self) -> None:
@@ -608,7 +650,7 @@ class Node:
     def inner_mtu(self, network: str) -> int | None:
         """Largest inner IP packet that fits every tunnel of a network, by the last paths; None without any."""
         snapshot = self.store.read()
-        paths = _paths_of(snapshot)
+        paths = {name: each.path for name, each in _remembered_paths(snapshot).items()}
         fits = [
             template.inner_mtu(paths[name].mtu)
             for name, tunnel in snapshot.intent.tunnels.items()
@@ -644,7 +686,7 @@ class Node:
             elif scope == sync.SCOPE_PORT:
                 kind, name = "port", ports.get(number, f"interface {number}")
             else:
-                kind, name = "other", ""
+                kind, name = "other", TABLE_FULL
             if not values["packets"]:
                 continue
             reason = name_of(where["reason"])
@@ -673,25 +715,30 @@ class Node:
                     ("port_counters", [each.slot for each in allocations.ports.values()]),
                 ):
                     sync.zero_counters(maps[name], [maps[name].key.pack(slot) for slot in slots])
-                maps["drops"].delete(list(maps["drops"].items()))
+                sync.reset_drops(maps["drops"])
 
     # ---- the one path ----------------------------------------------------------------------------
 
     def _bring_to(self, wanted: Intent, snapshot: Snapshot, facts: Facts) -> Plan:
         """Store, synchronise, mark applied; on failure put back what was. The caller holds the lock."""
+        generation, plan = self._synchronise(wanted, snapshot, facts)
+        self._note_applied(generation, plan)
+        return plan
+
+    def _synchronise(self, wanted: Intent, snapshot: Snapshot, facts: Facts) -> tuple[int, Plan]:
+        """Store and synchronise; on failure put back what was. Returns what is to be noted as applied."""
         compiled = self._compile(wanted, facts, snapshot.allocations)
-        netns = self._bound_netns(snapshot)
+        place = self._place(snapshot)
         with self._kernel.open(self.instance, load=True) as data_plane:
-            generation = self.store.write(wanted, compiled.allocations, {"netns": netns} if netns else {})
+            generation = self.store.write(wanted, compiled.allocations, place)
             try:
                 outcome = sync.apply(data_plane, compiled, snapshot.applied_allocations)
             except BaseException as error:
                 self._put_back(snapshot, error)
                 raise
-        self.store.mark_applied(generation, {"paths": _encode_paths(facts.paths)})
         unresolved = tuple(sorted(set(_unresolved(facts)) & set(wanted.tunnels)))
         states = [ObjectState(kind, key, state) for (kind, key), state in compiled.states.items()]
-        return Plan(
+        return generation, Plan(
             changes=difference(snapshot.intent, wanted),
             warnings=tuple(compiled.warnings),
             states=dict(compiled.states),
@@ -700,6 +747,14 @@ class Node:
             unresolved=unresolved,
             down=tuple(each for each in worth_telling(wanted, states) if not is_healthy(each.state)),
         )
+
+    def _note_applied(self, generation: int, plan: Plan) -> None:
+        try:
+            self.store.mark_applied(generation, {"paths": _encode_paths(plan.facts)})
+        except MptmError as error:
+            error.message = f"the change is done, but not noted: {error.message}"
+            _add_hint(error, "the next command completes it")
+            raise
 
     def _put_back(self, snapshot: Snapshot, cause: BaseException) -> None:
         """Return to what was last applied; what fails then is added to the error that led here.
@@ -713,15 +768,16 @@ class Node:
             with self._kernel.open(self.instance, load=True) as data_plane:
                 sync.apply(data_plane, compiled, before)
         except MptmError as error:
-            if isinstance(cause, MptmError):
-                cause.hint = "; ".join(
-                    filter(
-                        None,
-                        (cause.hint, f"going back failed, too ({error.message}): `mptm restore` tries again"),
-                    )
-                )
+            _add_hint(cause, f"going back failed, too ({error.message}): `mptm restore` tries again")
         finally:
-            self.store.roll_back()
+            try:
+                self.store.roll_back()
+            except MptmError as error:
+                _add_hint(
+                    cause,
+                    f"that the change is taken back couldn't be noted ({error.message}): "
+                    "the next command tries it once more",
+                )
 
     def _finish_interrupted(self, snapshot: Snapshot) -> Snapshot:
         """Complete what a command that didn't live wanted, or go back to what was before it."""
@@ -731,10 +787,17 @@ class Node:
             self._progress("an earlier command was interrupted; completing what it began")
         facts = self._gather_facts(snapshot.intent, snapshot)
         try:
-            self._bring_to(snapshot.intent, snapshot, facts)
+            generation, plan = self._synchronise(snapshot.intent, snapshot, facts)
         except MptmError as error:
+            if self.store.read().interrupted:  # it failed before it wrote anything
+                self._put_back(snapshot, error)
+            after = self.store.read()
+            if after.interrupted:
+                raise
             if self._progress is not None:
                 self._progress(f"that failed ({error.message}); its change was taken back")
+            return after
+        self._note_applied(generation, plan)
         return self.store.read()
 
     def _finished_snapshot(self) -> Snapshot:
@@ -771,6 +834,7 @@ class Node:
         snapshot: Snapshot,
         *,
         remembered: bool = True,
+        afresh: bool = False,
         timeout_seconds: float = RESOLVE_TIMEOUT_SECONDS,
         only: str | None = None,
     ) -> Facts:
@@ -780,7 +844,7 @@ class Node:
         elsewhere doesn't take it down; `remembered` False asks for the truth of now. `only`: that tunnel gets the
         whole timeout.
         """
-        paths = _paths_of(snapshot) if remembered else {}
+        paths = _remembered_paths(snapshot) if remembered else {}
         applied = snapshot.applied.tunnels
         known = {
             name for name, tunnel in intent.tunnels.items() if name in paths and applied.get(name) == tunnel
@@ -788,17 +852,16 @@ class Node:
         known -= {only} if only else set()
         asked = [tunnel for name, tunnel in intent.tunnels.items() if name not in known]
         with self._telling(asked):
-            facts = self._kernel.gather_facts(asked, resolve_timeout_seconds=timeout_seconds)
+            facts = self._kernel.gather_facts(asked, resolve_timeout_seconds=timeout_seconds, afresh=afresh)
         if known:
             rest = self._kernel.gather_facts(
                 [intent.tunnels[name] for name in sorted(known)],
                 resolve_timeout_seconds=KNOWN_RESOLVE_TIMEOUT_SECONDS,
             )
-            links = {link.ifindex for link in rest.links.values() if link.up}
             last = {
-                name: paths[name]
+                name: paths[name].path
                 for name in _unresolved(rest)
-                if name in known and paths[name].egress_ifindex in links
+                if name in known and paths[name].is_passable(rest.links)
             }
             facts = Facts(
                 links=rest.links,
@@ -811,7 +874,7 @@ class Node:
         return facts
 
     def _refuse_unusable(self, wanted: Intent, applied: Intent, facts: Facts) -> None:
-        """Raise NotFound or Unresolved for a new or changed port or tunnel that would be down."""
+        """Raise NotFound, Unresolved or InvalidIntent for what is new or changed and would be down."""
         for name, port in wanted.ports.items():
             if name not in facts.links and applied.ports.get(name) != port:
                 raise NotFound(
@@ -827,6 +890,15 @@ class Node:
                     if silent
                     else f"`ip route get {tunnel.remote}` shows what the kernel would do",
                 )
+        for steered, before in ((wanted.routes, applied.routes), (wanted.flows, applied.flows)):
+            for key, obj in steered.items():
+                link = facts.links.get(obj.port or "")
+                if link is not None and not (obj.mac or link.peer_mac) and before.get(key) != obj:
+                    raise InvalidIntent(
+                        f"{obj.label()}: the MAC address of the workload behind {obj.port} can't be found out",
+                        "give it with --mac",
+                        field="mac",
+                    )
 
     @contextlib.contextmanager
     def _telling(self, tunnels: Sequence[Tunnel]) -> Iterator[None]:
@@ -847,21 +919,52 @@ class Node:
     # ---- helpers ---------------------------------------------------------------------------------
 
     def _bound_netns(self, snapshot: Snapshot) -> str | None:
+        """The namespace that the instance is bound to. Raises InvalidIntent when another one was asked for."""
         stored = snapshot.meta.get("netns")
         if not snapshot.generation:
             return self._netns or stored
-        if self._netns and self._netns != stored and not _same_netns(self._netns, stored):
-            where = f"network namespace {stored}" if stored else "the machine's own network namespace"
+        if self._netns is None or self._netns == stored:
+            return stored
+        asked = self._kernel.netns_identity(self._netns)
+        home = self._kernel.netns_identity(stored) if stored else _home_of(snapshot)
+        if asked is not None and asked == home:
+            return stored or self._netns
+        where = f"network namespace {stored}" if stored else "another network namespace"
+        raise InvalidIntent(
+            f"instance {self.instance} lives in {where}, not in {self._netns}",
+            "leave --netns out, or choose another --instance",
+        )
+
+    def _place(self, snapshot: Snapshot) -> dict[str, str]:
+        """What is to be remembered of where the instance lives: a name or path, else which namespace this is."""
+        netns = self._bound_netns(snapshot)
+        if netns is not None:
+            return {"netns": netns}
+        here = self._kernel.netns_identity()
+        return {NETNS_IDENTITY: here.encode()} if here is not None else {}
+
+    def _check_home(self, snapshot: Snapshot) -> None:
+        """Raise InvalidIntent where an instance without a name for its namespace is used in another one.
+
+        Interfaces there are others, even those of the same name or number. After a reboot every namespace is new, so
+        the one that is used first is the instance's.
+        """
+        home = _home_of(snapshot)
+        here = self._kernel.netns_identity()
+        if not snapshot.generation or home is None or here is None or home.boot != here.boot:
+            return
+        if home != here:
             raise InvalidIntent(
-                f"instance {self.instance} lives in {where}, not in {self._netns}",
-                "leave --netns out, or choose another --instance",
+                f"instance {self.instance} lives in another network namespace",
+                "run mptm in that one (nsenter, ip netns exec), name it with --netns, choose another --instance "
+                "for this one, or `mptm purge` it",
             )
-        return stored
 
     @contextlib.contextmanager
     def _inside(self, snapshot: Snapshot) -> Iterator[None]:
         netns = self._bound_netns(snapshot)
         if netns is None:
+            self._check_home(snapshot)
             yield
             return
         with self._kernel.inside(netns):
@@ -927,15 +1030,20 @@ def _port_state(compiled: str, mode: str | None, loaded: bool) -> str:
     return f"attached: {mode}" if mode else "down: no program of ours is attached"
 
 
-def _same_netns(one: str, other: str | None) -> bool:
-    """Whether two ways of writing a namespace (name, path) are the same file."""
-    if other is None:
-        return False
-    try:
-        first, second = (os.stat(name if "/" in name else f"/run/netns/{name}") for name in (one, other))
-    except OSError:
-        return one == other
-    return (first.st_dev, first.st_ino) == (second.st_dev, second.st_ino)
+def _netns_path(netns: str) -> str:
+    """The file of a network namespace that is given by name or by path."""
+    return netns if "/" in netns else f"/run/netns/{netns}"
+
+
+def _home_of(snapshot: Snapshot) -> NetnsIdentity | None:
+    """The namespace that an instance was last used in without a name for it."""
+    stored = snapshot.meta.get(NETNS_IDENTITY)
+    return NetnsIdentity.decode(stored) if stored else None
+
+
+def _add_hint(error: BaseException, hint: str) -> None:
+    if isinstance(error, MptmError):
+        error.hint = "; ".join(filter(None, (error.hint, hint)))
 
 
 def _nearest(name: str, facts: Facts) -> str:
@@ -951,10 +1059,31 @@ def _unresolved(facts: Facts) -> dict[str, str]:
     }
 
 
-def _encode_paths(paths: dict[str, Path]) -> str:
+@dataclass(frozen=True)
+class _RememberedPath:
+    """A path as it once was found, and the interface that it left by."""
+
+    path: Path
+    egress: str
+    egress_mac: bytes
+
+    def is_passable(self, links: Mapping[str, Link]) -> bool:
+        """Whether the number still means that interface: after a reboot, or a new one, it may be another's."""
+        link = links.get(self.egress)
+        return (
+            link is not None
+            and link.up
+            and (link.ifindex, link.mac) == (self.path.egress_ifindex, self.egress_mac)
+        )
+
+
+def _encode_paths(facts: Facts) -> str:
+    links = {link.ifindex: link for link in facts.links.values()}
     return json.dumps(
         {
             name: {
+                "egress": links[path.egress_ifindex].name,
+                "egress_mac": links[path.egress_ifindex].mac.hex(),
                 "egress_ifindex": path.egress_ifindex,
                 "local": str(path.local),
                 "local_mac": path.local_mac.hex(),
@@ -962,21 +1091,26 @@ def _encode_paths(paths: dict[str, Path]) -> str:
                 "next_hop_mac": path.next_hop_mac.hex() if path.next_hop_mac else None,
                 "mtu": path.mtu,
             }
-            for name, path in paths.items()
-            if path.problem is None
+            for name, path in facts.paths.items()
+            if path.problem is None and path.egress_ifindex in links
         }
     )
 
 
-def _paths_of(snapshot: Snapshot) -> dict[str, Path]:
+def _remembered_paths(snapshot: Snapshot) -> dict[str, _RememberedPath]:
     return {
-        name: Path(
-            egress_ifindex=path["egress_ifindex"],
-            local=ip_address(path["local"]),
-            local_mac=bytes.fromhex(path["local_mac"]),
-            gateway=ip_address(path["gateway"]) if path["gateway"] else None,
-            next_hop_mac=bytes.fromhex(path["next_hop_mac"]) if path["next_hop_mac"] else None,
-            mtu=path["mtu"],
+        name: _RememberedPath(
+            Path(
+                egress_ifindex=path["egress_ifindex"],
+                local=ip_address(path["local"]),
+                local_mac=bytes.fromhex(path["local_mac"]),
+                gateway=ip_address(path["gateway"]) if path["gateway"] else None,
+                next_hop_mac=bytes.fromhex(path["next_hop_mac"]) if path["next_hop_mac"] else None,
+                mtu=path["mtu"],
+            ),
+            egress=path["egress"],
+            egress_mac=bytes.fromhex(path["egress_mac"]),
         )
         for name, path in json.loads(snapshot.meta.get("paths", "{}")).items()
+        if "egress" in path
     }

@@ -99,9 +99,9 @@ CAPTIONS: dict[str, str] = {
     "REASON_GUE_HEADER": "GUE header with a wrong length, variant or payload, or a control message",
     "REASON_MPLS_STACK": "MPLS label stack without a bottom, or cut short",
     "REASON_SRV6_HEADER": "segment routing header with a wrong length or payload",
-    "REFUSED_SENDER_OR_ID": "left to the kernel: no tunnel accepts this sender, identifier and port",
-    "REFUSED_FRAGMENT": "left to the kernel: a fragment of an outer packet",
-    "REFUSED_CONTROL": "left to the kernel: a control message of a tunnel protocol, for a daemon here",
+    "REFUSED_SENDER_OR_ID": "no tunnel accepts this sender, identifier and port",
+    "REFUSED_FRAGMENT": "a fragment of an outer packet",
+    "REFUSED_CONTROL": "a control message of a tunnel protocol, for a daemon here",
 }
 """One sentence per reason, by its name in C."""
 

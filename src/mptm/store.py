@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Where the intent of an instance survives: one SQLite file, and a lock file beside it.
 
+Both are for root only: who may read a file may also lock it, and so keep every command waiting.
+
 Two versions of the intent are kept: what is wanted, and what the data plane was last brought to. `generation` counts
 changes of the first, `applied_generation` is the one that the second stands for. When they differ a command was
 interrupted, and the next one completes it or goes back.
@@ -11,8 +13,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import re
 import sqlite3
+import stat
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -22,7 +24,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from mptm.errors import Busy, InvalidIntent, MptmError
+from mptm.errors import Busy, MptmError
+from mptm.instance import check_instance_name
 
 if TYPE_CHECKING:
     from mptm.compile import Allocations
@@ -33,7 +36,10 @@ LOCK_WAIT_SECONDS = 10.0
 LOCK_POLL_SECONDS = 0.02
 DEFAULT_STATE_DIRECTORY = Path("/var/lib/mptm")
 
-_INSTANCE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
+_PRIVATE = 0o600
+_DAMAGED = frozenset((sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB))
+_NO_ROOM = frozenset((sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR))
+_LOCKED = frozenset((sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED))
 
 _SCHEMA = """
 CREATE TABLE objects (kind TEXT, key TEXT, body TEXT NOT NULL, PRIMARY KEY (kind, key)) WITHOUT ROWID;
@@ -47,11 +53,7 @@ MIGRATIONS: dict[int, Callable[[sqlite3.Connection], None]] = {}
 
 def state_directory(instance: str) -> Path:
     """Directory of an instance's state: below MPTM_STATE_DIR or /var/lib/mptm. Raises InvalidIntent for the name."""
-    if not _INSTANCE.fullmatch(instance):
-        raise InvalidIntent(
-            f"{instance!r} is no name for an instance",
-            "up to 64 of A-Z a-z 0-9 _ . - beginning with a letter, digit or _",
-        )
+    check_instance_name(instance)
     return Path(os.environ.get("MPTM_STATE_DIR") or DEFAULT_STATE_DIRECTORY) / instance
 
 
@@ -113,7 +115,8 @@ class Store:
         finally:
             with contextlib.suppress(OSError):
                 os.ftruncate(descriptor, 0)
-            if not self.exists():
+            # After a purge the lock file that is there now, if any, is another command's.
+            if self._is_current(descriptor) and not self.exists():
                 self.delete()
             os.close(descriptor)
 
@@ -122,6 +125,8 @@ class Store:
         started = time.monotonic()
         while True:
             descriptor = self._open_lock_file()
+            if descriptor is None:
+                continue
             try:
                 flock(descriptor, LOCK_EX | LOCK_NB)
                 if self._is_current(descriptor):
@@ -142,10 +147,13 @@ class Store:
                 said = True
             time.sleep(LOCK_POLL_SECONDS)
 
-    def _open_lock_file(self) -> int:
+    def _open_lock_file(self) -> int | None:
+        """None when a purge removed the directory right now."""
         self._make_directory()
         try:
-            return os.open(self.lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            return _open_private(self.lock_path)
+        except FileNotFoundError:
+            return None
         except OSError as error:
             raise _cannot("write", self.lock_path, error) from error
 
@@ -251,16 +259,28 @@ class Store:
     @contextlib.contextmanager
     def _connect(self, *, write: bool) -> Iterator[sqlite3.Connection]:
         """A connection within one transaction of the current schema version: all of it or nothing of it."""
+        # Reading, too, is done with the right to write where there is one: what a killed command half wrote is undone,
+        # and a file of an older version brought to this one, by who reads next.
+        may_write = write or (os.access(self.path, os.W_OK) and os.access(self.directory, os.W_OK))
         if write:
-            self._make_directory()
+            self._create()
+        elif not os.access(self.path, os.R_OK):
+            raise MptmError(
+                f"reading the state of instance {self.directory.name} needs root ({self.path})",
+                "run it with sudo",
+            )
         try:
             connection = sqlite3.connect(
-                f"{self.path.absolute().as_uri()}?mode={'rwc' if write else self._reading_mode()}",
+                f"{self.path.absolute().as_uri()}?mode={'rw' if may_write else 'ro'}",
                 uri=True,
                 isolation_level=None,
                 timeout=LOCK_WAIT_SECONDS,
             )
             try:
+                if may_write and not write and 0 < _version(connection) < SCHEMA_VERSION:
+                    connection.execute("BEGIN IMMEDIATE")
+                    self._check_version(connection, write=True)
+                    connection.execute("COMMIT")
                 connection.execute("BEGIN IMMEDIATE" if write else "BEGIN")
                 self._check_version(connection, write)
                 yield connection
@@ -268,15 +288,41 @@ class Store:
             finally:
                 connection.close()
         except sqlite3.Error as error:
-            raise MptmError(
-                f"{self.path}: {error}",
-                "the state file is damaged or not accessible; `mptm export` from a backup, or `mptm purge`",
-            ) from error
+            raise self._failure(error) from error
 
-    def _reading_mode(self) -> str:
-        """With the right to write, where there is one: what a killed command half wrote is undone by who reads next."""
-        may_write = os.access(self.path, os.W_OK) and os.access(self.directory, os.W_OK)
-        return "rw" if may_write else "ro"
+    def _create(self) -> None:
+        """See to it that there is a state file, for its owner only.
+
+        One that is there isn't opened for it: closing it would end the locks that this process has on it (fcntl(2)).
+        """
+        self._make_directory()
+        try:
+            if not self.path.exists():
+                os.close(_open_private(self.path))
+            elif stat.S_IMODE(self.path.stat().st_mode) != _PRIVATE:
+                self.path.chmod(_PRIVATE)
+        except OSError as error:
+            raise _cannot("write", self.path, error) from error
+
+    def _failure(self, error: sqlite3.Error) -> MptmError:
+        code = (
+            getattr(error, "sqlite_errorcode", 0) & 0xFF
+        )  # the rest of an extended code says it in more detail
+        if code in _LOCKED:
+            return Busy(
+                f"another process has {self.path} locked",
+                f"`fuser -v {self.path}` names it; try again when it has ended",
+            )
+        if code in _DAMAGED:
+            return MptmError(
+                f"{self.path} is damaged: {error}",
+                "put back a copy of it; or `mptm purge`, and `mptm apply` of a file that `mptm export` wrote",
+            )
+        if code in _NO_ROOM:
+            return MptmError(
+                f"{self.path}: {error}", f"`df {self.directory}` and `dmesg` say how the disk is"
+            )
+        return MptmError(f"{self.path}: {error}", f"check the rights: `ls -la {self.directory}`")
 
     def _check_version(self, connection: sqlite3.Connection, write: bool) -> None:
         version = _version(connection)
@@ -289,7 +335,8 @@ class Store:
             return
         if not write:
             raise MptmError(
-                f"{self.path} is of an older MPTM (schema {version})", "run `mptm restore` as root once"
+                f"{self.path} is of an older MPTM (schema {version})",
+                "any command run as root brings it up to date",
             )
         if version == 0:
             for statement in _SCHEMA.split(";"):
@@ -298,6 +345,14 @@ class Store:
             for old in range(version, SCHEMA_VERSION):
                 MIGRATIONS[old](connection)
         connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+
+
+def _open_private(path: Path) -> int:
+    """A descriptor of a file that is made where it isn't there, and that nobody but its owner may open any more."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, _PRIVATE)
+    if stat.S_IMODE(os.fstat(descriptor).st_mode) != _PRIVATE:
+        os.fchmod(descriptor, _PRIVATE)
+    return descriptor
 
 
 def _cannot(verb: str, path: Path, error: OSError) -> MptmError:

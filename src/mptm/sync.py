@@ -9,10 +9,13 @@ their port's slot is freed.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from mptm.errors import TableFull
+from mptm.reasons import Reason
 from mptm.tables import Attachment, Tables, Termination
 
 if TYPE_CHECKING:
@@ -41,8 +44,16 @@ KEYED_ARRAY = "terminations"
 """The ARRAY whose entries are found by a key inside them. A slot isn't written in one stroke: so that a reader never
 sees a key with another's value, its value is written before its key, and its key is removed before its value."""
 
-SCOPE_PORT, SCOPE_TUNNEL = 1, 2
+SCOPE_OTHER, SCOPE_PORT, SCOPE_TUNNEL = 0, 1, 2
 """`enum drop_scope` of bpf/abi.h."""
+
+
+class DropKey(NamedTuple):
+    """`struct drop_key` of bpf/abi.h."""
+
+    reason: int
+    scope: int
+    id: int
 
 
 class Layout(Protocol):
@@ -200,6 +211,7 @@ def apply(data_plane: DataPlane, compiled: Compiled, previous: Allocations | Non
         data_plane.detach(name)
     modes = {name: data_plane.attach(attachment) for name, attachment in wanted.items()}
     _delete(maps, (change for change in changes if change.new is None))
+    _tidy_drops(maps["drops"], compiled.allocations)
     return Outcome(tuple(changes), modes, tuple(detached), upgraded)
 
 
@@ -237,6 +249,35 @@ def _by_table(changes: Iterable[Change]) -> dict[str, list[Change]]:
 def zero_counters(table: Table, keys: Iterable[bytes]) -> None:
     """Set per-CPU values to zero on all CPUs. A packet that is counted at that moment may be lost to the count."""
     table.update(dict.fromkeys(keys, bytes(table.value.size)))
+
+
+def reset_drops(drops: Table) -> None:
+    """Forget all drops."""
+    fallbacks = _drop_fallbacks(drops)
+    drops.delete([key for key in drops.items() if key not in fallbacks])
+    zero_counters(drops, fallbacks)
+
+
+def _drop_fallbacks(drops: Table) -> list[bytes]:
+    """Keys of the entries that the data plane counts on, but doesn't make: for when it has no room for a new one."""
+    return [drops.key.pack(DropKey(reason, SCOPE_OTHER, 0)) for reason in Reason]
+
+
+def _tidy_drops(drops: Table, now: Allocations) -> None:
+    """Remove what nothing can be counted for any more, and have the fallbacks."""
+    used = {
+        SCOPE_PORT: {port.ifindex for port in now.ports.values()},
+        SCOPE_TUNNEL: {tunnel.counter for tunnel in now.tunnels.values()},
+    }
+    present = drops.items()
+    stale = []
+    for key in present:
+        where = drops.key.unpack(key)
+        if where["scope"] in used and where["id"] not in used[where["scope"]]:
+            stale.append(key)
+    drops.delete(stale)
+    with contextlib.suppress(TableFull):  # full of what is in use: then only new drops stay uncounted
+        zero_counters(drops, [key for key in _drop_fallbacks(drops) if key not in present])
 
 
 def _zero_new_counters(maps: Mapping[str, Table], now: Allocations, before: Allocations | None) -> None:

@@ -19,6 +19,7 @@ from mptm.facts import Facts, Link, Path
 from mptm.intent import Tunnel
 from mptm.kernel.btf import IntegerLayout, Layout, Types, load_types
 from mptm.kernel.objects import object_path
+from mptm.node import NetnsIdentity
 from mptm.tables import Attachment
 
 ARRAYS = ("ports", "tunnels", "listeners", "terminations", "tunnel_counters", "port_counters")
@@ -195,6 +196,8 @@ class FakeKernel:
     planes: dict[str, FakeDataPlane] = field(default_factory=dict)
     root: bool = True
     entered: list[str] = field(default_factory=list)
+    here: str = "the machine's"
+    boot: str = "first"
     asked: list[tuple[list[str], float]] = field(default_factory=list)
 
     def require_privileges(self) -> None:
@@ -209,7 +212,9 @@ class FakeKernel:
             plane = self.planes[instance] = FakeDataPlane(instance)
         return plane
 
-    def gather_facts(self, tunnels: Iterable[Tunnel], *, resolve_timeout_seconds: float) -> Facts:
+    def gather_facts(
+        self, tunnels: Iterable[Tunnel], *, resolve_timeout_seconds: float, afresh: bool = False
+    ) -> Facts:
         tunnels = list(tunnels)
         self.asked.append(([tunnel.name for tunnel in tunnels], resolve_timeout_seconds))
         paths = {
@@ -232,6 +237,9 @@ class FakeKernel:
             mtu=1500,
             problem=None if answers else f"{remote} is on-link at eth0 but doesn't answer ARP",
         )
+
+    def netns_identity(self, netns: str | None = None) -> NetnsIdentity | None:
+        return NetnsIdentity(self.boot, netns or self.here) if netns != "gone" else None
 
     @contextlib.contextmanager
     def inside(self, netns: str) -> Iterator[None]:

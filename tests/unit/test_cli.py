@@ -433,6 +433,29 @@ def test_doctor_really_looks(run):
     assert {"kernel", "privileges", "bpffs", "libbpf", "data plane", "ip", "tshark", "iperf3"} <= set(checks)
 
 
+@pytest.mark.parametrize(
+    ("answer", "status"), [(1, "ok"), (0, "optional"), (-1, "ok")], ids=["loads", "refuses", "can't tell"]
+)
+def test_doctor_says_where_the_kernel_has_no_use_for_xdpdump(monkeypatch, answer, status):
+    from mptm.cli import doctor
+    from mptm.kernel import libbpf, probe
+
+    class Library:
+        def libbpf_probe_bpf_prog_type(self, number, options):
+            assert (number, options) == (26, None)
+            return answer
+
+    monkeypatch.setattr(libbpf, "library", Library)
+    monkeypatch.setattr(probe, "try_xdp", dict)
+    monkeypatch.setattr(doctor, "_libbpf", lambda: doctor.Check("libbpf", "ok", "1.0"))
+    monkeypatch.setattr(doctor, "_is_privileged", lambda: True)
+    monkeypatch.setattr(doctor.shutil, "which", lambda tool, path=None: f"/usr/bin/{tool}")
+    checks = {check.name: check for check in doctor.examine()}
+    assert checks["xdpdump"].status == status
+    refused = "installed, but this kernel loads no fentry programs, which xdpdump needs"
+    assert (checks["xdpdump"].detail == refused) is (status == "optional")
+
+
 def test_help_starts_fast_and_imports_nothing_heavy():
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     script = (

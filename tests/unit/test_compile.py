@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import ctypes
 import random
+import sys
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
@@ -26,7 +27,7 @@ from mptm.compile import (
     termination_homes,
     termination_key,
 )
-from mptm.errors import InvalidIntent, TableFull
+from mptm.errors import TableFull
 from mptm.facts import Facts, Link, Path
 from mptm.intent import Flow, Intent, Network, Port, Route, Tunnel, tunnel_from_dict
 from mptm.protocols.base import ListenerKind
@@ -249,7 +250,8 @@ def test_a_vlan_to_anyone_needs_nothing_but_its_egress_interface():
     tunnel = next(iter(made.tables.tunnels.values()))
     assert (tunnel.outer_len, tunnel.egress_ifindex, tunnel.max_len) == (16, 2, 1518)
     (termination,) = made.tables.terminations.values()
-    assert (termination.source, termination.destination, termination.tunnel_id) == (bytes(16), bytes(16), 42)
+    assert (termination.source, termination.destination) == (bytes(16), bytes(12) + interface_of(ETH0))
+    assert termination.tunnel_id == 42
     assert (termination.number, termination.parser, termination.can_reply) == (0x8100, 3, 1)
 
 
@@ -259,11 +261,27 @@ def test_a_vlan_known_by_mac_alone_needs_nothing_but_its_egress_interface():
     )
     (termination,) = made.tables.terminations.values()
     assert termination.source == bytes.fromhex("020000000009") + bytes(10)
-    assert termination.destination == ETH0.mac + bytes(10)
+    assert termination.destination == ETH0.mac + bytes(6) + interface_of(ETH0)
 
 
-def test_a_vlan_without_its_egress_interface_is_down():
+def interface_of(link: Link) -> bytes:
+    return link.ifindex.to_bytes(4, sys.byteorder)
+
+
+def test_vlans_of_one_vid_at_two_interfaces_are_told_apart_by_them():
+    eth1 = replace(ETH0, ifindex=3, name="eth1")
+    tunnels = [vlan(name=name, remote="any", egress=name) for name in ("eth0", "eth1")]
+    made = compiled(*tunnels, facts=Facts(FACTS.links | {"eth1": eth1}))
+    found = {each.destination: each.tunnel for each in made.tables.terminations.values()}
+    assert found == {
+        bytes(12) + interface_of(link): made.allocations.tunnels[link.name].slot for link in (ETH0, eth1)
+    }
+    assert {made.states["tunnel", name] for name in ("eth0", "eth1")} == {"up"}
+
+
+def test_a_vlan_without_its_egress_interface_is_down_and_accepts_nothing():
     made = compiled(vlan(remote="any", egress="eth9"), facts=Facts(FACTS.links))
+    assert made.tables.terminations == {}
     assert made.states["tunnel", "leaf"] == "down: there is no way to any through eth9"
 
 
@@ -406,14 +424,13 @@ def test_lookups_are_those_that_the_network_needs(objects, flags):
     assert next(iter(made.tables.terminations.values())).lookups == flags
 
 
-def test_a_route_to_a_port_without_a_known_workload_mac_asks_for_it():
+def test_a_route_to_a_port_without_a_known_workload_mac_drops_with_a_warning():
     links = {**FACTS.links, "veth0": replace(VETH, peer_mac=None)}
-    with pytest.raises(InvalidIntent) as raised:
-        compiled(Route(network="blue", prefix="10.1.0.5/32", port="veth0"), facts=Facts(links))
-    assert str(raised.value) == (
-        "mac: route blue 10.1.0.5/32: the MAC address of the workload behind veth0 can't be found out\n"
-        "  give it with --mac"
-    )
+    made = compiled(Route(network="blue", prefix="10.1.0.5/32", port="veth0"), facts=Facts(links))
+    assert list(made.tables.hosts_v4.values()) == [NextHop(NextHopKind.DROP, 0, bytes(6), 0)]
+    problem = "the MAC address of the workload behind veth0 can't be found out"
+    assert made.states["route", "blue 10.1.0.5/32"] == f"down: {problem}"
+    assert f"route blue 10.1.0.5/32 drops its packets: {problem} (give it with --mac)" in made.warnings
 
 
 def test_a_route_to_a_missing_interface_drops_with_a_warning():

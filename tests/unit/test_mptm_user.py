@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 from fake import FakeKernel
 
 from mptm.cli import mptm_user
-from mptm.intent import Intent, Network, Port, tunnel_from_dict
+from mptm.intent import Flow, Intent, Network, Port, Route, tunnel_from_dict
 from mptm.node import Node
 
 ADD = """\
@@ -236,6 +237,57 @@ def test_redirect_0_hands_the_packet_to_the_kernel_and_notes_are_kept(run, node)
     )
     _, out, _ = run(f"{PAIR} -a GET")
     assert "debug = 1\n        redirect = 0\n        flags = 6\n" in out
+
+
+def test_an_entry_for_the_kernel_leaves_no_answer_that_the_kernel_would_discard(run, node):
+    run(ADD)
+    route = "mptm_user 10.250.1.101/32"
+    assert node.intent.routes[route].mac == "9e:5c:c2:da:ee:5b"
+    other_node = OTHER.replace("10.30.30.2", "10.30.30.3").replace("--redirect 1", "--redirect 0")
+    assert run(other_node)[0] == 0
+    assert node.intent.routes[route].mac is None
+    run(f"{PAIR} -a DEL")
+    assert run(OTHER.replace("10.250.1.110", "10.250.1.120"))[0] == 0
+    assert run("-x 10.250.1.110 -y 10.250.1.101 -a DEL")[0] == 0
+    assert node.intent.routes[route].mac == "9e:5c:c2:da:ee:5b"
+
+
+def test_a_tunnel_that_turns_to_the_kernel_takes_its_routes_along(run, node):
+    run(ADD)
+    assert run(OTHER.replace("--redirect 1", "--redirect 0").replace("10.250.1.101", "10.250.1.102"))[0] == 0
+    assert {route.mac for route in node.intent.routes.values() if route.via} == {None}
+
+
+def test_get_knows_an_entry_by_its_addresses_alone(run, node):
+    """A key is network, source, destination: this network's number is the source that is asked for."""
+    source, number = "10.250.1.100", int.from_bytes(bytes([10, 250, 1, 100]), sys.byteorder)
+    run(ADD)
+    (tunnel,) = node.intent.tunnels.values()
+    node.add(Network(name="alike", id=number))
+    node.add(tunnel_from_dict(tunnel.to_dict() | {"name": "alike", "network": "alike", "vni": 5}))
+    node.add(Flow(network="alike", source="10.250.1.111", destination="10.9.9.9", via="alike"))
+    status, out, err = run(f"-x {source} -y 10.250.1.111 -a GET")
+    assert (status, "Tunnel info" in out) == (1, False)
+    assert f"there is no entry for {source} to 10.250.1.111" in err
+
+
+@pytest.mark.parametrize("steered", [{"drop": True}, {"pass_": True}, {"port": "veth-a"}])
+def test_get_shows_no_flow_that_leads_into_no_tunnel(run, node, steered):
+    run(ADD)
+    node.add(Flow(network="mptm_user", source="10.250.1.100", destination="10.250.1.102", **steered))
+    status, out, err = run("-x 10.250.1.100 -y 10.250.1.102 -a GET")
+    assert (status, "Tunnel info" in out) == (1, False)
+    assert "there is no entry for 10.250.1.100 to 10.250.1.102" in err
+    assert "leads into no tunnel" in err
+
+
+def test_get_names_no_access_port_where_the_source_is_behind_none(run, node):
+    run(ADD)
+    route = node.intent.routes["mptm_user 10.250.1.100/32"]
+    (tunnel,) = node.intent.tunnels.values()
+    node.add(tunnel_from_dict(tunnel.to_dict() | {"name": "second", "vni": 5}))
+    node.replace(Route(network=route.network, prefix=route.prefix, via="second"))
+    assert "veth_iface = 0\n" in run(f"{PAIR} -a GET")[1]
 
 
 @pytest.mark.parametrize(

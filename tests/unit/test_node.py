@@ -1,23 +1,28 @@
 # SPDX-License-Identifier: GPL-2.0-only
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from fake import FakeKernel
+from fake import FakeDataPlane, FakeKernel, link
 
 from mptm.errors import (
     AlreadyExists,
+    Busy,
     ForeignProgram,
     InUse,
     InvalidIntent,
+    KernelError,
     MptmError,
     NotFound,
     TableFull,
     Unresolved,
 )
-from mptm.intent import Intent, Network, Port, Route, Tunnel, tunnel_from_dict
-from mptm.node import Node
+from mptm.facts import Facts
+from mptm.intent import Flow, Intent, Network, Port, Route, Tunnel, tunnel_from_dict
+from mptm.node import NetnsIdentity, Node, SystemKernel
+from mptm.reasons import Reason
 
 BLUE = Network(name="blue", id=1)
 UPLINK = Port(name="eth0", role="uplink")
@@ -31,6 +36,7 @@ def tunnel(name: str = "t", **fields: object) -> Tunnel:
     return tunnel_from_dict({"name": name, **common, **fields})
 
 
+FALLBACKS = {(reason, 0, 0) for reason in Reason}
 FULL = Intent.of([BLUE, UPLINK, ACCESS, tunnel(), THERE, HERE])
 
 
@@ -123,6 +129,55 @@ def test_a_neighbour_that_falls_silent_does_not_take_a_tunnel_down_when_somethin
     plan = node.add(Network(name="red", id=2))
     assert kernel.planes["default"].bytes()["tunnels"] == before
     assert plan.unresolved == ()
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        link(2, "eth1"),
+        replace(link(2, "eth0"), mac=b"\2\0\0\0\0\xee"),
+        replace(link(3, "eth0"), mac=link(2, "").mac),
+    ],
+    ids=["name", "mac", "number"],
+)
+def test_a_remembered_path_is_not_used_through_an_interface_that_is_another_one(node, kernel, other):
+    node.apply(Intent.of([BLUE, tunnel("spare", remote="10.30.30.8"), tunnel(), THERE]))
+    kernel.links = {other.name: other, "lo": link(1, "lo")}
+    kernel.gather_facts = lambda tunnels, **_: Facts(
+        links=kernel.links, problems={each.name: "there is no route" for each in tunnels}
+    )
+    plan = node.add(Network(name="red", id=2))
+    assert plan.unresolved == ("spare", "t")
+    assert plan.states["tunnel", "t"] == "down: there is no route"
+
+
+def test_a_path_that_an_older_version_remembered_is_not_used(node, kernel):
+    node.apply(Intent.of([BLUE, tunnel("spare", remote="10.30.30.8"), tunnel(), THERE]))
+    node.store.remember({"paths": '{"t": {"egress_ifindex": 2, "local": "10.30.30.1", "mtu": 1500}}'})
+    kernel.silent.add("10.30.30.2")
+    assert node.add(Network(name="red", id=2)).unresolved == ("t",)
+
+
+def test_a_route_whose_workload_has_no_known_mac_is_refused_when_new_and_blocks_nothing_later(node, kernel):
+    node.apply(FULL)
+    known = kernel.links["veth-a"]
+    kernel.links["veth-a"] = replace(known, peer_mac=None)
+    plan = node.add(Network(name="red", id=2))
+    assert plan.states["route", HERE.key].startswith("down: the MAC address of the workload behind veth-a")
+    assert any("give it with --mac" in warning for warning in plan.warnings)
+    assert ("route", HERE.key) in [(each.kind, each.key) for each in node.restore().down]
+    assert not node.status().healthy
+    for new in (
+        Route(network="blue", prefix="10.1.0.3/32", port="veth-a"),
+        Flow(network="blue", source="10.1.0.1", destination="10.1.0.2", port="veth-a"),
+    ):
+        with pytest.raises(InvalidIntent, match="workload behind veth-a can't be found out") as caught:
+            node.add(new)
+        assert caught.value.field == "mac"
+        with pytest.raises(InvalidIntent, match="can't be found out"):
+            node.plan(node.intent.add(new))
+    node.replace(Route(network="blue", prefix=HERE.prefix, port="veth-a", mac="02:00:00:00:00:77"))
+    assert node.status().healthy
 
 
 def test_changing_that_tunnel_itself_is_refused(node, kernel):
@@ -262,6 +317,93 @@ def test_or_takes_it_back_when_it_can_not_be_completed(node, kernel):
     assert "taken back" in said[-1]
 
 
+@pytest.mark.parametrize("place", ["compile", "open"])
+def test_or_takes_it_back_when_it_fails_before_anything_is_written(node, kernel, monkeypatch, place):
+    node.apply(FULL)
+    before = kernel.planes["default"].bytes()
+    more = FULL.add(Route(network="blue", prefix="10.1.0.3/32", via="t"))
+    kill_at(node, kernel, "attach eth0", more)
+    assert kernel.planes["default"].bytes() != before
+    said: list[str] = []
+    later = Node(kernel=kernel, progress=said.append)
+    if place == "compile":
+        compiling = later._compile
+
+        def no_room(intent, facts, previous):
+            if intent == more:
+                raise TableFull("table listeners has no room left")
+            return compiling(intent, facts, previous)
+
+        later._compile = no_room
+    else:
+        opening, failures = kernel.open, iter([KernelError("out of memory", 12)])
+
+        def fail_once(instance, *, load):
+            for error in failures:
+                raise error
+            return opening(instance, load=load)
+
+        monkeypatch.setattr(kernel, "open", fail_once)
+    assert later.status().healthy
+    assert "taken back" in said[-1]
+    assert (node.intent, kernel.planes["default"].bytes()) == (FULL, before)
+    assert not node.store.read().interrupted
+
+
+def locked(*_: object, **__: object) -> None:
+    raise Busy("another process has state.db locked", "try again")
+
+
+def test_a_change_that_is_done_but_can_not_be_noted_says_so_and_is_completed_later(node, kernel, monkeypatch):
+    node.apply(FULL)
+    with monkeypatch.context() as patch, pytest.raises(Busy) as caught:
+        patch.setattr(node.store, "mark_applied", locked)
+        node.add(Network(name="red", id=2))
+    assert "done, but not noted" in caught.value.message
+    assert "the next command completes it" in str(caught.value)
+    assert node.store.read().interrupted
+    node.add(Network(name="green", id=3))
+    assert set(node.intent.networks) == {"blue", "red", "green"}
+    assert not node.store.read().interrupted
+
+
+def test_completing_that_can_not_be_noted_is_not_called_taken_back(node, kernel, monkeypatch):
+    node.apply(FULL)
+    kill_at(node, kernel, "update hosts_v4", FULL.add(Route(network="blue", prefix="10.1.0.3/32", via="t")))
+    said: list[str] = []
+    later = Node(kernel=kernel, progress=said.append)
+    monkeypatch.setattr(later.store, "mark_applied", locked)
+    with pytest.raises(Busy, match="done, but not noted"):
+        later.add(Network(name="red", id=2))
+    assert not any("taken back" in each for each in said)
+
+
+def test_an_error_stays_the_first_one_when_going_back_can_not_be_noted(node, kernel, monkeypatch):
+    node.apply(FULL)
+    before = kernel.planes["default"].bytes()
+    kernel.planes["default"].foreign.add("veth-b")
+    with monkeypatch.context() as patch, pytest.raises(ForeignProgram, match="theirs") as caught:
+        patch.setattr(node.store, "roll_back", locked)
+        node.add(Port(name="veth-b", role="access", network="blue"))
+    assert "state.db locked" in str(caught.value.hint)
+    assert kernel.planes["default"].bytes() == before
+    Node(kernel=kernel).add(Network(name="red", id=2))
+    assert node.intent == FULL.add(Network(name="red", id=2))
+
+
+def test_an_interrupted_change_that_can_neither_be_completed_nor_taken_back_is_an_error(
+    node, kernel, monkeypatch
+):
+    node.apply(FULL)
+    kill_at(node, kernel, "attach veth-b", FULL.add(Port(name="veth-b", role="access", network="blue")))
+    kernel.planes["default"].foreign.add("veth-b")
+    later = Node(kernel=kernel)
+    monkeypatch.setattr(later.store, "roll_back", locked)
+    with pytest.raises(ForeignProgram):
+        later.add(Network(name="red", id=2))
+    assert "red" not in node.intent.networks
+
+
 def test_status_completes_it_too(node, kernel):
     node.apply(FULL)
     kill_at(node, kernel, "update hosts_v4", FULL.add(Route(network="blue", prefix="10.1.0.3/32", via="t")))
@@ -324,8 +466,75 @@ def test_an_instance_remembers_its_network_namespace(node, kernel):
     with pytest.raises(InvalidIntent, match="lives in network namespace ns1"):
         Node("n1", netns="ns2", kernel=kernel).status()
     node.apply(FULL)
-    with pytest.raises(InvalidIntent, match="the machine's own"):
+    with pytest.raises(InvalidIntent, match="lives in another network namespace, not in ns1"):
         Node(netns="ns1", kernel=kernel).add(Network(name="red", id=2))
+
+
+def test_a_command_in_another_namespace_is_refused_before_it_touches_anything(node, kernel):
+    node.apply(FULL)
+    plane = kernel.planes["default"]
+    before = plane.bytes()
+    plane.log.clear()
+    kernel.here = "another"
+    for command in (
+        lambda: node.add(Network(name="red", id=2)),
+        node.restore,
+        node.status,
+        node.links,
+        lambda: node.plan(FULL),
+    ):
+        with pytest.raises(InvalidIntent, match="default lives in another network namespace") as caught:
+            command()
+        assert "nsenter" in str(caught.value) and "--netns" in str(caught.value)
+    assert (plane.log, plane.bytes()) == ([], before)
+    kernel.here = "the machine's"
+    assert node.status().healthy
+
+
+def test_an_instance_made_within_a_namespace_can_be_named_later(node, kernel):
+    kernel.here = "ns1"
+    node.apply(FULL)
+    kernel.here = "the machine's"
+    Node(netns="ns1", kernel=kernel).add(Network(name="red", id=2))
+    assert Node(kernel=kernel).netns == "ns1"
+    assert Node(kernel=kernel).status().healthy
+
+
+def test_after_a_reboot_the_namespace_is_learnt_anew(node, kernel):
+    node.apply(FULL)
+    kernel.boot, kernel.here = "second", "the machine's new one"
+    kernel.planes.clear()
+    node.restore()
+    assert node.status().healthy
+    kernel.here = "another"
+    with pytest.raises(InvalidIntent, match="another network namespace"):
+        node.restore()
+
+
+def test_purge_is_possible_from_another_namespace(node, kernel, tmp_path):
+    node.apply(FULL)
+    kernel.here = "another"
+    node.purge()
+    assert kernel.planes["default"].removed
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_namespace_is_not_remembered_by_a_change_that_failed(node, kernel):
+    kernel.planes["default"] = FakeDataPlane()
+    kernel.planes["default"].foreign.add("eth0")
+    with pytest.raises(ForeignProgram):
+        node.add(UPLINK)
+    kernel.here = "another"
+    kernel.planes["default"].foreign.clear()
+    node.add(UPLINK)
+
+
+def test_the_identity_of_a_namespace_is_that_of_its_file():
+    here = SystemKernel().netns_identity()
+    assert here is not None
+    assert here == SystemKernel().netns_identity("/proc/self/ns/net")
+    assert here == NetnsIdentity.decode(here.encode())
+    assert SystemKernel().netns_identity("/nowhere/at/all") is None
 
 
 def test_purge_leaves_nothing_and_can_be_repeated(node, kernel, tmp_path):
@@ -364,10 +573,11 @@ def test_counters_and_drops_go_by_names_and_reset_zeroes_them(node, kernel):
     assert drops == [
         ("REFUSED_SENDER_OR_ID", "port", "eth0", 9, True),
         ("REASON_TUNNEL_DOWN", "tunnel", "t", 5, False),
-        ("REASON_ROUTE_DROP", "other", "", 1, False),
+        ("REASON_ROUTE_DROP", "other", "(table full)", 1, False),
     ]
     node.reset_counters()
     assert node.drops() == []
+    assert {(key["reason"], key["scope"], key["id"]) for key, _ in maps["drops"].records()} == FALLBACKS
     assert not any(vars(node.counters().tunnels["t"]).values())
 
 
@@ -392,7 +602,7 @@ def test_what_takes_long_is_told(kernel, tmp_path, monkeypatch):
     monkeypatch.setattr("mptm.node.PROGRESS_AFTER_SECONDS", 0.01)
     slow = kernel.gather_facts
 
-    def gather(tunnels, *, resolve_timeout_seconds):
+    def gather(tunnels, *, resolve_timeout_seconds, afresh=False):
         time.sleep(0.2)
         return slow(tunnels, resolve_timeout_seconds=resolve_timeout_seconds)
 

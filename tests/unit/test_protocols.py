@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from ipaddress import IPv4Address, IPv6Address
 
 import pytest
@@ -264,9 +265,14 @@ def test_a_tunnel_without_known_addresses_accepts_nothing_yet():
     assert accepted("vlan", Path(2, V4.local, OWN_MAC, None, None, 1500)) is None
 
 
-def test_a_vlan_accepts_its_neighbours_mac_or_everyone():
-    assert accepted("vlan", V4) == (NEXT_MAC + bytes(10), OWN_MAC + bytes(10))
-    assert accepted("vlan", V4, remote="any", egress="eth0") == (bytes(16), bytes(16))
+def test_a_vlan_accepts_its_neighbours_mac_or_everyone_at_its_own_interface():
+    interface = V4.egress_ifindex.to_bytes(4, sys.byteorder)
+    assert accepted("vlan", V4) == (NEXT_MAC + bytes(10), OWN_MAC + bytes(6) + interface)
+    assert accepted("vlan", V4, remote="any", egress="eth0") == (bytes(16), bytes(12) + interface)
+
+
+def test_a_vlan_to_anyone_accepts_nothing_while_its_interface_is_not_known():
+    assert accepted("vlan", None, remote="any", egress="eth0") is None
 
 
 # ---- what a protocol needs -------------------------------------------------------------------------------

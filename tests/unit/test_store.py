@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-only
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sqlite3
+import stat
 import subprocess
 import sys
 import time
@@ -14,7 +16,8 @@ import pytest
 from mptm.compile import Allocations, PortAllocation, TunnelAllocation
 from mptm.errors import Busy, InvalidIntent, MptmError
 from mptm.intent import Flow, Intent, Network, Port, Route, tunnel_from_dict
-from mptm.store import SCHEMA_VERSION, Store, instances, state_directory
+from mptm.kernel.dataplane import instance_directory
+from mptm.store import MIGRATIONS, SCHEMA_VERSION, Store, _set_meta, instances, state_directory
 
 INTENT = Intent.of(
     [
@@ -171,6 +174,70 @@ def test_who_waits_while_the_state_is_purged_gets_the_new_lock(store):
         assert store.read().intent == Intent()
 
 
+def test_leaving_a_purged_instance_does_not_take_the_lock_of_who_came_next(store):
+    other = Store(store.directory)
+    with contextlib.ExitStack() as later:
+        with store.lock():
+            store.write(INTENT, ALLOCATIONS)
+            store.delete()
+            later.enter_context(other.lock())
+        with pytest.raises(Busy), Store(store.directory).lock(wait_seconds=0.1):
+            pass
+
+
+def mode_of(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def test_only_the_owner_may_open_and_so_lock_the_files(store):
+    with store.lock():
+        store.write(INTENT, ALLOCATIONS)
+        assert (mode_of(store.lock_path), mode_of(store.path)) == (0o600, 0o600)
+    store.lock_path.chmod(0o644)
+    store.path.chmod(0o644)
+    with store.lock():
+        assert mode_of(store.lock_path) == 0o600
+        store.remember({"a": "b"})
+        assert mode_of(store.path) == 0o600
+
+
+def test_who_may_not_read_the_state_is_told_to_be_root(store, monkeypatch):
+    store.write(INTENT, ALLOCATIONS)
+    monkeypatch.setattr("os.access", lambda *_: False)
+    with pytest.raises(MptmError, match="instance node needs root") as caught:
+        store.read()
+    assert "sudo" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "doing", [lambda store: store.read(), lambda store: store.write(INTENT, ALLOCATIONS)]
+)
+def test_a_file_that_somebody_has_locked_is_busy_and_not_called_damaged(store, monkeypatch, doing):
+    store.write(INTENT, ALLOCATIONS)
+    monkeypatch.setattr("mptm.store.LOCK_WAIT_SECONDS", 0.05)
+    other = sqlite3.connect(store.path, isolation_level=None)
+    other.execute("BEGIN EXCLUSIVE")
+    with pytest.raises(Busy, match=r"has .*state\.db locked") as caught:
+        doing(store)
+    assert "purge" not in str(caught.value)
+    other.close()
+    doing(store)
+
+
+def test_a_file_of_an_older_version_is_brought_up_to_date_by_who_reads_it(store, monkeypatch):
+    store.mark_applied(store.write(INTENT, ALLOCATIONS))
+    monkeypatch.setattr("mptm.store.SCHEMA_VERSION", SCHEMA_VERSION + 1)
+    monkeypatch.setitem(
+        MIGRATIONS, SCHEMA_VERSION, lambda connection: _set_meta(connection, {"migrated": "yes"})
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr("os.access", lambda _, how: how == os.R_OK)
+        with pytest.raises(MptmError, match="older MPTM"):
+            store.read()
+    snapshot = store.read()
+    assert (snapshot.intent, snapshot.meta) == (INTENT, {"migrated": "yes"})
+
+
 def test_a_file_of_a_newer_version_is_refused_and_left_alone(store):
     store.write(INTENT, ALLOCATIONS)
     with sqlite3.connect(store.path) as connection:
@@ -185,7 +252,7 @@ def test_a_file_of_a_newer_version_is_refused_and_left_alone(store):
 def test_a_damaged_file_is_an_error_in_words(store):
     store.directory.mkdir()
     store.path.write_bytes(b"this is no database, and long enough to look at" * 50)
-    with pytest.raises(MptmError, match=r"state\.db"):
+    with pytest.raises(MptmError, match=r"state\.db is damaged"):
         store.read()
 
 
@@ -197,8 +264,9 @@ def test_a_file_that_was_created_and_not_yet_written_is_an_empty_node(store):
 
 @pytest.mark.parametrize("name", ["", "..", "a/b", ".hidden", "x" * 65, "a b", "a:b"])
 def test_an_instance_name_that_could_be_a_path_is_refused(name):
-    with pytest.raises(InvalidIntent):
-        state_directory(name)
+    for use in (state_directory, instance_directory):
+        with pytest.raises(InvalidIntent):
+            use(name)
 
 
 def test_instances_are_those_with_state(tmp_path, monkeypatch):

@@ -10,6 +10,7 @@ from mptm import sync
 from mptm.compile import Allocations, Compiled, compile_tables
 from mptm.errors import TableFull
 from mptm.intent import Flow, Intent, Network, Object, Port, Route, Tunnel, tunnel_from_dict
+from mptm.reasons import Reason
 
 OBJECTS: list[Object] = [
     Network(name="blue", id=1),
@@ -160,7 +161,54 @@ def test_counters_and_drops_of_a_new_tunnel_start_at_zero_and_those_of_others_st
     count(new)
     sync.apply(plane, whole, made.allocations)
     assert set(counters.entries) == {counters.key.pack(kept)}
-    assert {key["id"] for key, _ in drops.records()} == {kept}
+    assert {key["id"] for key, _ in drops.records() if key["scope"]} == {kept}
+
+
+def drop_keys(plane: FakeDataPlane) -> set[tuple[int, int, int]]:
+    return {(key["reason"], key["scope"], key["id"]) for key, _ in plane.maps["drops"].records()}
+
+
+def test_every_reason_has_an_entry_for_drops_that_find_no_room_and_it_keeps_its_count():
+    plane, kernel = FakeDataPlane(), FakeKernel()
+    sync.apply(plane, compiled(Intent(), kernel))
+    fallbacks = {(reason, sync.SCOPE_OTHER, 0) for reason in Reason}
+    assert drop_keys(plane) == fallbacks
+    drops = plane.maps["drops"]
+    counted = drops.key.pack(sync.DropKey(Reason.REASON_NO_ROUTE, sync.SCOPE_OTHER, 0))
+    drops.entries[counted] = b"\1" * 16
+    del drops.entries[drops.key.pack(sync.DropKey(Reason.REASON_TOO_BIG, sync.SCOPE_OTHER, 0))]
+    sync.apply(plane, compiled(FULL, kernel))
+    assert drop_keys(plane) == fallbacks
+    assert drops.entries[counted] == b"\1" * 16
+    sync.reset_drops(drops)
+    assert drop_keys(plane) == fallbacks
+    assert drops.entries[counted] == bytes(16)
+
+
+def test_drops_of_ports_and_tunnels_that_are_gone_make_room():
+    plane, kernel = FakeDataPlane(), FakeKernel()
+    made = compiled(FULL, kernel)
+    sync.apply(plane, made)
+    drops = plane.maps["drops"]
+    counters = {name: held.counter for name, held in made.allocations.tunnels.items()}
+    for scope, number in ((1, 10), (1, 11), (2, counters["g"]), (2, counters["x"])):
+        drops.entries[drops.key.pack(sync.DropKey(4, scope, number))] = b"\1" * 16
+    part = FULL.remove("flow", "red fd00::1 fd00::2").remove("port", "veth-b")
+    part = part.remove("route", "red 10.1.0.0/24").remove("tunnel", "x")
+    sync.apply(plane, compiled(part, kernel, made.allocations), made.allocations)
+    assert {key for key in drop_keys(plane) if key[1]} == {(4, 1, 10), (4, 2, counters["g"])}
+
+
+def test_a_table_of_drops_that_is_full_of_what_is_in_use_stops_no_change():
+    plane, kernel = FakeDataPlane(), FakeKernel()
+
+    def full(step: str) -> None:
+        if step == "update drops":
+            raise TableFull("the table drops is full")
+
+    plane.fail = full
+    sync.apply(plane, compiled(FULL, kernel))
+    assert plane.attached.keys() == {"eth0", "veth-a", "veth-b"}
 
 
 def test_links_are_switched_to_a_new_build_once_its_tables_are_filled():

@@ -88,10 +88,24 @@ def examine() -> Iterator[Check]:
     yield from _xdp(privileged)
     for tool, (package, purpose) in TOOLS.items():
         path = shutil.which(tool) or shutil.which(tool, path="/usr/sbin:/sbin")
-        if path is not None:
-            yield Check(tool, "ok", path)
-        else:
+        if path is None:
             yield Check(tool, "optional", f"not installed; for {purpose}", f"apt-get install {package}")
+        elif tool == "xdpdump" and privileged and not _can_trace():
+            yield Check(
+                tool, "optional", "installed, but this kernel loads no fentry programs, which xdpdump needs"
+            )
+        else:
+            yield Check(tool, "ok", path)
+
+
+def _can_trace() -> bool:
+    """False only where the kernel refuses for certain."""
+    from mptm.kernel.probe import can_trace
+
+    try:
+        return can_trace() is not False
+    except MptmError:
+        return True
 
 
 def _kernel_version() -> tuple[int, int]:

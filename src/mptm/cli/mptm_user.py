@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 NETWORK = "mptm_user"
 """Network of access ports that don't belong to one yet."""
 
+NETWORK_LEN = 4
+"""Bytes of a flow's key in front of the two addresses."""
+
 CREATED = "created"
 """Annotation of a flow: the objects that mptm_user made for it and others like it, as `kind key; kind key`."""
 
@@ -350,6 +353,8 @@ def with_entry(
     answer_mac = None if to_stack else values.get("inner_dest_mac")
     there = Route(network=network, prefix=prefix, via=tunnel.name, mac=answer_mac)
     ensure("route", there.key, lambda: there)
+    if to_stack:
+        intent = _without_answer_macs(intent, tunnel.name, there.key, {*earlier, *created})
     if workload_mac is not None:
         prefix = str(ipaddress.ip_network(source))
         here = Route(network=network, prefix=prefix, port=access, mac=workload_mac.hex(":"))
@@ -368,6 +373,19 @@ def with_entry(
             },
         )
     )
+
+
+def _without_answer_macs(intent: Intent, tunnel: str, key: str, ours: set[str]) -> Intent:
+    """The intent in which routes of ours, that of this key and those via the tunnel, answer the port's own MAC."""
+    for route in intent.routes.values():
+        if (
+            f"route {route.key}" in ours
+            and route.mac
+            and route.via
+            and (key == route.key or tunnel == route.via)
+        ):
+            intent = intent.replace(msgspec.structs.replace(route, mac=None))
+    return intent
 
 
 def _tunnel(values: dict[str, str], network: str, uplink: str) -> Tunnel:
@@ -472,8 +490,7 @@ def without_flow(intent: Intent, key: str) -> Intent:
         heirs = (flow for flow in intent.flows.values() if f"route {there}" in _created(flow.annotations))
         heir = next((flow for flow in heirs if flow.destination == removed.destination), None)
         if heir is not None:
-            to_stack = getattr(intent.tunnels[str(heir.via)].options, "to_stack", False)
-            mac = None if to_stack else heir.mac
+            mac = None if _any_to_stack(intent, removed.network, removed.destination) else heir.mac
             intent = intent.replace(msgspec.structs.replace(intent.routes[there], via=heir.via, mac=mac))
     for obj in reversed(created):
         kind, _, name = obj.partition(" ")
@@ -485,6 +502,15 @@ def without_flow(intent: Intent, key: str) -> Intent:
     return intent
 
 
+def _any_to_stack(intent: Intent, network: str, destination: str) -> bool:
+    """Whether a flow to an address hands its packets to the kernel."""
+    return any(
+        getattr(intent.tunnels[flow.via].options, "to_stack", False)
+        for flow in intent.flows.values()
+        if (flow.network, flow.destination) == (network, destination) and flow.via is not None
+    )
+
+
 def _created(annotations: dict[str, str]) -> list[str]:
     """In the order of creation: what refers to something comes after it."""
     return [obj for obj in annotations.get(CREATED, "").split("; ") if obj]
@@ -494,7 +520,8 @@ def _created(annotations: dict[str, str]) -> list[str]:
 
 
 def get(data_plane: Any, intent: Intent, source: str, destination: str) -> Entry:
-    """The entry as the data plane has it. Raises NotFound."""
+    """The entry as the data plane has it. Raises NotFound, for a flow that leads into no tunnel, too."""
+    from mptm.compile import NextHopKind
     from mptm.tables import HostKeyV4, HostKeyV6
 
     maps = data_plane.maps
@@ -502,15 +529,23 @@ def get(data_plane: Any, intent: Intent, source: str, destination: str) -> Entry
     addresses = ipaddress.ip_address(source).packed + ipaddress.ip_address(destination).packed
     flows, hosts = maps[f"flows_v{version}"], maps[f"hosts_v{version}"]
     names = {network.id: network.name for network in intent.networks.values()}
-    found = [(flows.key.unpack(key), value) for key, value in flows.items().items() if addresses in key]
+    of_pair = [
+        (flows.key.unpack(key), flows.value.unpack(value))
+        for key, value in flows.items().items()
+        if key[NETWORK_LEN:] == addresses
+    ]
+    found = [each for each in of_pair if each[1]["kind"] == NextHopKind.TUNNEL]
     if not found:
-        raise NotFound(f"there is no entry for {source} to {destination}")
-    key, value = min(found, key=lambda each: names.get(each[0]["network"]) != NETWORK)
-    next_hop = flows.value.unpack(value)
+        raise NotFound(
+            f"there is no entry for {source} to {destination}",
+            "the flow there leads into no tunnel; `mptm flow list` shows it" if of_pair else None,
+        )
+    key, next_hop = min(found, key=lambda each: names.get(each[0]["network"]) != NETWORK)
     stored = intent.flows.get(f"{names.get(key['network'])} {source} {destination}")
     notes = stored.annotations if stored is not None else {}
     host_key = (HostKeyV4 if version == 4 else HostKeyV6)(key["network"], ipaddress.ip_address(source).packed)
     host = hosts.get(hosts.key.pack(host_key))
+    workload = hosts.value.unpack(host) if host is not None else {"kind": NextHopKind.DROP}
     slot = maps["tunnels"].key.pack(next_hop["id"])
     record = maps["tunnels"].value.unpack(maps["tunnels"].get(slot))
     outer = _decode_outer(record["outer"], _parsers(maps["listeners"]))
@@ -519,7 +554,7 @@ def get(data_plane: Any, intent: Intent, source: str, destination: str) -> Entry
         redirect=0 if record["flags"] & 1 else 1,
         flags=notes.get("flags", "0"),
         eth0_iface=record["egress_ifindex"],
-        veth_iface=hosts.value.unpack(host)["id"] if host is not None else 0,
+        veth_iface=workload["id"] if workload["kind"] == NextHopKind.PORT else 0,
         inner_dest_mac=next_hop["mac"].hex(":"),
         **outer,
     )

@@ -135,7 +135,7 @@ def _network_row(intent: Intent, name: str) -> dict[str, Any]:
 @network.command("list")
 @json_option
 def network_list(as_json: bool) -> None:
-    """List the networks and how much belongs to each. Needs no root.
+    """List the networks and how much belongs to each.
 
     \b
     Example:
@@ -154,7 +154,7 @@ def network_list(as_json: bool) -> None:
 @click.argument("name", shell_complete=complete_names("networks"))
 @json_option
 def network_show(name: str, as_json: bool) -> None:
-    """Show a network and what belongs to it. Needs no root.
+    """Show a network and what belongs to it.
 
     \b
     Example:
@@ -275,7 +275,7 @@ def _explain_port(node: Node, port: Port, plan: Plan) -> None:
 @port.command("list")
 @json_option
 def port_list(as_json: bool) -> None:
-    """List the ports. Needs no root; `mptm status` shows whether they are attached.
+    """List the ports. `mptm status` shows whether they are attached.
 
     \b
     Example:
@@ -370,7 +370,7 @@ def route_add(**options: Any) -> None:
 @only_network_option
 @json_option
 def route_list(network: str | None, as_json: bool) -> None:
-    """List the routes. Needs no root.
+    """List the routes.
 
     \b
     Example:
@@ -393,7 +393,7 @@ def route_list(network: str | None, as_json: bool) -> None:
 @which_network_option
 @json_option
 def route_show(prefix: str, network: str | None, as_json: bool) -> None:
-    """Show a route. Needs no root.
+    """Show a route.
 
     \b
     Example:
@@ -493,7 +493,7 @@ def flow_add(**options: Any) -> None:
 @only_network_option
 @json_option
 def flow_list(network: str | None, as_json: bool) -> None:
-    """List the flows. Needs no root.
+    """List the flows.
 
     \b
     Example:
@@ -517,7 +517,7 @@ def flow_list(network: str | None, as_json: bool) -> None:
 @which_network_option
 @json_option
 def flow_show(source: str, destination: str, network: str | None, as_json: bool) -> None:
-    """Show a flow. Needs no root.
+    """Show a flow.
 
     \b
     Example:

@@ -207,7 +207,7 @@ def _annotations(notes: tuple[str, ...]) -> dict[str, str]:
 @click.option("--network", shell_complete=complete_names("networks"), help="Only those of this network.")
 @json_option
 def list_(network: str | None, as_json: bool) -> None:
-    """List the tunnels. Needs no root.
+    """List the tunnels.
 
     \b
     Example:

@@ -110,7 +110,7 @@ def plan(path: str, as_json: bool) -> None:
 @click.command()
 @json_option
 def export(as_json: bool) -> None:
-    """Write the whole node as a file that `apply` takes. Needs no root.
+    """Write the whole node as a file that `apply` takes.
 
     \b
     Example:

@@ -18,14 +18,14 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-import re
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from mptm.errors import ForeignProgram, InvalidIntent, KernelError, MptmError, NotFound
+from mptm.errors import ForeignProgram, KernelError, MptmError, NotFound
+from mptm.instance import check_instance_name
 from mptm.kernel import bpffs, libbpf, netlink
 from mptm.kernel.btf import Types
 from mptm.kernel.maps import DEVMAP, DEVMAP_HASH, Map, types_of
@@ -36,7 +36,6 @@ PROGRAM_OF_ROLE = {"access": "mptm_encap_xdp", "uplink": "mptm_decap_xdp"}
 """The program that a port of a role runs."""
 
 _ROOT = bpffs.MOUNT_POINT / "mptm"
-_INSTANCE = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _BUILD = "build"
 _NEW = " new"  # no interface, table or program can have a name that ends so
 _KERNEL_NAME_LEN = 15
@@ -397,12 +396,7 @@ class DataPlane:
 
 def instance_directory(instance: str) -> Path:
     """Where the pins of an instance are. Raises InvalidIntent for a name that no instance can have."""
-    if not _INSTANCE.fullmatch(instance):
-        raise InvalidIntent(
-            f"{instance!r} is no name for an instance",
-            "letters, digits, dots, dashes and underscores, 64 at most",
-            field="instance",
-        )
+    check_instance_name(instance)
     return _ROOT / bpffs.escape(instance)
 
 

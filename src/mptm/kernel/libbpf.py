@@ -79,6 +79,7 @@ _PROTOTYPES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "bpf_map_delete_batch": (_INT, (_INT, _BUFFER, _COUNT, _BUFFER)),
     "bpf_prog_test_run_opts": (_INT, (_INT, _BUFFER)),
     "libbpf_num_possible_cpus": (_INT, ()),
+    "libbpf_probe_bpf_prog_type": (_INT, (_INT, _BUFFER)),
 }
 
 _LOGGER = ctypes.CFUNCTYPE(_INT, _INT, _TEXT, ctypes.c_void_p)

@@ -26,6 +26,7 @@ _ETHERNET = 1  # ARPHRD_ETHER
 _IFF_UP, _IFF_LOOPBACK, _IFF_POINTOPOINT, _IFF_NOARP = 0x1, 0x8, 0x10, 0x80
 _ROUTE_LOCAL, _ROUTE_BROADCAST, _ROUTE_MULTICAST = 2, 3, 5
 _NTF_USE = 0x01
+_NUD_CONFIRMED = 0x02 | 0x80  # REACHABLE, PERMANENT
 _NUD_USABLE = 0x02 | 0x04 | 0x08 | 0x10 | 0x80  # REACHABLE, STALE, DELAY, PROBE, PERMANENT
 _NO_ROUTE = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ESRCH)
 _POLL_SECONDS = 0.02
@@ -152,11 +153,13 @@ def _xdp_state(message: Any) -> XdpState | None:
     )
 
 
-def gather_facts(tunnels: Iterable[Tunnel], *, resolve_timeout_seconds: float = 1.0) -> Facts:
+def gather_facts(
+    tunnels: Iterable[Tunnel], *, resolve_timeout_seconds: float = 1.0, afresh: bool = False
+) -> Facts:
     """Links of this network namespace, and for each tunnel the way to its remote.
 
     Neighbours that are not known are asked for (ARP, neighbour discovery), all at once, and waited for until the
-    timeout. A tunnel without a remote address has no path. Raises KernelError when the kernel can't be asked at all.
+    timeout; with `afresh` also those that the kernel knew once, but hasn't heard of lately. A tunnel without a remote address has no path. Raises KernelError when the kernel can't be asked at all.
     """
     with _open_netlink() as netlink:
         links = _read_links(netlink)
@@ -176,7 +179,7 @@ def gather_facts(tunnels: Iterable[Tunnel], *, resolve_timeout_seconds: float = 
             for tunnel, route in routes.values()
             if tunnel.remote_mac is None and _why_no_neighbours(route.egress) is None
         }
-        neighbours = _resolve(netlink, wanted, resolve_timeout_seconds)
+        neighbours = _resolve(netlink, wanted, resolve_timeout_seconds, afresh=afresh)
         for name, (tunnel, route) in routes.items():
             mac = _mac(tunnel.remote_mac) or neighbours.get((route.egress.link.ifindex, route.next_hop))
             paths[name] = Path(
@@ -281,15 +284,17 @@ def _gateway(message: Any) -> IPAddress | None:
 
 
 def _resolve(
-    netlink: Any, wanted: dict[tuple[int, IPAddress], _RawLink], timeout_seconds: float
+    netlink: Any, wanted: dict[tuple[int, IPAddress], _RawLink], timeout_seconds: float, *, afresh: bool
 ) -> dict[tuple[int, IPAddress], bytes]:
     """MAC addresses of neighbours by ifindex and address; those that don't answer in time are missing."""
     if not wanted:
         return {}
     families: set[int] = {address.version for _, address in wanted}
-    known = _read_neighbours(netlink, families)
+    known = _read_neighbours(netlink, families, _NUD_CONFIRMED if afresh else _NUD_USABLE)
     missing = wanted.keys() - known.keys()
     for key in missing:
+        if afresh:
+            _ask(netlink.neigh, "del", dst=str(key[1]), ifindex=key[0])
         _ask_neighbour(netlink, wanted[key].link, key[1])
     deadline = time.monotonic() + timeout_seconds
     while missing - known.keys() and time.monotonic() < deadline:
@@ -310,12 +315,14 @@ def _ask_neighbour(netlink: Any, egress: Link, address: IPAddress) -> None:
     _ask(netlink.neigh, "replace", dst=str(address), ifindex=egress.ifindex, state=0, flags=_NTF_USE)
 
 
-def _read_neighbours(netlink: Any, families: set[int]) -> dict[tuple[int, IPAddress], bytes]:
+def _read_neighbours(
+    netlink: Any, families: set[int], states: int = _NUD_USABLE
+) -> dict[tuple[int, IPAddress], bytes]:
     found: dict[tuple[int, IPAddress], bytes] = {}
     for version in families:
         for message in netlink.get_neighbours(socket.AF_INET if version == 4 else socket.AF_INET6):
             mac, address = _mac(message.get_attr("NDA_LLADDR")), message.get_attr("NDA_DST")
-            if mac and address and message["state"] & _NUD_USABLE:
+            if mac and address and message["state"] & states:
                 found[message["ifindex"], ip_address(address)] = mac
     return found
 

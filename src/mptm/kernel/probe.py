@@ -17,6 +17,7 @@ from mptm.kernel.maps import Map
 from mptm.kernel.objects import DATA_PLANE, EXTRAS, object_path
 
 _CLONE_NEWNET = 0x40000000
+_BPF_PROG_TYPE_TRACING = 26
 _NATIVE, _GENERIC = 1 << 2, 1 << 1  # XDP_FLAGS_DRV_MODE, XDP_FLAGS_SKB_MODE
 _ETHERTYPE = 0x88B5  # IEEE 802 local experimental
 _TIMEOUT_SECONDS = 2.0
@@ -46,6 +47,12 @@ def try_xdp() -> dict[str, str | None]:
         json.loads(answer) if answer else dict.fromkeys(steps, "the trial broke off")
     )
     return found
+
+
+def can_trace() -> bool | None:
+    """Whether the kernel loads fentry programs; None: can't be found out. Needs root. Raises NotSupported."""
+    answer: int = libbpf.library().libbpf_probe_bpf_prog_type(_BPF_PROG_TYPE_TRACING, None)
+    return None if answer < 0 else answer == 1
 
 
 def _trial() -> dict[str, str | None]:
