@@ -185,7 +185,9 @@ class Composer:
     def template(self, inner_families: InnerFamily | None = None) -> Template:
         """What was stacked, for Ethernet frames or for IP packets. HeaderTooLong: the data plane can't carry it."""
         plain = [patch for patch in self._patches if patch.op not in CHECKSUMS]
-        last = sorted((patch for patch in self._patches if patch.op in CHECKSUMS), key=lambda patch: -patch.offset)
+        last = sorted(
+            (patch for patch in self._patches if patch.op in CHECKSUMS), key=lambda patch: -patch.offset
+        )
         if len(self._outer) > OUTER_SIZE or len(self._patches) > PATCHES or len(self._outer) % 2:
             raise HeaderTooLong(
                 f"an outer header of {len(self._outer)} bytes, {len(self._patches)} of its fields depending on the "

@@ -108,7 +108,9 @@ def far_end(protocol: str, underlay: int = 4, **more: Any) -> Any:
 
 def carriers() -> list[tuple[str, int]]:
     """(protocol or variant, underlay IP version) for all that there is; without an outer IP header one underlay."""
-    return [(name, version) for name in (*PROTOCOLS, *VARIANTS) for version in protocol_of(name).underlays or (4,)]
+    return [
+        (name, version) for name in (*PROTOCOLS, *VARIANTS) for version in protocol_of(name).underlays or (4,)
+    ]
 
 
 def journeys(kinds: Iterable[str]) -> list[Any]:

@@ -55,13 +55,25 @@ def settings_of(variant: str) -> list[str]:
     if protocol_of(variant).name != "l2tp":
         return []
     options = VARIANTS.get(variant, ("", {}))[1]
-    cookie = {0: "0 Byte Cookie (None)", 4: "4 Byte Cookie", 8: "8 Byte Cookie"}[len(options.get("cookie", "")) // 2]
+    cookie = {0: "0 Byte Cookie (None)", 4: "4 Byte Cookie", 8: "8 Byte Cookie"}[
+        len(options.get("cookie", "")) // 2
+    ]
     sublayer = "Default L2-Specific" if options.get("l2spec_type", "default") == "default" else "None"
     return [f"l2tp.cookie_size:{cookie}", f"l2tp.l2_specific:{sublayer}"]
 
 
 def dissect(path: Path, variant: str, version: int) -> list[dict[str, Any]]:
-    command = [str(TSHARK), "-r", str(path), "-T", "json", "--no-duplicate-keys", "-n", "--disable-protocol", "dns"]
+    command = [
+        str(TSHARK),
+        "-r",
+        str(path),
+        "-T",
+        "json",
+        "--no-duplicate-keys",
+        "-n",
+        "--disable-protocol",
+        "dns",
+    ]
     for setting in (*SETTINGS, *settings_of(variant)):
         command += ["-o", setting]
     if decode := DECODE_AS.get(variant, DECODE_AS.get(protocol_of(variant).name)):

@@ -257,7 +257,6 @@ class IpProtocol(Protocol[AnyIpOptions]):
             dont_fragment=options.df,
         )
 
-
     def compose_udp(self, tunnel: Tunnel, path: Path, options: UdpOptions) -> Composer:
         """The same with a UDP header behind it."""
         composer = self.compose(tunnel, path, IP_PROTOCOL_UDP)
