@@ -221,7 +221,7 @@ def describe_outer(template: Template) -> str:
         ip_source, ip_destination = struct.unpack_from("!4s4s", outer, ETHERNET_LEN + 12)
         at = ETHERNET_LEN + IPV4_LEN
         text += (
-            f",ipv4(src={IPv4Address(ip_source)},dst={IPv4Address(ip_destination)},proto={'inner' if by_inner else protocol},"
+            f",ipv4(src={IPv4Address(ip_source)},dst={IPv4Address(ip_destination)},proto={protocol},"
             f"tos={'inherit' if inherits_tos else hex(tos)},ttl={'inherit' if inherits_ttl else ttl},"
             f"frag={flags:#x})"
         )
@@ -230,7 +230,8 @@ def describe_outer(template: Template) -> str:
         ip_source, ip_destination = struct.unpack_from("!16s16s", outer, ETHERNET_LEN + 8)
         at = ETHERNET_LEN + IPV6_LEN
         text += (
-            f",ipv6(src={IPv6Address(ip_source)},dst={IPv6Address(ip_destination)},label=flow,proto={'inner' if by_inner else protocol},"
+            f",ipv6(src={IPv6Address(ip_source)},dst={IPv6Address(ip_destination)},label=flow,"
+            f"proto={'inner' if by_inner else protocol},"
             f"tclass={'inherit' if inherits_tos else hex(first_word >> 20 & 0xFF)},"
             f"hlimit={'inherit' if inherits_ttl else ttl})"
         )

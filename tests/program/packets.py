@@ -18,7 +18,6 @@ from mptm.intent import tunnel_from_dict
 from mptm.protocols import PROTOCOLS, Protocol
 from mptm.template import InnerFamily
 
-
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "vlan 802.1ad": ("vlan", {"tpid": 0x88A8}),
     "geneve l3": ("geneve", {"payload": "l3"}),

@@ -30,7 +30,8 @@ LAYERS = {
     "erspan": "erspan", "etherip": "etherip", "fou": "udp", "geneve": "geneve", "gre": "gre", "gre-udp": "gre",
     "gretap": "gre", "gtpu": "gtp", "gue": "gue", "ip4ip6": "ipv6", "ip6ip6": "ipv6", "ipip": "ip", "l2tp": "l2tp",
     "mpls": "mpls", "nsh": "nsh", "nvgre": "gre", "qinq": "vlan", "sit": "ipv6", "srv6": "ipv6.routing.type",
-    "gue 1": "udp", "vlan 802.1ad": "ieee8021ad", "srv6 reduced": "ipv6", "vlan": "vlan", "vxlan": "vxlan", "vxlan-gbp": "vxlan", "vxlan-gpe": "vxlan",
+    "gue 1": "udp", "vlan 802.1ad": "ieee8021ad", "srv6 reduced": "ipv6", "vlan": "vlan",
+    "vxlan": "vxlan", "vxlan-gbp": "vxlan", "vxlan-gpe": "vxlan",
 }  # fmt: skip
 """What tshark calls the header."""
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import struct
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -230,9 +231,7 @@ def test_erspan_without_a_sequence_number_is_no_type_that_we_know(node):
 def test_erspan_iii_tells_the_time(node):
     node.apply(between("erspan", session=1, version=3), to())
     times = [int.from_bytes(node.send("c1", INNER["udp4"]).data[46:50]) for _ in range(3)]
-    assert all(
-        0 < (later - earlier) % 2**32 < 10_000_000 for earlier, later in zip(times, times[1:], strict=False)
-    )
+    assert all(0 < (later - earlier) % 2**32 < 10_000_000 for earlier, later in pairwise(times))
 
 
 # ---- tags --------------------------------------------------------------------------------------------------

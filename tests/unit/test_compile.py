@@ -44,7 +44,7 @@ from mptm.tables import (
     PrefixKeyV6,
     Termination,
 )
-from mptm.template import InnerFamily, OUTER_SIZE, PATCHES, PatchOp
+from mptm.template import OUTER_SIZE, PATCHES, InnerFamily, PatchOp
 
 ETH0 = Link(2, "eth0", bytes.fromhex("020000000e00"), 1500)
 VETH = Link(7, "veth0", bytes.fromhex("020000000700"), 1500, "veth", peer_mac=bytes.fromhex("020000000701"))

@@ -109,7 +109,7 @@ class UdpOptions(IpOptions, frozen=True, kw_only=True):
         bool,
         Meta(
             description="whether the UDP checksum of packets over IPv6 is right or zero; over IPv4 it is zero",
-            extra={"words": ("on", "off")},
+            extra={"expected": "on or off"},
         ),
     ] = True
 
