@@ -684,6 +684,21 @@ def test_a_udp_checksum_over_ipv6_is_never_zero(node):
         assert_udp6_checksum(node.send("c1", frame(ip(4) / UDP(sport=port, dport=53) / Raw(b"x"))).data)
 
 
+@pytest.mark.parametrize("version", [4, 6])
+def test_bytes_behind_an_inner_udp_datagram_count(node, version):
+    """UDP may be shorter than the IP packet says; its checksum then tells nothing of the rest."""
+    node.apply(between("geneve", 6), to(version))
+    whole = bytes(frame(ip(version) / UDP(sport=1111, dport=53) / Raw(b"d" * 20)))
+    at = 16 if version == 4 else 18
+    longer = set_outer(whole, at, (int.from_bytes(whole[at : at + 2]) + 6).to_bytes(2)) + b"behind"
+    if version == 4:
+        cleared = set_outer(longer, 24, b"\0\0")
+        longer = set_outer(cleared, 24, ones_complement(cleared[14:34]).to_bytes(2))
+    got = node.send("c1", longer)
+    assert got.verdict == "REDIRECT"
+    assert_udp6_checksum(got.data)
+
+
 def test_an_ipv4_tunnel_has_no_udp_checksum(node):
     node.apply(between("geneve", 4), to())
     assert node.send("c1", INNER["udp4"]).packet[UDP].chksum == 0
