@@ -91,7 +91,8 @@ static __always_inline int sum_checksummed_ip(const struct xdp_md *ctx, const st
 		return packet->family == 4 ? 0 : -1;
 	case IPPROTO_UDP:
 		udp_checksum = (void *)(long)ctx->data + ((at + header_len) & SUM_OFFSET_MASK) + 6;
-		if ((void *)(udp_checksum + 1) > end || !*udp_checksum)
+		if ((void *)(udp_checksum + 1) > end || !*udp_checksum ||
+		    udp_checksum[-1] != bpf_htons(transport_at - at - header_len))
 			return -1;
 		break;
 	case IPPROTO_TCP:

@@ -136,12 +136,16 @@ def hex_bytes(*lengths: int) -> Meta:
 Name = Annotated[
     str, written_as(_normalise_name, "a name of 1 to 64 letters, digits, dots, dashes and underscores")
 ]
-InterfaceName = Annotated[str, written_as(_normalise_interface, "an interface name of 1 to 15 bytes such as eth0")]
+InterfaceName = Annotated[
+    str, written_as(_normalise_interface, "an interface name of 1 to 15 bytes such as eth0")
+]
 Mac = Annotated[str, written_as(_normalise_mac, "a MAC address such as 02:00:00:00:00:01")]
 Address = Annotated[str, written_as(_normalise_address, "an IPv4 or IPv6 address")]
 UnicastAddress = Annotated[str, written_as(_normalise_unicast, "an IPv4 or IPv6 address")]
 Remote = Annotated[str, written_as(_normalise_remote, "an IPv4 or IPv6 address, or any")]
-Prefix = Annotated[str, written_as(_normalise_prefix, "an IPv4 or IPv6 prefix such as 10.1.0.0/16 or fd00::/64")]
+Prefix = Annotated[
+    str, written_as(_normalise_prefix, "an IPv4 or IPv6 prefix such as 10.1.0.0/16 or fd00::/64")
+]
 
 
 class Field(NamedTuple):
@@ -206,6 +210,9 @@ def _alternatives(words: Iterable[str]) -> str:
 
 def _expected(annotation: Any, hexadecimal: bool) -> str:
     origin = typing.get_origin(annotation)
+    item = _item_type(annotation)
+    if item is not None:
+        return f"a list, each {_expected(item, hexadecimal)}"
     if origin is Annotated:
         if text := _extra(annotation, "expected"):
             return str(text)
@@ -217,8 +224,6 @@ def _expected(annotation: Any, hexadecimal: bool) -> str:
     if origin in (typing.Union, types.UnionType):
         parts = [part for part in typing.get_args(annotation) if part is not type(None)]
         return _alternatives(_expected(part, hexadecimal) for part in parts)
-    if origin is tuple:
-        return f"a list, each {_expected(typing.get_args(annotation)[0], hexadecimal)}"
     if origin is Literal:
         values = typing.get_args(annotation)
         return _alternatives(v if isinstance(v, str) else show_value(v, hexadecimal) for v in values)

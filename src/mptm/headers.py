@@ -185,7 +185,9 @@ class Composer:
     def template(self, inner_families: InnerFamily | None = None) -> Template:
         """What was stacked, for Ethernet frames or for IP packets. HeaderTooLong: the data plane can't carry it."""
         plain = [patch for patch in self._patches if patch.op not in CHECKSUMS]
-        last = sorted((patch for patch in self._patches if patch.op in CHECKSUMS), key=lambda patch: -patch.offset)
+        last = sorted(
+            (patch for patch in self._patches if patch.op in CHECKSUMS), key=lambda patch: -patch.offset
+        )
         if len(self._outer) > OUTER_SIZE or len(self._patches) > PATCHES or len(self._outer) % 2:
             raise HeaderTooLong(
                 f"an outer header of {len(self._outer)} bytes, {len(self._patches)} of its fields depending on the "
@@ -219,7 +221,7 @@ def describe_outer(template: Template) -> str:
         ip_source, ip_destination = struct.unpack_from("!4s4s", outer, ETHERNET_LEN + 12)
         at = ETHERNET_LEN + IPV4_LEN
         text += (
-            f",ipv4(src={IPv4Address(ip_source)},dst={IPv4Address(ip_destination)},proto={'inner' if by_inner else protocol},"
+            f",ipv4(src={IPv4Address(ip_source)},dst={IPv4Address(ip_destination)},proto={protocol},"
             f"tos={'inherit' if inherits_tos else hex(tos)},ttl={'inherit' if inherits_ttl else ttl},"
             f"frag={flags:#x})"
         )
@@ -228,7 +230,8 @@ def describe_outer(template: Template) -> str:
         ip_source, ip_destination = struct.unpack_from("!16s16s", outer, ETHERNET_LEN + 8)
         at = ETHERNET_LEN + IPV6_LEN
         text += (
-            f",ipv6(src={IPv6Address(ip_source)},dst={IPv6Address(ip_destination)},label=flow,proto={'inner' if by_inner else protocol},"
+            f",ipv6(src={IPv6Address(ip_source)},dst={IPv6Address(ip_destination)},label=flow,"
+            f"proto={'inner' if by_inner else protocol},"
             f"tclass={'inherit' if inherits_tos else hex(first_word >> 20 & 0xFF)},"
             f"hlimit={'inherit' if inherits_ttl else ttl})"
         )

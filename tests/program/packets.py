@@ -18,7 +18,6 @@ from mptm.intent import tunnel_from_dict
 from mptm.protocols import PROTOCOLS, Protocol
 from mptm.template import InnerFamily
 
-
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "vlan 802.1ad": ("vlan", {"tpid": 0x88A8}),
     "geneve l3": ("geneve", {"payload": "l3"}),
@@ -108,7 +107,9 @@ def far_end(protocol: str, underlay: int = 4, **more: Any) -> Any:
 
 def carriers() -> list[tuple[str, int]]:
     """(protocol or variant, underlay IP version) for all that there is; without an outer IP header one underlay."""
-    return [(name, version) for name in (*PROTOCOLS, *VARIANTS) for version in protocol_of(name).underlays or (4,)]
+    return [
+        (name, version) for name in (*PROTOCOLS, *VARIANTS) for version in protocol_of(name).underlays or (4,)
+    ]
 
 
 def journeys(kinds: Iterable[str]) -> list[Any]:

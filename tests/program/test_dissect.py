@@ -29,13 +29,26 @@ INNER = {
 LAYERS = {
     "erspan": "erspan", "etherip": "etherip", "fou": "udp", "geneve": "geneve", "gre": "gre", "gre-udp": "gre",
     "gretap": "gre", "gtpu": "gtp", "gue": "gue", "ip4ip6": "ipv6", "ip6ip6": "ipv6", "ipip": "ip", "l2tp": "l2tp",
-    "mpls": "mpls", "nsh": "nsh", "nvgre": "gre", "qinq": "vlan", "sit": "ipv6", "srv6": "ipv6.routing",
-    "vlan": "vlan", "vxlan": "vxlan", "vxlan-gbp": "vxlan", "vxlan-gpe": "vxlan",
+    "mpls": "mpls", "nsh": "nsh", "nvgre": "gre", "qinq": "vlan", "sit": "ipv6", "srv6": "ipv6.routing.type",
+    "gue 1": "udp", "vlan 802.1ad": "ieee8021ad", "srv6 reduced": "ipv6", "vlan": "vlan",
+    "vxlan": "vxlan", "vxlan-gbp": "vxlan", "vxlan-gpe": "vxlan",
 }  # fmt: skip
 """What tshark calls the header."""
 
-DECODE_AS = {"fou": "udp.port==4660,ip", "gre-udp": "udp.port==4754,gre"}
-SETTINGS = ("ip.check_checksum:TRUE", "udp.check_checksum:TRUE", "tcp.check_checksum:TRUE")
+DECODE_AS = {
+    "fou": "udp.port==4660,{ip}",
+    "gre-udp": "udp.port==4754,gre",
+    "gue 1": "udp.port==6080,{ip}",
+    "l2tp": "l2tp.pw_type==0,eth",
+}
+SETTINGS = (
+    "ip.check_checksum:TRUE",
+    "udp.check_checksum:TRUE",
+    "udp.ignore_ipv6_zero_checksum:TRUE",
+    "tcp.check_checksum:TRUE",
+)
+UNKNOWN = ("gue",)
+"""Variants that tshark 4.0 has no dissector for: it judges what is in front of them."""
 
 
 def settings_of(variant: str) -> list[str]:
@@ -43,17 +56,29 @@ def settings_of(variant: str) -> list[str]:
     if protocol_of(variant).name != "l2tp":
         return []
     options = VARIANTS.get(variant, ("", {}))[1]
-    cookie = {0: "0 Byte Cookie (None)", 4: "4 Byte Cookie", 8: "8 Byte Cookie"}[len(options.get("cookie", "")) // 2]
+    cookie = {0: "0 Byte Cookie (None)", 4: "4 Byte Cookie", 8: "8 Byte Cookie"}[
+        len(options.get("cookie", "")) // 2
+    ]
     sublayer = "Default L2-Specific" if options.get("l2spec_type", "default") == "default" else "None"
     return [f"l2tp.cookie_size:{cookie}", f"l2tp.l2_specific:{sublayer}"]
 
 
 def dissect(path: Path, variant: str, version: int) -> list[dict[str, Any]]:
-    command = [str(TSHARK), "-r", str(path), "-T", "json", "-n"]
+    command = [
+        str(TSHARK),
+        "-r",
+        str(path),
+        "-T",
+        "json",
+        "--no-duplicate-keys",
+        "-n",
+        "--disable-protocol",
+        "dns",
+    ]
     for setting in (*SETTINGS, *settings_of(variant)):
         command += ["-o", setting]
-    if decode := DECODE_AS.get(protocol_of(variant).name):
-        command += ["-d", decode.replace(",ip", ",ip" if version == 4 else ",ipv6")]
+    if decode := DECODE_AS.get(variant, DECODE_AS.get(protocol_of(variant).name)):
+        command += ["-d", decode.format(ip="ip" if version == 4 else "ipv6")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return [packet["_source"]["layers"] for packet in json.loads(done.stdout)]
 
@@ -94,8 +119,11 @@ def test_tshark_finds_nothing_wrong(node: World, tmp_path: Path, protocol: str, 
         packets = dissect(path, protocol, version)
         for kind, layers in zip(kinds, packets, strict=True):
             assert complaints(layers) == [], kind
-            assert holds(layers, LAYERS[protocol_of(protocol).name]), (kind, list(layers))
-            assert holds(layers, "ip.src" if version == 4 else "ipv6.src")
+            if protocol in UNKNOWN:
+                continue
+            layer = LAYERS.get(protocol, LAYERS[protocol_of(protocol).name])
+            assert holds(layers, layer), (kind, list(layers))
+            assert holds(layers, "ip.src" if version == 4 else "ipv6.src"), (kind, list(layers))
 
 
 def holds(layers: Any, name: str) -> bool:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import struct
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -132,7 +133,11 @@ def test_a_sequence_counts_up_from_where_it_was(node):
 
 
 def test_with_key_and_without_are_different_tunnels_and_so_are_two_keys(node):
-    tunnels = [between("gre", name="none"), between("gre", name="zero", key=0), between("gre", name="one", key=1)]
+    tunnels = [
+        between("gre", name="none"),
+        between("gre", name="zero", key=0),
+        between("gre", name="one", key=1),
+    ]
     node.apply(*tunnels, here())
     for words, name in (((), "none"), ((0,), "zero"), ((1,), "one")):
         assert_delivered(node, gre(0x2000 if words else 0, *words))
@@ -174,7 +179,8 @@ def test_nvgre_beside_gretap_with_keys(node):
 def test_nvgre_sends_the_flow_in_the_key(node):
     node.apply(between("nvgre", vsid=0x123456), to())
     keys = {
-        node.send("c1", frame(ip(4) / UDP(sport=port, dport=53))).packet[GRE].key for port in range(1000, 1050)
+        node.send("c1", frame(ip(4) / UDP(sport=port, dport=53))).packet[GRE].key
+        for port in range(1000, 1050)
     }
     assert {key >> 8 for key in keys} == {0x123456}
     assert len(keys) > 20
@@ -183,7 +189,13 @@ def test_nvgre_sends_the_flow_in_the_key(node):
 # ---- ERSPAN ------------------------------------------------------------------------------------------------
 
 
-def erspan(version: int, session: int = 0x1234 & 0x3FF, flags: int = 0x1000, wire_version: int | None = None, last: int = 0):
+def erspan(
+    version: int,
+    session: int = 0x1234 & 0x3FF,
+    flags: int = 0x1000,
+    wire_version: int | None = None,
+    last: int = 0,
+):
     kind, length = {2: (0x88BE, 8), 3: (0x22EB, 12)}[version]
     number = {2: 1, 3: 2}[version] if wire_version is None else wire_version
     header = struct.pack("!HHI", flags, kind, 9) if flags & 0x1000 else struct.pack("!HH", flags, kind)
@@ -219,7 +231,7 @@ def test_erspan_without_a_sequence_number_is_no_type_that_we_know(node):
 def test_erspan_iii_tells_the_time(node):
     node.apply(between("erspan", session=1, version=3), to())
     times = [int.from_bytes(node.send("c1", INNER["udp4"]).data[46:50]) for _ in range(3)]
-    assert all(0 < (later - earlier) % 2**32 < 10_000_000 for earlier, later in zip(times, times[1:], strict=False))
+    assert all(0 < (later - earlier) % 2**32 < 10_000_000 for earlier, later in pairwise(times))
 
 
 # ---- tags --------------------------------------------------------------------------------------------------
@@ -335,7 +347,9 @@ def test_a_critical_geneve_option_is_announced_and_refused(node, peer):
 # ---- GTP-U -------------------------------------------------------------------------------------------------
 
 
-def gtpu(flags: int = 0x30, kind: int = 255, teid: int = 5, extra: bytes = b"", length: int | None = None) -> bytes:
+def gtpu(
+    flags: int = 0x30, kind: int = 255, teid: int = 5, extra: bytes = b"", length: int | None = None
+) -> bytes:
     payload = extra + bytes(their_packet())
     header = struct.pack("!BBHI", flags, kind, len(payload) if length is None else length, teid)
     return over_udp(2152, header + payload)
@@ -347,7 +361,10 @@ GTPU_EXTRAS = {
     "n-pdu": (0x31, bytes.fromhex("00000700")),
     "next type without E": (0x32, bytes.fromhex("000700c0")),
     "pdu session": (0x34, bytes.fromhex("00000085") + SESSION_CONTAINER),
-    "unknown and pdu session": (0x36, bytes.fromhex("00000020") + bytes.fromhex("02 aabbccddee ff 85") + SESSION_CONTAINER),
+    "unknown and pdu session": (
+        0x36,
+        bytes.fromhex("00000020") + bytes.fromhex("02 aabbccddee ff 85") + SESSION_CONTAINER,
+    ),
 }
 
 
@@ -361,7 +378,12 @@ GTPU_BAD = {
     "must be understood": (0x34, bytes.fromhex("000000c0 01000000"), None, "GTPU_EXTENSION"),
     "length 0": (0x34, bytes.fromhex("00000085 00000000"), None, "GTPU_EXTENSION"),
     "extension beyond": (0x34, bytes.fromhex("00000085 ff000000"), None, "GTPU_EXTENSION"),
-    "five extensions": (0x34, bytes.fromhex("00000085") + bytes.fromhex("01100985") * 4 + SESSION_CONTAINER, None, "GTPU_EXTENSION"),
+    "five extensions": (
+        0x34,
+        bytes.fromhex("00000085") + bytes.fromhex("01100985") * 4 + SESSION_CONTAINER,
+        None,
+        "GTPU_EXTENSION",
+    ),
     "length beyond": (0x30, b"", 2000, "GTPU_HEADER"),
 }
 
@@ -395,7 +417,9 @@ def test_gtpu_sends_the_other_ends_teid_and_takes_its_own(node):
 def test_gtpu_with_a_qfi_has_a_pdu_session_container(node):
     node.apply(between("gtpu", teid=5, qfi=9, pdu_type="ul"), to())
     wire = node.send("c1", INNER["udp4"]).data
-    assert wire[42:58] == struct.pack("!BBHI", 0x34, 255, len(wire) - 50, 5) + bytes.fromhex("00000085 01100900")
+    assert wire[42:58] == struct.pack("!BBHI", 0x34, 255, len(wire) - 50, 5) + bytes.fromhex(
+        "00000085 01100900"
+    )
 
 
 # ---- L2TPv3 ------------------------------------------------------------------------------------------------
@@ -410,7 +434,9 @@ def l2tp(data: str, encap: str = "ip", payload: bytes | None = None) -> bytes:
 @pytest.mark.parametrize("cookie", ["", "01020304", "0102030405060708"])
 @pytest.mark.parametrize("sublayer", ["none", "default"])
 def test_l2tp_cookies_and_sublayers(node, encap, cookie, sublayer):
-    fields = between("l2tp", encap=encap, session_id=5, peer_session_id=6, cookie="ffffffff", peer_cookie=cookie)
+    fields = between(
+        "l2tp", encap=encap, session_id=5, peer_session_id=6, cookie="ffffffff", peer_cookie=cookie
+    )
     node.apply(fields | {"l2spec_type": sublayer}, here(), to())
     start = ("00030000" if encap == "udp" else "") + "00000005"
     rest = "40000001" if sublayer == "default" else ""
@@ -424,7 +450,11 @@ def test_l2tp_cookies_and_sublayers(node, encap, cookie, sublayer):
 
 
 def test_l2tp_control_messages_are_the_kernels(node):
-    for wire in (l2tp("00000000"), l2tp("c8030014" + "00000005", "udp"), l2tp("00020000" + "00000005", "udp")):
+    for wire in (
+        l2tp("00000000"),
+        l2tp("c8030014" + "00000005", "udp"),
+        l2tp("00020000" + "00000005", "udp"),
+    ):
         encap = "udp" if wire[23] == 17 else "ip"
         node.apply(between("l2tp", encap=encap, session_id=5), here())
         assert_left(node, wire, "CONTROL")
@@ -449,10 +479,14 @@ def test_both_variants_of_gue_are_taken(node, variant):
     assert_delivered(node, over_udp(6080, bytes(their_packet())))
     assert_delivered(node, over_udp(6080, bytes(their_packet(6))), their_packet(6))
     assert_delivered(node, over_udp(6080, bytes.fromhex("00040000") + bytes(their_packet())))
-    assert_delivered(node, over_udp(6080, bytes.fromhex("02290000 0011223344556677") + bytes(their_packet(6))), their_packet(6))
+    assert_delivered(
+        node,
+        over_udp(6080, bytes.fromhex("02290000 0011223344556677") + bytes(their_packet(6))),
+        their_packet(6),
+    )
 
 
-@pytest.mark.parametrize("header", ["20040000", "80040000", "00060000", "1f040000" ])
+@pytest.mark.parametrize("header", ["20040000", "80040000", "00060000", "1f040000"])
 def test_gue_that_is_not_taken(node, header):
     node.apply(between("gue"), here())
     assert_dropped(node, over_udp(6080, bytes.fromhex(header) + bytes(their_packet(size=0))), "GUE_HEADER")
@@ -473,7 +507,9 @@ def test_two_fou_ports_are_two_tunnels(node):
 def test_mpls_stacks_up_to_eight_labels(node, depth):
     node.apply(between("mpls", labels=[100], local_label=0x12345), here())
     stack = b"".join(struct.pack("!I", label << 12 | 64) for label in range(1000, 999 + depth))
-    assert_delivered(node, over_udp(6635, stack + struct.pack("!I", 0x12345 << 12 | 0x1FF) + bytes(their_packet())))
+    assert_delivered(
+        node, over_udp(6635, stack + struct.pack("!I", 0x12345 << 12 | 0x1FF) + bytes(their_packet()))
+    )
 
 
 def test_mpls_without_a_bottom(node):
@@ -484,7 +520,9 @@ def test_mpls_without_a_bottom(node):
 
 def test_mpls_of_an_unknown_label(node):
     node.apply(between("mpls", labels=[100]), here())
-    assert_left(node, over_udp(6635, struct.pack("!I", 101 << 12 | 0x140) + bytes(their_packet())), "SENDER_OR_ID")
+    assert_left(
+        node, over_udp(6635, struct.pack("!I", 101 << 12 | 0x140) + bytes(their_packet())), "SENDER_OR_ID"
+    )
 
 
 def test_mpls_sends_its_stack(node):
@@ -556,7 +594,11 @@ def test_a_segment_routing_header_with_another_payload(node, following):
 
 def test_a_routing_header_of_another_type_is_the_kernels(node):
     node.apply(between("srv6", 6), here())
-    assert_left(node, bytes(outer_ip(43, 6) / IPv6ExtHdrRouting(type=3, nh=41, segleft=0) / their_packet(6)), "CONTROL")
+    assert_left(
+        node,
+        bytes(outer_ip(43, 6) / IPv6ExtHdrRouting(type=3, nh=41, segleft=0) / their_packet(6)),
+        "CONTROL",
+    )
 
 
 # ---- IP packets --------------------------------------------------------------------------------------------
@@ -613,7 +655,9 @@ def assert_udp6_checksum(wire: bytes) -> None:
     assert UDP in Ether(wire)
 
 
-@pytest.mark.parametrize("size", [0, 1, 2, 3, 4, 5, 6, 7, 63, 64, 65, 509, 510, 511, 512, 513, 1023, 1025, 1300])
+@pytest.mark.parametrize(
+    "size", [0, 1, 2, 3, 4, 5, 6, 7, 63, 64, 65, 509, 510, 511, 512, 513, 1023, 1025, 1300]
+)
 @pytest.mark.parametrize("kind", ["tcp", "udp", "zero", "sctp", "fragment"])
 @pytest.mark.parametrize("version", [4, 6])
 def test_the_udp_checksum_over_ipv6_is_right_at_every_length(node, version, kind, size):
@@ -638,6 +682,21 @@ def test_a_udp_checksum_over_ipv6_is_never_zero(node):
     node.apply(between("geneve", 6, source_port=50000), to())
     for port in range(1, 3000, 7):
         assert_udp6_checksum(node.send("c1", frame(ip(4) / UDP(sport=port, dport=53) / Raw(b"x"))).data)
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_bytes_behind_an_inner_udp_datagram_count(node, version):
+    """UDP may be shorter than the IP packet says; its checksum then tells nothing of the rest."""
+    node.apply(between("geneve", 6), to(version))
+    whole = bytes(frame(ip(version) / UDP(sport=1111, dport=53) / Raw(b"d" * 20)))
+    at = 16 if version == 4 else 18
+    longer = set_outer(whole, at, (int.from_bytes(whole[at : at + 2]) + 6).to_bytes(2)) + b"behind"
+    if version == 4:
+        cleared = set_outer(longer, 24, b"\0\0")
+        longer = set_outer(cleared, 24, ones_complement(cleared[14:34]).to_bytes(2))
+    got = node.send("c1", longer)
+    assert got.verdict == "REDIRECT"
+    assert_udp6_checksum(got.data)
 
 
 def test_an_ipv4_tunnel_has_no_udp_checksum(node):

@@ -34,7 +34,7 @@ def encapsulate(
     `sequence` and `time` (in 100 ns) are what the tunnel and the clock stand at.
     """
     payload = ip_packet(frame) if template.is_l3 else frame[template.strip :]
-    version = payload[0] >> 4
+    version = payload[0] >> 4 if payload else 0
     out = bytearray(template.outer + payload)
     tos, ttl = tos & template.tos_mask, ttl & template.ttl_mask
     for patch in template.patches:
@@ -114,7 +114,7 @@ def c_enum(name: str) -> dict[str, int]:
     """Members of an enum of bpf/abi.h."""
     body = re.search(rf"enum {name} \{{(.*?)\}};", _without_comments("abi.h"), re.DOTALL)
     assert body, f"bpf/abi.h has no enum {name}"
-    return {member: int(value) for member, value in re.findall(r"(\w+) = (\d+)", body[1])}
+    return {member: int(value) for member, value in re.findall(r"(\w+)\s+=\s+(\d+)", body[1])}
 
 
 def c_constant(header: str, name: str) -> int:

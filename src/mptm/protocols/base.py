@@ -109,7 +109,7 @@ class UdpOptions(IpOptions, frozen=True, kw_only=True):
         bool,
         Meta(
             description="whether the UDP checksum of packets over IPv6 is right or zero; over IPv4 it is zero",
-            extra={"words": ("on", "off")},
+            extra={"expected": "on or off"},
         ),
     ] = True
 
@@ -256,7 +256,6 @@ class IpProtocol(Protocol[AnyIpOptions]):
             dscp=options.dscp,
             dont_fragment=options.df,
         )
-
 
     def compose_udp(self, tunnel: Tunnel, path: Path, options: UdpOptions) -> Composer:
         """The same with a UDP header behind it."""

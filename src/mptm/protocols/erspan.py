@@ -75,7 +75,9 @@ class Erspan(HeaderProtocol[ErspanOptions]):
     def header(self, options: ErspanOptions) -> bytes:
         """GRE and ERSPAN header; frames are whole (T = 0)."""
         gre = struct.pack("!HHI", SEQUENCE_PRESENT, ETHERTYPES[options.version], 0)
-        first = WIRE_VERSIONS[options.version] << 28 | options.vlan << 16 | options.cos << 13 | options.session
+        first = (
+            WIRE_VERSIONS[options.version] << 28 | options.vlan << 16 | options.cos << 13 | options.session
+        )
         if options.version == 2:
             return gre + struct.pack("!II", first | TAG_IN_FRAME << 11, options.index)
         last = (

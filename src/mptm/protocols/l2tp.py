@@ -43,7 +43,9 @@ Cookie = Annotated[str, hex_bytes(0, 4, 8)]
 class L2tpOptions(UdpOptions, frozen=True, kw_only=True):
     """What an operator sets on an L2TPv3 tunnel."""
 
-    encap: Annotated[Literal["udp", "ip"], Meta(description="what carries it: udp, or ip (protocol 115)")] = "udp"
+    encap: Annotated[Literal["udp", "ip"], Meta(description="what carries it: udp, or ip (protocol 115)")] = (
+        "udp"
+    )
     session_id: Annotated[Session, Meta(description="session that is accepted: ours")]
     peer_session_id: Annotated[
         Session | None, Meta(description="session that is sent: the other end's; default: the same")

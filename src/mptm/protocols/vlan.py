@@ -107,7 +107,8 @@ class TagProtocol(Protocol[AnyTagOptions]):
             )
         if tunnel.remote_address is None and tunnel.egress is None:
             raise InvalidIntent(
-                f"{self.name} needs egress, the interface to send from, where remote is no address", field="egress"
+                f"{self.name} needs egress, the interface to send from, where remote is no address",
+                field="egress",
             )
         if _keeps_macs(tunnel) and tunnel.local_mac is not None:
             raise InvalidIntent(
