@@ -17,6 +17,7 @@ from fake import FakeKernel
 from mptm import cli, config
 from mptm.cli.root import COMMANDS, mptm
 from mptm.intent import Intent
+from mptm.protocols import PROTOCOLS
 
 NODE = """\
 networks:
@@ -290,7 +291,6 @@ def test_a_hexadecimal_number_and_words_are_taken_for_protocol_options(up):
 
 def test_every_option_of_every_protocol_is_an_option_of_tunnel_add(run):
     from mptm.fields import fields_of
-    from mptm.protocols import PROTOCOLS
 
     _, out, _ = run("tunnel", "add", "--help")
     for protocol in PROTOCOLS.values():
@@ -431,6 +431,29 @@ def test_doctor_prints_a_line_per_check_and_one_document(run, monkeypatch):
 def test_doctor_really_looks(run):
     checks = {each["name"]: each for each in json.loads(run("doctor", "--json")[1])["checks"]}
     assert {"kernel", "privileges", "bpffs", "libbpf", "data plane", "ip", "tshark", "iperf3"} <= set(checks)
+
+
+@pytest.mark.parametrize(
+    ("answer", "status"), [(1, "ok"), (0, "optional"), (-1, "ok")], ids=["loads", "refuses", "can't tell"]
+)
+def test_doctor_says_where_the_kernel_has_no_use_for_xdpdump(monkeypatch, answer, status):
+    from mptm.cli import doctor
+    from mptm.kernel import libbpf, probe
+
+    class Library:
+        def libbpf_probe_bpf_prog_type(self, number, options):
+            assert (number, options) == (26, None)
+            return answer
+
+    monkeypatch.setattr(libbpf, "library", Library)
+    monkeypatch.setattr(probe, "try_xdp", dict)
+    monkeypatch.setattr(doctor, "_libbpf", lambda: doctor.Check("libbpf", "ok", "1.0"))
+    monkeypatch.setattr(doctor, "_is_privileged", lambda: True)
+    monkeypatch.setattr(doctor.shutil, "which", lambda tool, path=None: f"/usr/bin/{tool}")
+    checks = {check.name: check for check in doctor.examine()}
+    assert checks["xdpdump"].status == status
+    refused = "installed, but this kernel loads no fentry programs, which xdpdump needs"
+    assert (checks["xdpdump"].detail == refused) is (status == "optional")
 
 
 def test_help_starts_fast_and_imports_nothing_heavy():

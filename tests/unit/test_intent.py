@@ -428,7 +428,11 @@ def test_two_ip_tunnels_meet_when_one_packet_could_be_for_both(first, second, me
         ({}, {"vid": 43}, False),
         ({}, {"tpid": 0x88A8}, False),
         ({"egress": "eth0"}, {"egress": "eth1"}, False),
-        ({"remote": "any", "egress": "eth0"}, {"remote": "any", "egress": "eth1"}, True),
+        ({"remote": "any", "egress": "eth0"}, {"remote": "any", "egress": "eth1"}, False),
+        ({"remote": "any", "egress": "eth0"}, {"remote": "any", "egress": "eth0"}, True),
+        ({"egress": "eth0"}, {}, True),
+        ({"egress": "eth0", "local": "10.30.30.1"}, {"egress": "eth0", "local": "10.30.30.4"}, True),
+        ({"local": "10.30.30.1"}, {"local": "10.30.30.4"}, False),
         ({}, {}, True),
     ],
 )
@@ -437,6 +441,71 @@ def test_two_vlans_meet_when_one_frame_could_be_for_both(first, second, meet):
         [BLUE, tunnel_from_dict(VLAN | first), tunnel_from_dict(VLAN | {"name": "other"} | second)]
     )
     assert bool(list(intent.problems())) is meet
+
+
+def test_of_vlans_that_meet_the_error_names_what_can_tell_them_apart():
+    error = error_of(
+        Intent.of([BLUE, tunnel_from_dict(VLAN), tunnel_from_dict(VLAN | {"name": "b"})]).validate
+    )
+    assert error.hint == "let them differ in identifier, remote or egress"
+
+
+# ---- what the kernel's stack would silently discard -----------------------------------------------------
+
+
+MAC = "02:00:00:00:00:99"
+STACK = geneve(name="stack", to_stack=True, vni=7)
+TO_STACK = Route(network="blue", prefix="10.2.0.0/16", via="stack")
+FLOW_TO_STACK = Flow(network="blue", source="10.1.0.1", destination="10.2.0.1", via="stack", mac=MAC)
+REASON = (
+    "tunnel stack hands packets to the kernel (to_stack), which takes only those that are addressed "
+    "to the access port's own MAC address, but "
+)
+GATEWAY_PORT = Port(name="veth1", role="access", network="blue", mac=MAC)
+
+
+@pytest.mark.parametrize(
+    ("objects", "text"),
+    [
+        (
+            [Route(network="blue", prefix="10.2.0.0/16", via="stack", mac=MAC)],
+            f"mac: route blue 10.2.0.0/16: {REASON}it tells workloads {MAC}"
+            "\n  leave out mac, or to_stack of tunnel stack",
+        ),
+        (
+            [TO_STACK, GATEWAY_PORT],
+            f"via: route blue 10.2.0.0/16: {REASON}port veth1 tells workloads {MAC}"
+            "\n  leave out mac of port veth1, or to_stack of tunnel stack",
+        ),
+        (
+            [FLOW_TO_STACK, GATEWAY_PORT],
+            f"via: flow blue 10.1.0.1 10.2.0.1: {REASON}port veth1 tells workloads {MAC}"
+            "\n  leave out mac of port veth1, or to_stack of tunnel stack",
+        ),
+        (
+            [FLOW_TO_STACK, Route(network="blue", prefix="10.2.0.0/24", via="to-node2", mac=MAC)],
+            f"via: flow blue 10.1.0.1 10.2.0.1: {REASON}route blue 10.2.0.0/24 tells workloads {MAC}"
+            "\n  leave out mac of route blue 10.2.0.0/24, or to_stack of tunnel stack",
+        ),
+    ],
+)
+def test_what_would_reach_the_stack_under_another_mac_is_refused(objects, text):
+    assert str(error_of(base(STACK, *objects).validate)) == text
+
+
+@pytest.mark.parametrize(
+    "objects",
+    [
+        [TO_STACK, FLOW_TO_STACK],
+        [TO_STACK, Port(name="veth1", role="access", network="red", mac=MAC)],
+        [Route(network="blue", prefix="10.2.0.0/16", via="to-node2", mac=MAC), GATEWAY_PORT],
+        [FLOW_TO_STACK, TO_STACK, Route(network="blue", prefix="10.0.0.0/8", via="to-node2", mac=MAC)],
+        [Route(network="blue", prefix="10.2.0.0/16", pass_=True), GATEWAY_PORT],
+    ],
+    ids=["flow's own mac", "another network", "another tunnel", "a longer prefix answers", "pass"],
+)
+def test_what_reaches_the_stack_under_the_ports_own_mac_is_right(objects):
+    assert list(base(STACK, *objects).problems()) == []
 
 
 def test_a_thousand_tunnels_and_ten_thousand_routes_are_checked_in_a_moment():

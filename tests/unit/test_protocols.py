@@ -187,7 +187,7 @@ def test_the_ip_header_says_what_follows(name, number):
 
 
 OVERHEADS = [
-    ("vlan", 4, {}, 0), ("qinq", 4, {}, 0),
+    ("vlan", 4, {}, 0), ("qinq", 4, {}, 4),
     ("geneve", 4, {}, 50), ("geneve", 6, {}, 70), ("geneve", 4, {"payload": "l3"}, 36),
     ("geneve", 4, {"tlvs": ["0102:01:00112233"]}, 58),
     ("vxlan", 4, {}, 50), ("vxlan-gpe", 4, {"payload": "l3"}, 36), ("nsh", 4, {}, 58),

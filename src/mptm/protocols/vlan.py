@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from mptm.intent import Tunnel
 
 MACS_LEN = 2 * MAC_LEN
+UNCOUNTED_LEN = ETHERNET_LEN + 4
+"""What the kernel lets an XDP redirect send beyond the MTU (net/core/dev.c, VLAN_HLEN): room for one tag."""
 IFINDEX_AT = 12
 """Where the destination of a termination has the interface that frames come in by, in the host's byte order."""
 
@@ -66,7 +68,7 @@ class TagProtocol(Protocol[AnyTagOptions]):
         """The tags as text."""
 
     def build(self, tunnel: Tunnel, path: Path) -> Template:
-        """See Protocol. The MTU doesn't count tags, so an inner packet loses no bytes to them."""
+        """See Protocol. The MTU doesn't count one tag, so an inner packet loses no bytes to it."""
         tags = self.tags(self.options_of(tunnel))
         keeps_macs = _keeps_macs(tunnel)
         macs = bytes(MACS_LEN) if keeps_macs else b"".join(outer_macs(tunnel, path))
@@ -74,7 +76,7 @@ class TagProtocol(Protocol[AnyTagOptions]):
             outer=macs + tags,
             patches=(Patch(PatchOp.INNER_MACS, 0),) if keeps_macs else (),
             strip=MACS_LEN,
-            l2_len=ETHERNET_LEN + len(tags),
+            l2_len=min(ETHERNET_LEN + len(tags), UNCOUNTED_LEN),
             tos_mask=0,
         )
 
