@@ -13,6 +13,7 @@
 #define MPTM_PATCHES		8   /* fields that one template may have patched per packet */
 #define MPTM_PORT_SLOTS		4096
 #define MPTM_PORT_PROBES	8 /* how far from its home slot a port may stand */
+#define MPTM_KNOWN_SLOTS	4096
 #define MPTM_LISTEN_SLOTS	256
 #define MPTM_LISTEN_PROBES	4
 #define MPTM_TERMINATION_SLOTS	(1 << 16)
@@ -91,6 +92,15 @@ struct prefix_key_v6 {
 	__u32 prefix_len;
 	__be32 network;
 	__u8 address[16];
+};
+
+/* known_addresses: what a look-up of an address found last, as long as `generation` is that of the tables. */
+struct known_address {
+	__u32 generation;
+	__u32 network;
+	__u32 kind; /* IP version, and which tables were asked */
+	__be32 address[4];
+	struct next_hop next_hop;
 };
 
 /* ---- encapsulation: the template ------------------------------------------------------------------ */

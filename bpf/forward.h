@@ -16,12 +16,9 @@ static __always_inline bool fits_port(const struct port *port, const struct pack
 
 static __always_inline bool is_mac_of(const struct port *port, const __u8 *mac)
 {
-	__u8 difference = 0;
+	const __u16 *one = (const void *)mac, *other = (const void *)port->mac;
 
-#pragma unroll
-	for (int i = 0; i < ETH_ALEN; i++)
-		difference |= mac[i] ^ port->mac[i];
-	return !difference;
+	return one[0] == other[0] && one[1] == other[1] && one[2] == other[2];
 }
 
 /*

@@ -163,15 +163,48 @@ static __always_inline bool is_routable(__u8 family, const __be32 *address)
 	return first >> 22 != 0xfe80 >> 6 && first >> 24 != 0xff;
 }
 
-/* Where a network has an address: the exact one, else the longest prefix, else NULL. */
+static __always_inline bool is_known(const struct known_address *known, __u32 generation, __u32 network,
+				     __u32 kind, const __be32 *address)
+{
+	return known->generation == generation && known->network == network && known->kind == kind &&
+	       known->address[0] == address[0] && known->address[1] == address[1] &&
+	       known->address[2] == address[2] && known->address[3] == address[3];
+}
+
+/*
+ * Where a network has an address (four words, zero behind an IPv4 one): the exact one, else the longest
+ * prefix, else NULL. What was found last for an address is kept per CPU, where no look-up needs a call, until
+ * the tables change: the generation is read before them, so that a result from before a change is never taken
+ * for one from after it.
+ */
 static __always_inline struct next_hop *lookup_address(__u32 network, __u8 lookups, __u8 family,
 						       const __be32 *address)
 {
-	struct next_hop *found = lookup_host(network, family, address);
+	bool uses_prefixes = lookups & LOOKUP_PREFIXES && is_routable(family, address);
+	__u32 zero = 0, kind = family | (uses_prefixes ? 0x100 : 0), now;
+	__u64 hash = (address[0] ^ (__u64)address[3] << 32) * 0x9E3779B97F4A7C15ULL +
+		     ((__u64)network << 32 | (address[1] ^ address[2])) * 0xC2B2AE3D27D4EB4FULL;
+	__u32 at = (hash >> 40) % MPTM_KNOWN_SLOTS;
+	struct known_address *known = bpf_map_lookup_elem(&known_addresses, &at);
+	__u32 *generation_now = bpf_map_lookup_elem(&generation, &zero);
+	struct next_hop *found;
 
-	if (!found && lookups & LOOKUP_PREFIXES && is_routable(family, address))
+	if (!known || !generation_now)
+		return NULL;
+	now = *(volatile __u32 *)generation_now;
+	if (is_known(known, now, network, kind, address))
+		return &known->next_hop;
+	found = lookup_host(network, family, address);
+	if (!found && uses_prefixes)
 		found = lookup_prefix(network, family, address);
-	return found;
+	if (!found)
+		return NULL;
+	known->generation = now;
+	known->network = network;
+	known->kind = kind;
+	__builtin_memcpy(known->address, address, sizeof(known->address));
+	known->next_hop = *found;
+	return &known->next_hop;
 }
 
 /* Where a packet of a network goes: by flow, else by destination; NULL: the network doesn't know it. */

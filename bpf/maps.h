@@ -55,6 +55,10 @@ TABLE_HASH(hosts_v6, struct host_key_v6, struct next_hop);
 /* network, inner prefix -> next hop. Control plane writes, forwarding and ARP/ND answers read. */
 TABLE_LPM(prefixes_v4, struct prefix_key_v4, struct next_hop);
 TABLE_LPM(prefixes_v6, struct prefix_key_v6, struct next_hop);
+/* 0 -> number of the state that hosts and prefixes are in. Control plane counts up, forwarding reads. */
+TABLE_ARRAY(generation, BPF_MAP_TYPE_ARRAY, 1, __u32);
+/* hash of an address -> its next hop, per CPU. Forwarding writes and reads. */
+TABLE_ARRAY(known_addresses, BPF_MAP_TYPE_PERCPU_ARRAY, MPTM_KNOWN_SLOTS, struct known_address);
 /* slot -> template. Control plane writes, encapsulation reads. */
 TABLE_ARRAY(tunnels, BPF_MAP_TYPE_ARRAY, MPTM_TUNNELS, struct tunnel);
 /* slot -> listener. Control plane writes, decapsulation reads. */

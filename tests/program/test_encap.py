@@ -351,3 +351,33 @@ def test_what_is_for_the_link_does_not_take_a_default_route(node, packet):
     assert node.send("c1", udp()).verdict == "REDIRECT"
     got = node.send("c1", packet)
     assert (got.verdict, got.data) == ("PASS", bytes(packet))
+
+
+def test_a_changed_route_holds_for_the_next_packet(node):
+    """What was found for an address is remembered per CPU, but never beyond a change."""
+    tunnels = [geneve(name=f"t{vni}", vni=vni) for vni in (1, 2)]
+    prefix = Route(network="blue", prefix="10.250.1.0/24", via="t1")
+    for objects, vni in [((prefix,), 1), ((prefix, to(via="t2")), 2), ((prefix,), 1), ((to(via="t2"),), 2)]:
+        node.apply(*tunnels, *objects)
+        assert node.send("c1", udp()).packet[GENEVE].vni == vni
+        assert node.send("c1", udp()).packet[GENEVE].vni == vni
+    node.apply(*tunnels)
+    assert node.send("c1", udp()).verdict == "PASS"
+
+
+def test_addresses_that_share_a_place_in_memory_are_told_apart(node):
+    node.apply(
+        geneve(),
+        *(
+            Route(
+                network="blue",
+                prefix=f"10.250.{i >> 8}.{i & 255}",
+                via="to-node2",
+                mac=f"02:00:00:00:{i >> 8:02x}:{i & 255:02x}",
+            )
+            for i in range(1, 10000)
+        ),
+    )
+    for i in (*range(1, 10000, 7), *range(1, 10000, 7)):
+        got = node.send("c1", udp(destination=f"10.250.{i >> 8}.{i & 255}"))
+        assert got.data[50:56] == bytes([2, 0, 0, 0, i >> 8, i & 255])

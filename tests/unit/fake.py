@@ -22,7 +22,7 @@ from mptm.kernel.objects import object_path
 from mptm.node import NetnsIdentity
 from mptm.tables import Attachment
 
-ARRAYS = ("ports", "tunnels", "listeners", "terminations", "tunnel_counters", "port_counters")
+ARRAYS = ("generation", "ports", "tunnels", "listeners", "terminations", "tunnel_counters", "port_counters")
 STRUCTS = {
     "ports": ("", "port"),
     "flows_v4": ("flow_key_v4", "next_hop"),
@@ -39,6 +39,7 @@ STRUCTS = {
     "tunnel_counters": ("", "tunnel_counters"),
     "port_counters": ("", "port_counters"),
     "drops": ("drop_key", "drop_value"),
+    "generation": ("", ""),
 }
 STEERING = ("flows_v4", "flows_v6", "hosts_v4", "hosts_v6", "prefixes_v4", "prefixes_v6")
 
@@ -171,7 +172,7 @@ class FakeDataPlane:
 
     def bytes(self) -> dict[str, dict[bytes, bytes]]:
         """Everything that the control plane writes."""
-        counted = ("tunnel_counters", "port_counters", "drops")
+        counted = ("generation", "tunnel_counters", "port_counters", "drops")
         return {name: dict(table.entries) for name, table in self.maps.items() if name not in counted}
 
 

@@ -159,7 +159,8 @@ def gather_facts(
     """Links of this network namespace, and for each tunnel the way to its remote.
 
     Neighbours that are not known are asked for (ARP, neighbour discovery), all at once, and waited for until the
-    timeout; with `afresh` also those that the kernel knew once, but hasn't heard of lately. A tunnel without a remote address has no path. Raises KernelError when the kernel can't be asked at all.
+    timeout; with `afresh` also those that the kernel knew once, but hasn't heard of lately. A tunnel without a remote
+    address has no path. Raises KernelError when the kernel can't be asked at all.
     """
     with _open_netlink() as netlink:
         links = _read_links(netlink)
