@@ -257,7 +257,9 @@ def test_a_question_from_a_tunnel_for_an_unknown_or_remote_address_gets_no_answe
     compiled = node.apply(geneve(), remote(4))
     record = compiled.tables.tunnels[compiled.allocations.tunnels["to-node2"].slot]
     outer = record.outer
-    swapped = record._replace(outer=outer[6:12] + outer[:6] + outer[12:26] + outer[30:34] + outer[26:30] + outer[34:])
+    swapped = record._replace(
+        outer=outer[6:12] + outer[:6] + outer[12:26] + outer[30:34] + outer[26:30] + outer[34:]
+    )
     for target, reason in ((THEIRS[4], "NO_RELAY"), ("10.250.1.77", "NO_ROUTE")):
         wire = wrap(swapped, bytes(arp(target, "10.250.1.88", THEIR_MAC)))
         assert node.send("up0", wire).verdict == "DROP"
