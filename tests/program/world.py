@@ -81,8 +81,8 @@ class World:
         self._allocations = Allocations()
         self._stack = contextlib.ExitStack()
         with contextlib.ExitStack() as stack:
-            _ip("netns", "add", self.namespace)
-            stack.callback(_ip, "netns", "delete", self.namespace)
+            ip("netns", "add", self.namespace)
+            stack.callback(ip, "netns", "delete", self.namespace)
             self._build_links()
             data_plane = DataPlane.open(self.instance, load=True)
             assert data_plane is not None
@@ -92,7 +92,7 @@ class World:
 
     def _build_links(self) -> None:
         for number, port in enumerate(self.PORTS):
-            _ip(
+            ip(
                 "-n",
                 self.namespace,
                 "link",
@@ -105,7 +105,7 @@ class World:
                 "peer",
                 f"{port}p",
             )
-            _ip("-n", self.namespace, "link", "set", port, "up")
+            ip("-n", self.namespace, "link", "set", port, "up")
         macs = {"c1": OUR_MAC, "c2": NEIGHBOUR_MAC, "c3": OUR_MAC}
         self.links = {
             port: Link(
@@ -227,8 +227,14 @@ def world(name: str, *, is_far: bool = False) -> Iterator[World]:
         made.close()
 
 
-def _ip(*arguments: str) -> None:
-    subprocess.run(["ip", *arguments], check=True, capture_output=True)
+def ip(*arguments: str) -> str:
+    """Run ip(8). `-n NAMESPACE` is done by nsenter: ip's own needs a mount point at /, which a chroot isn't."""
+    command = ["ip", *arguments]
+    if arguments[0] == "-n":
+        command = ["nsenter", f"--net=/run/netns/{arguments[1]}", "ip", *arguments[2:]]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{' '.join(command)}: {done.stderr}"
+    return done.stdout
 
 
 def _mac(text: str) -> bytes:
