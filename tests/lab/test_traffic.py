@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import pytest
-from packets import carries, required_options
+from packets import required_options
 from scapy.layers.inet import IP, UDP
 from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import ARP, Dot1Q, Ether
@@ -443,19 +443,6 @@ def test_an_arp_probe_finds_duplicates_only(lab: Lab, target: str, is_answered: 
 
 
 # ---- several protocols at once -------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_every_protocol_carries_a_network(lab: Lab, protocol: str) -> None:
-    """Pings of the IP versions that it carries, over the first underlay that it has."""
-    underlay = (PROTOCOLS[protocol].underlays or (4,))[0]
-    nodes = [lab.node(name) for name in NODES]
-    with kept(*nodes):
-        for name, node in zip(NODES, nodes, strict=True):
-            node.apply(carried_by(lab, name, protocol, underlay))
-        for version in (4, 6):
-            if carries(protocol, underlay, version):
-                ping(lab, "node1-c1", address_of(lab, "node2-c1", version))
 
 
 def test_protocols_carry_one_network_at_the_same_time(lab: Lab) -> None:

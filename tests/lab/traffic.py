@@ -40,7 +40,7 @@ from mptm.node import Node
 NODES = ("node1", "node2")
 THOROUGH = ("geneve", "vxlan", "vlan")
 """Protocols that all tests of the lab run with: with every one they would take hours. That the others talk to somebody
-else is up to tests with peers; test_every_protocol_carries_a_network sends some packets through each."""
+else is up to tests with peers; test_every_protocol.py sends some packets through each."""
 CARRIERS = [carrier for carrier in carriers() if carrier[0] in THOROUGH]
 MEGABYTE = 1 << 20
 SOCKET_TIMEOUT_SECONDS = 10
