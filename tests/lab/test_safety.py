@@ -379,18 +379,23 @@ def test_a_silent_remote_is_told_and_nothing_is_changed(lab: Lab, node: Node) ->
 # ---- processes that are gone -----------------------------------------------------------------------------
 
 
+def bpf_descriptors() -> int:
+    """How many BPF objects this process holds; tests of other nodes may have some open."""
+    found = (
+        os.readlink(each) for each in Path("/proc/self/fd").iterdir() if each.is_symlink() and each.exists()
+    )
+    return sum("bpf" in each for each in found)
+
+
 def test_traffic_goes_on_when_every_process_of_mptm_is_gone(bare_lab: Lab, tmp_path: Path) -> None:
-    lab = bare_lab
+    lab, held_before = bare_lab, bpf_descriptors()
     for name in NODES:
         file = tmp_path / f"{name}.yaml"
         file.write_text(config.dump(lab.intent(name)))
         namespace = lab.namespace(name)
         done = mptm(lab, name, "--netns", namespace, "apply", "-f", str(file))
         assert done.returncode == 0, done.stderr
-    ours = [
-        os.readlink(each) for each in Path("/proc/self/fd").iterdir() if each.is_symlink() and each.exists()
-    ]
-    assert not [each for each in ours if "bpf" in each]
+    assert bpf_descriptors() <= held_before
     for container in ("c1", "c2"):
         ping(lab, f"node1-{container}", address_of(lab, f"node2-{container}"))
     transfer(lab, "node1-c1", "node2-c1")
