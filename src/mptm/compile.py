@@ -450,6 +450,11 @@ class _Compilation:
         local = tunnel.local_address or (way.path.local if way.path else None)
         if local is not None and find_protocol(tunnel.protocol).over_ip:
             self.tables.locals[tables.LocalKey(ipv6_bytes(local))] = 1
+        own = self.facts.addresses
+        if own is not None and tunnel.local_address is not None and tunnel.local_address not in own:
+            self.warnings.append(
+                f"tunnel {tunnel.name}: {tunnel.local} is no address of this node; answers won't reach it"
+            )
         is_up = way.state in (UP, RECEIVE_ONLY)
         self._set_state(tunnel, way.state, None if is_up else f"tunnel {tunnel.name} is {way.state}")
 
