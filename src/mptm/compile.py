@@ -461,6 +461,11 @@ class _Compilation:
         ends = protocol.accepted(tunnel, way.path) if protocol.over_ip else None
         if ends is not None:
             self.tables.locals[tables.LocalKey(ends[1])] = 1
+        own = self.facts.addresses
+        if own is not None and tunnel.local_address is not None and tunnel.local_address not in own:
+            self.warnings.append(
+                f"tunnel {tunnel.name}: {tunnel.local} is no address of this node; answers won't reach it"
+            )
         is_up = way.state in (UP, RECEIVE_ONLY)
         self._set_state(tunnel, way.state, None if is_up else f"tunnel {tunnel.name} is {way.state}")
 

@@ -89,7 +89,7 @@ def dump(intent: Intent) -> str:
         if intent.of_kind(kind)
     }
     if not document:
-        return "# an empty node\n"
+        return f"{next(iter(SECTIONS))}: []\n"
     return yaml.dump(document, Dumper=_Dumper, sort_keys=False, default_flow_style=False, width=110)
 
 
@@ -113,7 +113,10 @@ class _Reader:
     def read(self, text: str) -> Intent:
         root = self._compose(text)
         if root is None or (isinstance(root, ScalarNode) and root.tag == f"{_TAG}null"):
-            return Intent()
+            raise InvalidIntent(
+                f"{self.source_name} is empty: that would remove everything",
+                f"to mean it, write {next(iter(SECTIONS))}: [] or use `mptm purge`",
+            )
         if not isinstance(root, MappingNode):
             raise self._error(
                 root, None, f"the file must be a mapping of {', '.join(SECTIONS)}; found {_shown(root)}"
@@ -151,8 +154,6 @@ class _Reader:
             raise InvalidIntent(f"{self.source_name} is nested too deep to be a node file") from None
 
     def _read_section(self, section: str, node: Node) -> Iterator[Object]:
-        if isinstance(node, ScalarNode) and node.tag == f"{_TAG}null":
-            return
         if not isinstance(node, SequenceNode):
             raise self._error(
                 node, section, f"{section} must be a list; found {_shown(node)}", "each begins with a dash"

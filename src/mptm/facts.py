@@ -51,3 +51,5 @@ class Facts:
     links: dict[str, Link] = field(default_factory=dict)
     paths: dict[str, Path] = field(default_factory=dict)
     problems: dict[str, str] = field(default_factory=dict)
+    addresses: frozenset[IPAddress] | None = None
+    """Those of this node; None: not known."""

@@ -870,6 +870,7 @@ class Node:
                     **facts.problems,
                     **{name: problem for name, problem in rest.problems.items() if name not in last},
                 },
+                addresses=rest.addresses,
             )
         return facts
 

@@ -544,3 +544,13 @@ def test_listeners_share_and_keep_their_slots():
         previous=made.allocations,
     )
     assert clash.tables.listeners == {home: Listener(6081, 1, 1), home + 1: Listener(6081 + 256, 1, 1)}
+
+
+def test_an_own_address_that_the_node_does_not_have_is_told():
+    intent = Intent.of([BLUE, UPLINK, tunnel_from_dict(GENEVE | {"local": "10.30.30.77"})])
+    for addresses, warned in (
+        (frozenset({ip_address("10.30.30.1")}), True),
+        (frozenset({ip_address("10.30.30.77")}), False),
+    ):
+        made = compile_tables(intent, replace(FACTS, addresses=addresses), Allocations())
+        assert any("10.30.30.77 is no address of this node" in each for each in made.warnings) is warned

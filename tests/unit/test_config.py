@@ -103,9 +103,15 @@ def test_json_escapes_are_read():
     assert load(text).flows[flow.key] == flow
 
 
-@pytest.mark.parametrize("text", ["", "# nothing\n", "---\n", "networks:\n", "networks: []\n", "{}"])
-def test_an_empty_file_is_an_empty_node(text):
+@pytest.mark.parametrize("text", ["networks: []\n", "{}"])
+def test_an_empty_node_can_be_written(text):
     assert load(text) == Intent()
+
+
+@pytest.mark.parametrize("text", ["", "# nothing\n", "---\n", "networks:\n", "ports: ~\n"])
+def test_a_file_with_nothing_in_it_is_a_mistake_not_an_empty_node(text):
+    with pytest.raises(InvalidIntent, match=r"is empty|must be a list"):
+        load(text)
 
 
 def test_an_empty_node_is_dumped_and_read():

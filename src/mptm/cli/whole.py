@@ -199,6 +199,10 @@ def purge(yes: bool) -> None:
       mptm export > backup.yaml && mptm purge --yes
     """
     node = current_node()
-    if not yes and sys.stdin.isatty():
+    if not yes and not sys.stdin.isatty():
+        raise click.UsageError("nobody is there to be asked: give --yes to purge without a question")
+    if not node.store.exists():
+        note(f"there is no instance {node.instance}; what is left of it, if anything, is removed")
+    if not yes:
         click.confirm(f"Detach and forget everything of instance {node.instance}?", abort=True, err=True)
     node.purge()

@@ -192,7 +192,11 @@ def gather_facts(
                 route.mtu,
                 None if mac else _describe_silence(route),
             )
-        return Facts({raw.link.name: raw.link for raw in links.values()}, paths, problems)
+        addresses = frozenset(
+            ip_address(message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS"))
+            for message in netlink.get_addr()
+        )
+        return Facts({raw.link.name: raw.link for raw in links.values()}, paths, problems, addresses)
 
 
 def _read_links(netlink: Any) -> dict[int, _RawLink]:

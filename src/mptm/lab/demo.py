@@ -19,7 +19,7 @@ from types import FrameType
 import click
 
 from mptm.errors import MptmError, NotSupported
-from mptm.lab.topology import Lab, locked
+from mptm.lab.topology import Lab, check_machine, locked
 
 PREFIX = "mptm-demo"
 TOOLS = {"ping": "iputils-ping", "iperf3": "iperf3", "tcpdump": "tcpdump", "tshark": "tshark"}
@@ -34,6 +34,7 @@ def run_demo() -> int:
     if missing:
         packages = " ".join(TOOLS[tool] for tool in missing)
         raise NotSupported(f"the demo needs {', '.join(missing)}", hint=f"apt-get install {packages}")
+    check_machine()
     lab = Lab(PREFIX)
     started = time.monotonic()
     with locked("demo.lock", "another demo is running", wait_seconds=0), _interruptible():

@@ -264,7 +264,7 @@ class Lab:
         again when anything fails or is interrupted. Raises AlreadyExists when a namespace or an instance of that
         name is somebody else's, NotSupported when root or a tool is missing.
         """
-        _check_machine()
+        check_machine()
         with self._lock():
             stands = self.is_up()
             try:
@@ -285,7 +285,7 @@ class Lab:
 
     def down(self) -> None:
         """Take the lab down: instances, namespaces and the processes in them. Harmless when there is none."""
-        _check_machine()
+        check_machine()
         with self._lock():
             self._take_down()
 
@@ -489,7 +489,8 @@ class Lab:
         ]
 
 
-def _check_machine() -> None:
+def check_machine() -> None:
+    """Raise NotSupported when root or a tool that the lab needs is missing."""
     if os.geteuid() != 0:
         raise NotSupported("the lab needs root, for network namespaces and BPF", hint="run it with sudo")
     missing = [tool for tool in ("ip", "ethtool", "nsenter") if shutil.which(tool) is None]
