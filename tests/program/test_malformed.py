@@ -97,7 +97,7 @@ def mend(packet: bytes, underlay: int) -> bytes:
 
 
 @pytest.mark.parametrize(("protocol", "underlay"), carriers())
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_mangled_tunnel_packet(node, peer, protocol, underlay, data):
     whole = bytearray(wire_once(node, peer, protocol, underlay))
