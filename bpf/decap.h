@@ -69,7 +69,7 @@ static __always_inline struct termination *find_termination(const struct outer *
 	struct termination_key key;
 	struct termination *found = NULL;
 
-#pragma clang loop unroll(disable)
+#pragma unroll
 	for (int i = 0; i < 2; i++) {
 		__builtin_memcpy(&key.words[0], outer->source, 16);
 		__builtin_memcpy(&key.words[2], outer->destination, 16);
