@@ -564,11 +564,7 @@ def _parsers(listeners: Any) -> dict[tuple[int, int], str]:
     """Protocol names by kind and number of the listener."""
     from mptm.protocols import PROTOCOLS
 
-    names: dict[int, str] = {}
-    for name, protocol in PROTOCOLS.items():
-        if name.upper() == protocol.parser.name:
-            names[protocol.parser] = name
-        names.setdefault(protocol.parser, name)
+    names = {protocol.parser: name for name, protocol in PROTOCOLS.items()}
     found = (listeners.value.unpack(value) for value in listeners.items().values())
     return {(each["kind"], each["number"]): names.get(each["parser"], "?").upper() for each in found}
 
