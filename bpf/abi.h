@@ -116,7 +116,17 @@ enum patch_op {
 	PATCH_IPV6 = 3,	   /* IPv6 header at offset: payload length, traffic class, flow label, hop limit */
 	PATCH_FLOW16 = 4,  /* __be16 at offset: 49152 | 14 bits of the inner flow's hash (source port) */
 	PATCH_IPV4_ID = 5, /* __be16 at offset of the IPv4 header + 4: random, for packets without DF */
-	PATCH_INNER_MACS = 6, /* 12 bytes at offset: the inner frame's own MAC addresses */
+	PATCH_INNER_MACS = 6,	   /* 12 bytes at offset: the inner frame's own MAC addresses */
+	PATCH_FLOW8 = 7,	   /* a byte at offset: 8 bits of the inner flow's hash (NVGRE FlowID) */
+	PATCH_INNER_ETHERTYPE = 8, /* __be16 at offset: 0x0800 or 0x86dd by the inner packet */
+	PATCH_INNER_PROTOCOL = 9,  /* a byte at offset: 4 or 41 by the inner packet (GUE, SRv6) */
+	PATCH_INNER_GPE = 10,	   /* a byte at offset: 1 or 2 by the inner packet (VXLAN-GPE, NSH) */
+	PATCH_SEQUENCE = 11,	   /* __be32 at offset: number of the packet in its tunnel, from 0 */
+	PATCH_ERSPAN_TIME = 12,	   /* __be32 at offset: time in units of 100 ns */
+	PATCH_CHECKSUM =
+	    13, /* __be16 at offset: checksum from offset + bias to the end of the packet (GRE) */
+	PATCH_UDP6_CHECKSUM =
+	    14, /* UDP header at offset, behind its IPv6 header: the checksum of the datagram */
 };
 
 struct patch {
@@ -127,6 +137,14 @@ struct patch {
 
 enum tunnel_flag {
 	TUNNEL_TO_STACK = 1, /* after encapsulation XDP_PASS instead of a redirect: the kernel routes it */
+	TUNNEL_L3 =
+	    2, /* carries IP packets: the inner Ethernet header and VLAN tags are dropped, not `strip` */
+};
+
+/* Inner IP versions that an L3 tunnel carries. */
+enum inner_family {
+	INNER_IPV4 = 1,
+	INNER_IPV6 = 2,
 };
 
 /* tunnels: everything that encapsulation needs. A slot in use is never changed: a new template gets a new
@@ -143,7 +161,8 @@ struct tunnel {
 	__u32 flags;   /* enum tunnel_flag */
 	__u8 tos_mask; /* bits of TOS / traffic class taken from the inner packet: 0x03 ECN only, 0xff all */
 	__u8 ttl_mask; /* 0xff: TTL / hop limit of the inner packet, 0: the template's */
-	__u8 reserved[66];
+	__u8 inner_families; /* enum inner_family, of an L3 tunnel */
+	__u8 reserved[65];
 };
 
 /* ---- decapsulation: listener -> parser -> termination ---------------------------------------------- */
@@ -154,11 +173,27 @@ enum listener_kind {
 	LISTEN_ETHERTYPE = 3, /* number: EtherType */
 };
 
+/* Which parser reads what a listener gets; in a termination, which header it accepts. */
 enum parser {
 	PARSER_NONE = 0,
 	PARSER_GENEVE = 1,
 	PARSER_VXLAN = 2,
 	PARSER_VLAN = 3,
+	PARSER_VXLAN_GPE = 4,
+	PARSER_GRE = 5, /* without key; as a listener all that follows here, too */
+	PARSER_GRE_KEY = 6,
+	PARSER_NVGRE = 7,
+	PARSER_ERSPAN = 8, /* II and III */
+	PARSER_IP = 9,	   /* IPv4 or IPv6 directly: IPIP, SIT, ..., FOU */
+	PARSER_ETHERIP = 10,
+	PARSER_GTPU = 11,
+	PARSER_L2TP_IP = 12,
+	PARSER_L2TP_UDP = 13,
+	PARSER_GUE = 14,
+	PARSER_MPLS = 15,
+	PARSER_SRV6 = 16, /* with or without a segment routing header */
+	PARSER_QINQ = 17,
+	PARSER_NSH = 18, /* behind VXLAN-GPE */
 };
 
 /* listeners: found by linear probing from (number + kind) % MPTM_LISTEN_SLOTS. */
@@ -183,10 +218,26 @@ struct termination {
 	__u8 parser;	 /* enum parser; PARSER_NONE: the slot is free */
 	__u8 can_reply;	 /* value from here on; 1: tunnel is a slot that can send */
 	__u32 network;
-	__u32 tunnel;  /* slot in tunnels, for what is answered through it */
-	__u32 counter; /* slot in tunnel_counters */
-	__u8 lookups;  /* enum lookup_flag, of the network */
-	__u8 reserved[11];
+	__u32 tunnel;	   /* slot in tunnels, for what is answered through it */
+	__u32 counter;	   /* slot in tunnel_counters */
+	__u8 lookups;	   /* enum lookup_flag, of the network */
+	__u8 cookie_len;   /* L2TPv3: bytes of cookie between session id and payload */
+	__u8 sublayer_len; /* L2TPv3: bytes of L2-specific sublayer behind the cookie */
+	__u8 flags;	   /* enum termination_flag */
+	__u8 cookie[8];
+};
+
+enum termination_flag {
+	ACCEPT_BAD_CHECKSUM = 1, /* a GRE checksum that is there is not verified */
+};
+
+/* gateways: the address of a network from which its workloads are told that a packet was too big. */
+struct gateway {
+	__be32 address_v4;
+	__u8 address_v6[16];
+	__u8 has_v4;
+	__u8 has_v6;
+	__u8 reserved[2];
 };
 
 /* locals: addresses that a tunnel of ours has as its own; tells "refused" from "passing through". */
@@ -240,8 +291,28 @@ enum reason {
 	REASON_VXLAN_TRUNCATED = 20,
 	REASON_VXLAN_FLAGS = 21, /* I bit not set: no valid VNI */
 	REASON_VLAN_TRUNCATED = 22,
+	REASON_INNER_FAMILY = 23, /* the tunnel carries no packets of this IP version, or no IP at all */
+	REASON_GRE_TRUNCATED = 24,
+	REASON_GRE_FLAGS = 25, /* bits that RFC 2784 wants zero, or a version other than 0 */
+	REASON_GRE_CHECKSUM = 26,
+	REASON_GRE_PROTOCOL = 27,  /* a payload that no tunnel here carries */
+	REASON_ERSPAN_HEADER = 28, /* version, length or missing sequence */
+	REASON_GPE_TRUNCATED = 29,
+	REASON_GPE_FLAGS = 30, /* version, no VNI, OAM */
+	REASON_GPE_PROTOCOL = 31,
+	REASON_NSH_HEADER = 32, /* version, length, OAM, TTL or next protocol */
+	REASON_ETHERIP_HEADER = 33,
+	REASON_GTPU_TRUNCATED = 34,
+	REASON_GTPU_HEADER = 35,    /* version, protocol type or length */
+	REASON_GTPU_EXTENSION = 36, /* an extension header that must be understood, or one of length 0 */
+	REASON_L2TP_TRUNCATED = 37,
+	REASON_L2TP_COOKIE = 38,
+	REASON_GUE_HEADER = 39,	   /* length, version or payload */
+	REASON_MPLS_STACK = 40,	   /* no bottom of stack within reach */
+	REASON_SRV6_HEADER = 41,   /* length or payload of the segment routing header */
 	REFUSED_SENDER_OR_ID = 64, /* no termination for this sender, VNI and port */
 	REFUSED_FRAGMENT = 65,	   /* an outer fragment: the kernel may put it together */
+	REFUSED_CONTROL = 66,	   /* a control message of a tunnel protocol: for a daemon of this host */
 };
 
 enum drop_scope {

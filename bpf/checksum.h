@@ -62,4 +62,79 @@ __noinline int sum_bytes(struct xdp_md *ctx, __u32 offset, __u32 len)
 	return fold_checksum(sum);
 }
 
+/*
+ * What is left of an IP packet's sum when its transport checksum is right: without a walk over the payload
+ * (Linux, Documentation/networking/checksum-offloads.rst, "LCO"). -1: its checksum says nothing of the
+ * payload.
+ */
+static __always_inline int sum_checksummed_ip(const struct xdp_md *ctx, const struct packet *packet, __u32 at)
+{
+	void *end = packet_end(ctx);
+	__u32 transport_at = at + packet->end - packet->l3_offset, header_len = sizeof(struct ipv6hdr);
+	__u16 *udp_checksum;
+	__u64 pseudo;
+
+	if (packet->family == 4) {
+		struct iphdr *ip = (void *)(long)ctx->data + (at & SUM_OFFSET_MASK);
+
+		if ((void *)(ip + 1) > end ||
+		    ip->frag_off & bpf_htons(IPV4_OFFSET_BITS | IPV4_MORE_FRAGMENTS))
+			return -1;
+		header_len = ip->ihl * 4;
+		pseudo = (__u64)ip->saddr + ip->daddr;
+	} else {
+		pseudo = 0; /* the addresses are in the header's sum as well, and go out against each other */
+	}
+	switch (packet->protocol) {
+	case IPPROTO_ICMP:
+		/* The header's sum and the message's are both all ones. */
+		return packet->family == 4 ? 0 : -1;
+	case IPPROTO_UDP:
+		udp_checksum = (void *)(long)ctx->data + ((at + header_len) & SUM_OFFSET_MASK) + 6;
+		if ((void *)(udp_checksum + 1) > end || !*udp_checksum ||
+		    udp_checksum[-1] != bpf_htons(transport_at - at - header_len))
+			return -1;
+		break;
+	case IPPROTO_TCP:
+		break;
+	case IPPROTO_ICMPV6:
+		if (packet->family == 6)
+			break;
+		return -1;
+	default:
+		return -1;
+	}
+	pseudo += bpf_htons(packet->protocol) + bpf_htons(transport_at - at - header_len);
+	if (packet->family == 4)
+		return (__u16)~fold_checksum(pseudo);
+	{
+		__u32 *words = (void *)(long)ctx->data + (at & SUM_OFFSET_MASK);
+
+		if ((void *)(words + 2) > end)
+			return -1;
+		return fold_checksum((__u64)words[0] + words[1] + (__u16)~fold_checksum(pseudo));
+	}
+}
+
+/*
+ * Sum of everything from `offset` to the end of a packet of `len` bytes whose inner frame or packet begins at
+ * inner_at with its IP header at l3_at: by the inner transport checksum where it has one, else byte by byte.
+ */
+__noinline int sum_outer(struct xdp_md *ctx, const struct packet *packet, __u32 offset, __u32 l3_at,
+			 __u32 len)
+{
+	int head, tail;
+
+	if (!packet || len < offset)
+		return -1;
+	if (packet->family && packet->end == packet->len) {
+		tail = sum_checksummed_ip(ctx, packet, l3_at);
+		if (tail >= 0 && l3_at >= offset) {
+			head = sum_bytes(ctx, offset, l3_at - offset);
+			return head < 0 ? head : fold_checksum((__u64)head + tail);
+		}
+	}
+	return sum_bytes(ctx, offset, len - offset);
+}
+
 #endif

@@ -6,8 +6,13 @@
 #ifndef MPTM_DECAP_H
 #define MPTM_DECAP_H
 
+#include "checksum.h"
 #include "decap/geneve.h"
+#include "decap/gre.h"
+#include "decap/gtpu.h"
 #include "decap/inner.h"
+#include "decap/ip.h"
+#include "decap/l2tp.h"
 #include "decap/outer.h"
 #include "decap/vlan.h"
 #include "decap/vxlan.h"
@@ -30,21 +35,82 @@ static __always_inline enum reason parse_tunnel_header(struct xdp_md *ctx, const
 		return parse_vxlan(ctx, outer, inner);
 	case PARSER_VLAN:
 		return parse_vlan(ctx, outer, inner);
+	case PARSER_VXLAN_GPE:
+		return parse_vxlan_gpe(ctx, outer, inner);
+	case PARSER_GRE:
+		return parse_gre(ctx, outer, inner);
+	case PARSER_IP:
+		return parse_ip_in_ip(outer, inner);
+	case PARSER_ETHERIP:
+		return parse_etherip(ctx, outer, inner);
+	case PARSER_GTPU:
+		return parse_gtpu(ctx, outer, inner);
+	case PARSER_L2TP_IP:
+		return parse_l2tp(ctx, outer, inner, false);
+	case PARSER_L2TP_UDP:
+		return parse_l2tp(ctx, outer, inner, true);
+	case PARSER_GUE:
+		return parse_gue(ctx, outer, inner);
+	case PARSER_MPLS:
+		return parse_mpls(ctx, outer, inner);
+	case PARSER_SRV6:
+		return parse_srv6(ctx, outer, inner);
 	default:
 		return REASON_BAD_INNER;
 	}
 }
 
-/* The termination for what the outer headers and the tunnel header say; NULL: nobody may send us this. */
-static __always_inline struct termination *find_termination(const struct outer *outer,
-							    const struct inner *inner)
+/*
+ * The termination for what the outer headers and the tunnel header say, by its more specific name first;
+ * NULL: nobody may send us this.
+ */
+static __always_inline struct termination *find_termination(const struct outer *outer, struct inner *inner)
 {
 	struct termination_key key;
+	struct termination *found = NULL;
 
-	__builtin_memcpy(&key.words[0], outer->source, 16);
-	__builtin_memcpy(&key.words[2], outer->destination, 16);
-	key.words[4] = inner->tunnel_id | (__u64)outer->number << 32 | (__u64)outer->parser << 48;
-	return lookup_termination(&key, !outer->family);
+#pragma unroll
+	for (int i = 0; i < 2; i++) {
+		__builtin_memcpy(&key.words[0], outer->source, 16);
+		__builtin_memcpy(&key.words[2], outer->destination, 16);
+		key.words[4] = inner->tunnel_id | (__u64)outer->number << 32 | (__u64)inner->parser << 48;
+		found = lookup_termination(&key, !outer->family);
+		if (found || !inner->other_parser)
+			break;
+		inner->tunnel_id = inner->other_id;
+		inner->parser = inner->other_parser;
+		inner->payload.offset = inner->other_offset;
+		inner->other_parser = PARSER_NONE;
+	}
+	return found;
+}
+
+/* What only the termination knows how to check: cookies and checksums. */
+static __always_inline enum reason check_accepted(struct xdp_md *ctx, const struct termination *accepted,
+						  struct inner *inner)
+{
+	if (inner->parser == PARSER_L2TP_IP || inner->parser == PARSER_L2TP_UDP)
+		return parse_l2tp_cookie(ctx, accepted, inner);
+	if (inner->checksum_at && !(accepted->flags & ACCEPT_BAD_CHECKSUM) &&
+	    sum_bytes(ctx, inner->checksum_at, inner->payload.end - inner->checksum_at) != 0xffff)
+		return REASON_GRE_CHECKSUM;
+	return REASON_NONE;
+}
+
+static __always_inline bool parse_inner(const struct xdp_md *ctx, const struct inner *inner,
+					const struct outer *outer, struct packet *packet)
+{
+	__u32 len = inner->payload.end - inner->payload.offset;
+
+	if (inner->payload.kind == INNER_IP)
+		return parse_ip_packet(ctx, inner->payload.offset, len, packet);
+	if (!parse_frame(ctx, inner->payload.offset, len, packet))
+		return false;
+	if (inner->payload.keeps_macs) {
+		__builtin_memcpy(packet->macs.destination, outer->destination, ETH_ALEN);
+		__builtin_memcpy(packet->macs.source, outer->source, ETH_ALEN);
+	}
+	return true;
 }
 
 /* A packet with a problem, and no tunnel known for it: a drop when it is for us, else left as it came. */
@@ -98,23 +164,29 @@ static __always_inline bool write_ecn(const struct xdp_md *ctx, const struct pac
 }
 
 /*
- * Takes the outer headers and any padding behind the inner frame away, so that the packet is the inner frame.
- * False: the packet could not be cut.
+ * Takes the outer headers and any padding behind the inner packet away, so that what is left is the inner
+ * frame; an inner packet without an Ethernet header gets one, from `gateway_mac` to a MAC that the delivery
+ * writes. False: the packet could not be cut.
  */
-static __always_inline bool strip_outer(struct xdp_md *ctx, const struct inner *inner,
-					const struct packet *packet, __u64 len, int ecn)
+static __always_inline bool strip_outer(struct xdp_md *ctx, const struct payload *payload,
+					const struct packet *packet, __u64 len, int ecn,
+					const __u8 *gateway_mac)
 {
-	__u32 end = inner->offset + inner->len;
+	int strip = (int)payload->offset - (payload->kind == INNER_IP ? ETH_HLEN : 0);
+	struct ethhdr *eth;
 
-	if (len > end && bpf_xdp_adjust_tail(ctx, (int)end - (int)len))
+	if (len > payload->end && bpf_xdp_adjust_tail(ctx, (int)payload->end - (int)len))
 		return false;
-	if (bpf_xdp_adjust_head(ctx, (int)inner->offset))
+	if (bpf_xdp_adjust_head(ctx, strip))
 		return false;
-	if (inner->keeps_macs) {
-		void *eth = (void *)(long)ctx->data;
-
-		if (eth + MACS_LEN > packet_end(ctx))
-			return false;
+	eth = (void *)(long)ctx->data;
+	if ((void *)(eth + 1) > packet_end(ctx))
+		return false;
+	if (payload->kind == INNER_IP) {
+		__builtin_memcpy(eth->h_dest, gateway_mac, ETH_ALEN);
+		__builtin_memcpy(eth->h_source, gateway_mac, ETH_ALEN);
+		eth->h_proto = packet->ethertype;
+	} else if (payload->keeps_macs) {
 		__builtin_memcpy(eth, &packet->macs, MACS_LEN);
 	}
 	if (packet->family && ecn != (packet->tos & ECN_MASK))

@@ -6,14 +6,17 @@
 #ifndef MPTM_ENCAP_H
 #define MPTM_ENCAP_H
 
+#include "checksum.h"
 #include "counters.h"
 #include "drop.h"
 #include "forward.h"
 #include "lookup.h"
+#include "too_big.h"
 
-#define EPHEMERAL_FIRST 0xc000 /* 49152: RFC 7348 §5, RFC 8926 §3.3 */
-#define EPHEMERAL_MASK	0x3fff
-#define FLOW_LABEL_MASK 0xfffff
+#define EPHEMERAL_FIRST	    0xc000 /* 49152: RFC 7348 §5, RFC 8926 §3.3 */
+#define EPHEMERAL_MASK	    0x3fff
+#define FLOW_LABEL_MASK	    0xfffff
+#define ERSPAN_TIME_UNIT_NS 100
 
 /* Copies 2^n bytes when `len` has that bit; a ladder of fixed-size copies costs 1-6 ns at every length. */
 #define COPY_STEP(type, size)                                                                                \
@@ -65,38 +68,119 @@ static __always_inline void patch_ipv6(struct ipv6hdr *ip, __be16 payload_len, _
 	ip->hop_limit |= ttl;
 }
 
-static __always_inline bool apply_patch(const struct xdp_md *ctx, const struct patch *patch,
-					const struct packet *packet, __u32 len, __u8 tos, __u8 ttl,
-					__u32 hash)
+/* What the patches of one packet have in common. */
+struct patching {
+	__u32 len;	 /* of the outgoing frame */
+	__u32 l3_offset; /* of the inner IP header, from the start of the outgoing frame */
+	__u32 hash;	 /* of the inner flow */
+	__u32 counter;	 /* of the tunnel */
+	__u8 tos;
+	__u8 ttl;
+};
+
+static __always_inline __be32 next_sequence(__u32 counter)
+{
+	__u32 *sequence = bpf_map_lookup_elem(&sequences, &counter);
+
+	return sequence ? bpf_htonl(__sync_fetch_and_add(sequence, 1)) : 0;
+}
+
+/* The checksum from `from` to the end of the packet, in which the field itself is zero. */
+static __always_inline bool patch_checksum(struct xdp_md *ctx, __u32 offset, __u32 from,
+					   const struct packet *packet, const struct patching *patching)
+{
+	int sum = sum_outer(ctx, packet, from, patching->l3_offset, patching->len);
+	__be16 *field = packet_at(ctx, offset);
+
+	if (sum < 0 || (void *)(field + 1) > packet_end(ctx))
+		return false;
+	*field = ~sum;
+	return true;
+}
+
+/* RFC 8200 §8.1: over IPv6 a datagram's checksum counts the addresses too, and is never sent as zero. */
+static __always_inline bool patch_udp6_checksum(struct xdp_md *ctx, __u32 offset, const struct packet *packet,
+						const struct patching *patching)
+{
+	int sum = sum_outer(ctx, packet, offset, patching->l3_offset, patching->len);
+	struct udphdr *udp = packet_at(ctx, offset);
+	struct ipv6hdr *ip = packet_at(ctx, offset - sizeof(*ip));
+	const __u32 *addresses = (void *)&ip->saddr;
+	__u64 pseudo;
+
+	if (sum < 0 || (void *)(udp + 1) > packet_end(ctx) || (void *)(ip + 1) > packet_end(ctx))
+		return false;
+	pseudo = (__u64)sum + udp->len + bpf_htons(IPPROTO_UDP);
+#pragma unroll
+	for (int i = 0; i < 8; i++)
+		pseudo += addresses[i];
+	udp->check = ~fold_checksum(pseudo);
+	if (!udp->check)
+		udp->check = 0xffff;
+	return true;
+}
+
+static __always_inline bool apply_patch(struct xdp_md *ctx, const struct patch *patch,
+					const struct packet *packet, const struct patching *patching)
 {
 	void *end = packet_end(ctx);
-	void *field = (void *)(long)ctx->data + (patch->offset & (MPTM_OUTER_SIZE - 1));
-	__be16 value = bpf_htons(len + patch->bias);
+	__u32 offset = patch->offset & (MPTM_OUTER_SIZE - 1);
+	void *field = (void *)(long)ctx->data + offset;
+	__be16 value = bpf_htons(patching->len + patch->bias);
 
 	switch (patch->op) {
 	case PATCH_LEN16:
 		break;
 	case PATCH_FLOW16:
-		value = bpf_htons(EPHEMERAL_FIRST | (hash >> 18 & EPHEMERAL_MASK));
+		value = bpf_htons(EPHEMERAL_FIRST | (patching->hash >> 18 & EPHEMERAL_MASK));
 		break;
 	case PATCH_IPV4_ID:
 		value = bpf_get_prandom_u32();
 		break;
+	case PATCH_INNER_ETHERTYPE:
+		value = packet->ethertype;
+		break;
 	case PATCH_IPV4:
 		if (field + sizeof(struct iphdr) > end)
 			return false;
-		patch_ipv4(field, value, tos, ttl);
+		patch_ipv4(field, value, patching->tos, patching->ttl);
 		return true;
 	case PATCH_IPV6:
 		if (field + sizeof(struct ipv6hdr) > end)
 			return false;
-		patch_ipv6(field, value, tos, ttl, hash);
+		patch_ipv6(field, value, patching->tos, patching->ttl, patching->hash);
 		return true;
 	case PATCH_INNER_MACS:
 		if (field + MACS_LEN > end)
 			return false;
 		__builtin_memcpy(field, &packet->macs, MACS_LEN);
 		return true;
+	case PATCH_FLOW8:
+	case PATCH_INNER_PROTOCOL:
+	case PATCH_INNER_GPE:
+		if (field + 1 > end)
+			return false;
+		if (patch->op == PATCH_FLOW8)
+			*(__u8 *)field = patching->hash >> 24;
+		else if (patch->op == PATCH_INNER_PROTOCOL)
+			*(__u8 *)field = packet->family == 4 ? IPPROTO_IPIP : IPPROTO_IPV6;
+		else
+			*(__u8 *)field = packet->family == 4 ? GPE_IPV4 : GPE_IPV6;
+		return true;
+	case PATCH_SEQUENCE:
+		if (field + sizeof(__be32) > end)
+			return false;
+		*(__be32 *)field = next_sequence(patching->counter);
+		return true;
+	case PATCH_ERSPAN_TIME:
+		if (field + sizeof(__be32) > end)
+			return false;
+		*(__be32 *)field = bpf_htonl(bpf_ktime_get_ns() / ERSPAN_TIME_UNIT_NS);
+		return true;
+	case PATCH_CHECKSUM:
+		return patch_checksum(ctx, offset, offset + patch->bias, packet, patching);
+	case PATCH_UDP6_CHECKSUM:
+		return patch_udp6_checksum(ctx, offset, packet, patching);
 	default:
 		return false;
 	}
@@ -106,23 +190,61 @@ static __always_inline bool apply_patch(const struct xdp_md *ctx, const struct p
 	return true;
 }
 
+/* Whether an L3 tunnel carries the packet: it is IP, and of a version that the tunnel has. */
+static __always_inline bool is_carried(const struct tunnel *tunnel, const struct packet *packet)
+{
+	__u8 wanted = packet->family == 4 ? INNER_IPV4 : packet->family == 6 ? INNER_IPV6 : 0;
+
+	return tunnel->inner_families & wanted;
+}
+
+/* Counts a packet that doesn't fit its tunnel, and tells its sender if it is behind an access port. */
+static __always_inline int answer_too_big(struct xdp_md *ctx, const struct packet *packet,
+					  const struct tunnel *tunnel, bool is_l3, const struct port *ingress,
+					  __u32 ingress_slot)
+{
+	struct too_big info = {.network = ingress->network, .port_slot = ingress_slot};
+
+	count_reason(REASON_TOO_BIG, SCOPE_TUNNEL, tunnel->counter, packet->len);
+	info.mtu = tunnel->max_len - tunnel->outer_len - (is_l3 ? 0 : packet->l3_offset - tunnel->strip);
+	__builtin_memcpy(info.mac, ingress->mac, ETH_ALEN);
+	if (!write_too_big(ctx, packet, &info))
+		return XDP_DROP;
+	count_port_tx(ingress_slot, frame_len(ctx));
+	return bpf_redirect_map(&tx_ports, ingress->ifindex, XDP_DROP);
+}
+
 /*
  * Puts the frame at the start of the packet into the tunnel of `slot` and sends it. `inner_mac`, if not NULL,
- * becomes the inner destination MAC; `ingress` is the port that the packet came by. Nothing is modified
+ * becomes the inner destination MAC; `ingress` is the port that the packet came by, and `answers` says that
+ * its sender is told when it is too big. Nothing is modified
  * unless the packet can go. Returns the XDP verdict; drops are counted.
  */
 static __always_inline int encap(struct xdp_md *ctx, struct packet *packet, __u32 slot, const __u8 *inner_mac,
-				 const struct port *ingress)
+				 const struct port *ingress, __u32 ingress_slot, bool answers)
 {
 	struct tunnel *tunnel = bpf_map_lookup_elem(&tunnels, &slot);
-	__u32 hash, len, port_slot;
-	__u8 tos, ttl;
+	struct patching patching = {};
+	__u32 strip, frame_bytes = packet->len, inner_bytes, port_slot;
+	bool is_l3;
 
 	if (!tunnel || !tunnel->outer_len)
 		return drop_on_tunnel(REASON_TUNNEL_DOWN, tunnel ? tunnel->counter : slot, packet->len);
-	len = packet->len - tunnel->strip + tunnel->outer_len;
-	if (len > tunnel->max_len)
+	is_l3 = tunnel->flags & TUNNEL_L3;
+	if (is_l3 && !is_carried(tunnel, packet))
+		return drop_on_tunnel(REASON_INNER_FAMILY, tunnel->counter, packet->len);
+	strip = is_l3 ? packet->l3_offset : tunnel->strip;
+	if (is_l3)
+		frame_bytes = packet->end; /* padding isn't IP's */
+	patching.len = frame_bytes - strip + tunnel->outer_len;
+	inner_bytes = frame_bytes - strip + (is_l3 ? ETH_HLEN : tunnel->strip);
+	if (patching.len > tunnel->max_len && !answers)
 		return drop_on_tunnel(REASON_TOO_BIG, tunnel->counter, packet->len);
+	if (patching.len > tunnel->max_len)
+		return answer_too_big(ctx, packet, tunnel, is_l3, ingress, ingress_slot);
+	if (frame_bytes != packet->len && bpf_xdp_adjust_tail(ctx, (int)frame_bytes - (int)packet->len))
+		return drop_on_tunnel(REASON_BAD_INNER, tunnel->counter, packet->len);
+	packet->len = frame_bytes;
 	if (inner_mac) {
 		struct ethhdr *eth = (void *)(long)ctx->data;
 
@@ -131,28 +253,30 @@ static __always_inline int encap(struct xdp_md *ctx, struct packet *packet, __u3
 		__builtin_memcpy(eth->h_dest, inner_mac, ETH_ALEN);
 		__builtin_memcpy(packet->macs.destination, inner_mac, ETH_ALEN);
 	}
-	if (bpf_xdp_adjust_head(ctx, (int)(tunnel->strip - tunnel->outer_len)))
+	if (bpf_xdp_adjust_head(ctx, (int)(strip - tunnel->outer_len)))
 		return drop_on_tunnel(REASON_NO_HEADROOM, tunnel->counter, packet->len);
 	if (!copy_template(ctx, tunnel, tunnel->outer_len))
 		return drop_on_tunnel(REASON_NO_HEADROOM, tunnel->counter, packet->len);
 
-	hash = hash_flow(packet);
-	tos = packet->tos & tunnel->tos_mask;
-	ttl = packet->ttl & tunnel->ttl_mask;
+	patching.hash = hash_flow(packet);
+	patching.counter = tunnel->counter;
+	patching.l3_offset = tunnel->outer_len + packet->l3_offset - strip;
+	patching.tos = packet->tos & tunnel->tos_mask;
+	patching.ttl = packet->ttl & tunnel->ttl_mask;
 	for (__u32 i = 0; i < MPTM_PATCHES && i < tunnel->patch_count; i++) {
-		if (!apply_patch(ctx, &tunnel->patches[i], packet, len, tos, ttl, hash))
+		if (!apply_patch(ctx, &tunnel->patches[i], packet, &patching))
 			return drop_on_tunnel(REASON_NO_HEADROOM, tunnel->counter, packet->len);
 	}
 
 	if (tunnel->flags & TUNNEL_TO_STACK) {
-		count_encap(tunnel->counter, packet->len);
+		count_encap(tunnel->counter, inner_bytes);
 		return pass_to_stack(ctx, ingress);
 	}
 	if (bpf_redirect_map(&tx_ports, tunnel->egress_ifindex, XDP_DROP) != XDP_REDIRECT)
 		return drop_on_tunnel(REASON_EGRESS_GONE, tunnel->counter, packet->len);
-	count_encap(tunnel->counter, packet->len);
+	count_encap(tunnel->counter, inner_bytes);
 	if (lookup_port(tunnel->egress_ifindex, &port_slot))
-		count_port_tx(port_slot, len);
+		count_port_tx(port_slot, patching.len);
 	return XDP_REDIRECT;
 }
 

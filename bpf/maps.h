@@ -38,6 +38,12 @@
 		__type(value, value_type);                                                                   \
 	} name SEC(".maps")
 
+/* network -> its gateway addresses. Control plane writes, answers to packets that are too big read. */
+TABLE_HASH(gateways, __u32, struct gateway);
+/* port slot -> when its next such answer may go, in ns of CLOCK_MONOTONIC. Data plane reads and writes. */
+TABLE_ARRAY(answer_times, BPF_MAP_TYPE_PERCPU_ARRAY, MPTM_PORT_SLOTS, __u64);
+/* counter slot -> next sequence number. Encapsulation reads and writes. */
+TABLE_ARRAY(sequences, BPF_MAP_TYPE_ARRAY, MPTM_TUNNELS, __u32);
 /* slot -> port. Control plane writes, both programs read. */
 TABLE_ARRAY(ports, BPF_MAP_TYPE_ARRAY, MPTM_PORT_SLOTS, struct port);
 /* network, inner source and destination -> next hop. Control plane writes, forwarding reads. */

@@ -63,7 +63,8 @@ SEC("xdp") int mptm_encap_xdp(struct xdp_md *ctx)
 		return XDP_PASS;
 	switch (next_hop->kind) {
 	case NEXT_HOP_TUNNEL:
-		return encap(ctx, &packet, next_hop->id, next_hop->has_mac ? next_hop->mac : NULL, port);
+		return encap(ctx, &packet, next_hop->id, next_hop->has_mac ? next_hop->mac : NULL, port, slot,
+			     true);
 	case NEXT_HOP_PORT:
 		if (next_hop->id == port->ifindex)
 			return XDP_PASS;
@@ -88,27 +89,21 @@ static __always_inline bool is_for(const struct xdp_md *ctx, const struct port *
 	return (void *)(eth + 1) <= packet_end(ctx) && is_mac_of(port, eth->h_dest);
 }
 
-SEC("xdp") int mptm_decap_xdp(struct xdp_md *ctx)
+#define ACCEPTED -1 /* no XDP verdict */
+
+/*
+ * Is it a tunnel packet, from somebody who may send it, and what is inside? ACCEPTED with *accepted, *inner,
+ * *packet and the ECN field that leaves the tunnel filled in; else the verdict.
+ */
+static __always_inline int accept(struct xdp_md *ctx, const struct port *port, __u64 len,
+				  struct termination **accepted, struct payload *payload,
+				  struct packet *packet, int *ecn)
 {
-	__u32 ifindex = ctx->ingress_ifindex, slot, local_slot = 0;
+	__u32 ifindex = ctx->ingress_ifindex;
 	struct outer outer = {};
 	struct inner inner = {};
-	struct packet packet = {};
-	struct question question;
-	struct port *port, *local_port;
-	struct termination *accepted;
-	struct next_hop *next_hop;
-	__u64 len = frame_len(ctx);
 	enum reason reason;
-	bool is_question;
-	int ecn;
 
-	port = lookup_port(ifindex, &slot);
-	if (!port || port->role != PORT_UPLINK)
-		return XDP_PASS;
-	count_port_rx(slot, len);
-
-	/* Is it a tunnel packet, and from somebody who may send it? */
 	parse_outer(ctx, len, &outer);
 	if (!outer.parser || (outer.family && !is_for(ctx, port)))
 		return XDP_PASS;
@@ -117,29 +112,54 @@ SEC("xdp") int mptm_decap_xdp(struct xdp_md *ctx)
 	if (outer.problem)
 		return reject(&outer, outer.problem, ifindex, len);
 	reason = parse_tunnel_header(ctx, &outer, &inner);
+	if (reason >= REFUSED_SENDER_OR_ID)
+		return refuse(&outer, reason, ifindex, len);
 	if (!inner.is_identified)
 		return reject(&outer, reason, ifindex, len);
-	accepted = find_termination(&outer, &inner);
-	if (!accepted)
+	*accepted = find_termination(&outer, &inner);
+	if (!*accepted)
 		return refuse(&outer, REFUSED_SENDER_OR_ID, ifindex, len);
+	if (!reason)
+		reason = check_accepted(ctx, *accepted, &inner);
 	if (reason)
-		return drop_on_tunnel(reason, accepted->counter, len);
+		return drop_on_tunnel(reason, (*accepted)->counter, len);
+	if (!parse_inner(ctx, &inner, &outer, packet))
+		return drop_on_tunnel(REASON_BAD_INNER, (*accepted)->counter, len);
+	*ecn = combine_ecn(packet->tos & ECN_MASK, outer.tos & ECN_MASK);
+	if (packet->family && *ecn < 0)
+		return drop_on_tunnel(REASON_ECN_CE, (*accepted)->counter, len);
+	*payload = inner.payload;
+	return ACCEPTED;
+}
 
-	/* What is inside, and where does it go? */
-	if (!parse_frame(ctx, inner.offset, inner.len, &packet))
-		return drop_on_tunnel(REASON_BAD_INNER, accepted->counter, len);
-	if (inner.keeps_macs) {
-		__builtin_memcpy(packet.macs.destination, outer.destination, ETH_ALEN);
-		__builtin_memcpy(packet.macs.source, outer.source, ETH_ALEN);
-	}
-	ecn = combine_ecn(packet.tos & ECN_MASK, outer.tos & ECN_MASK);
-	if (packet.family && ecn < 0)
-		return drop_on_tunnel(REASON_ECN_CE, accepted->counter, len);
-	is_question = parse_question(ctx, inner.offset, &packet, &question);
+SEC("xdp") int mptm_decap_xdp(struct xdp_md *ctx)
+{
+	struct payload payload;
+	struct packet packet = {};
+	struct question question;
+	struct port *port, *local_port = NULL;
+	struct termination *accepted;
+	struct next_hop *next_hop;
+	__u64 len = frame_len(ctx);
+	__u32 slot, local_slot = 0;
+	bool is_question;
+	int ecn, verdict;
+
+	port = lookup_port(ctx->ingress_ifindex, &slot);
+	if (!port || port->role != PORT_UPLINK)
+		return XDP_PASS;
+	count_port_rx(slot, len);
+	verdict = accept(ctx, port, len, &accepted, &payload, &packet, &ecn);
+	if (verdict != ACCEPTED)
+		return verdict;
+
+	/* Where does it go? */
+	is_question =
+	    payload.kind == INNER_ETHERNET && parse_question(ctx, payload.offset, &packet, &question);
 	next_hop = is_question ? lookup_target(accepted->network, accepted->lookups, &question)
 			       : lookup_next_hop(accepted->network, accepted->lookups, &packet);
 	/* With `remote: any` a VLAN may have others on it, whose frames are theirs. */
-	if (!next_hop && inner.keeps_macs && !is_mac_of(port, packet.macs.destination))
+	if (!next_hop && payload.keeps_macs && !is_mac_of(port, packet.macs.destination))
 		return XDP_PASS;
 	if (!next_hop)
 		return drop_on_tunnel(REASON_NO_ROUTE, accepted->counter, len);
@@ -160,7 +180,7 @@ SEC("xdp") int mptm_decap_xdp(struct xdp_md *ctx)
 	}
 
 	/* It is ours: from here on the packet is changed. */
-	if (!strip_outer(ctx, &inner, &packet, len, ecn))
+	if (!strip_outer(ctx, &payload, &packet, len, ecn, local_port ? local_port->mac : port->mac))
 		return drop_on_tunnel(REASON_BAD_INNER, accepted->counter, len);
 	count_decap(accepted->counter, packet.len);
 	if (next_hop->kind == NEXT_HOP_PASS)
@@ -174,7 +194,7 @@ SEC("xdp") int mptm_decap_xdp(struct xdp_md *ctx)
 	__builtin_memcpy(packet.macs.destination, packet.macs.source, ETH_ALEN);
 	__builtin_memcpy(packet.macs.source, next_hop->mac, ETH_ALEN);
 	packet.len = frame_len(ctx);
-	return encap(ctx, &packet, accepted->tunnel, NULL, port);
+	return encap(ctx, &packet, accepted->tunnel, NULL, port, slot, false);
 }
 
 /* Never loaded: keeps the enums in the object's BTF, where Python reads them. */
@@ -184,6 +204,8 @@ struct {
 	enum next_hop_kind next_hop_kind;
 	enum patch_op patch_op;
 	enum tunnel_flag tunnel_flag;
+	enum inner_family inner_family;
+	enum termination_flag termination_flag;
 	enum listener_kind listener_kind;
 	enum parser parser;
 	enum reason reason;

@@ -28,6 +28,12 @@
 #define IPV4_OFFSET_BITS    0x1fff
 #define IPV4_MORE_FRAGMENTS 0x2000
 
+/* Next protocol numbers that VXLAN-GPE and NSH share: draft-ietf-nvo3-vxlan-gpe §3.3, RFC 8300 §2.2. */
+#define GPE_IPV4     1
+#define GPE_IPV6     2
+#define GPE_ETHERNET 3
+#define GPE_NSH	     4
+
 struct vlan_tag {
 	__be16 tci;
 	__be16 ethertype; /* of what follows */
@@ -48,9 +54,10 @@ struct packet {
 	__u8 tos;	  /* TOS or traffic class; 0 when it is no IP packet */
 	__u8 ttl;	  /* TTL or hop limit; 64 when it is no IP packet */
 	struct mac_pair macs;
-	__u32 ports;	  /* source and destination port as on the wire; 0 for fragments and what has none */
-	__be32 source[4]; /* IPv4: only the first word is used */
-	__be32 destination[4];
+	__u32 end;   /* of the IP packet, from the start of the frame: what follows is padding */
+	__u32 ports; /* source and destination port as on the wire; 0 for fragments and what has none */
+	__be32 source[4] __attribute__((aligned(8))); /* IPv4: only the first word is used */
+	__be32 destination[4] __attribute__((aligned(8)));
 };
 
 /*
@@ -108,6 +115,7 @@ static __always_inline bool parse_ipv4(const struct xdp_md *ctx, struct packet *
 	if (header_len < sizeof(*ip) || total_len < header_len || packet->l3_offset + total_len > packet->len)
 		return false;
 	packet->family = 4;
+	packet->end = packet->l3_offset + total_len;
 	packet->protocol = ip->protocol;
 	packet->tos = ip->tos;
 	packet->ttl = ip->ttl;
@@ -129,7 +137,8 @@ static __always_inline bool parse_ipv6(const struct xdp_md *ctx, struct packet *
 
 	if ((void *)(ip + 1) > end || ip->version != 6)
 		return false;
-	if (packet->l3_offset + sizeof(*ip) + bpf_ntohs(ip->payload_len) > packet->len)
+	packet->end = packet->l3_offset + sizeof(*ip) + bpf_ntohs(ip->payload_len);
+	if (packet->end > packet->len)
 		return false;
 	packet->family = 6;
 	packet->protocol = ip->nexthdr;
@@ -180,6 +189,27 @@ static __always_inline bool parse_frame(const struct xdp_md *ctx, __u64 offset, 
 	if (packet->ethertype == bpf_htons(ETH_P_IPV6))
 		return parse_ipv6(ctx, packet, tag);
 	return true;
+}
+
+/*
+ * Parses the IP packet at `offset`, `len` bytes long, as if it were a frame with an Ethernet header that is
+ * yet to be written. False: no IP packet, or too short for what it says it is.
+ */
+static __always_inline bool parse_ip_packet(const struct xdp_md *ctx, __u64 offset, __u32 len,
+					    struct packet *packet)
+{
+	__u8 *first = packet_at(ctx, offset);
+
+	if ((void *)(first + 1) > packet_end(ctx))
+		return false;
+	packet->l3_offset = ETH_HLEN;
+	packet->len = len + ETH_HLEN;
+	if (*first >> 4 == 4) {
+		packet->ethertype = bpf_htons(ETH_P_IP);
+		return parse_ipv4(ctx, packet, first);
+	}
+	packet->ethertype = bpf_htons(ETH_P_IPV6);
+	return parse_ipv6(ctx, packet, first);
 }
 
 /* Hash of the inner flow: addresses, protocol and, where there are any, ports. One flow, one value. */

@@ -59,19 +59,15 @@ static __always_inline enum reason parse_geneve(struct xdp_md *ctx, const struct
 		return REASON_GENEVE_TRUNCATED;
 	if (geneve->version_option_len >> GENEVE_VERSION_SHIFT)
 		return REASON_GENEVE_VERSION;
-	inner->tunnel_id = bpf_ntohl(geneve->vni_reserved) >> GENEVE_VNI_SHIFT;
-	inner->is_identified = 1;
+	identify(inner, PARSER_GENEVE, bpf_ntohl(geneve->vni_reserved) >> GENEVE_VNI_SHIFT);
 	option_words = geneve->version_option_len & GENEVE_OPTION_LEN_MASK;
 	header_len = sizeof(*geneve) + option_words * 4;
 	if (header_len > outer->payload_len)
 		return REASON_GENEVE_TRUNCATED;
 	if (geneve->flags & GENEVE_CONTROL)
 		return REASON_GENEVE_CONTROL;
-
-	if (geneve->protocol != bpf_htons(ETH_P_TEB))
+	if (!set_payload_by_ethertype(inner, outer, geneve->protocol, outer->payload_offset + header_len))
 		return REASON_GENEVE_PROTOCOL;
-	inner->offset = outer->payload_offset + header_len;
-	inner->len = outer->payload_len - header_len;
 	if (option_words)
 		return check_geneve_options(ctx, outer->payload_offset + sizeof(*geneve), option_words);
 	return REASON_NONE;

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * What every tunnel header parser yields. A parser returns REASON_NONE or what is wrong; it sets tunnel_id
- * and is_identified as soon as the id can be read, so that a bad packet is counted for the tunnel it came by,
- * and a packet of somebody else's tunnel stays untouched.
+ * What every tunnel header parser yields. A parser returns REASON_NONE or what is wrong; it sets tunnel_id,
+ * parser and is_identified as soon as they are known, so that a bad packet is counted for the tunnel it came
+ * by, and a packet of somebody else's tunnel stays untouched.
  */
 #ifndef MPTM_DECAP_INNER_H
 #define MPTM_DECAP_INNER_H
@@ -10,13 +10,57 @@
 #include "../packet.h"
 #include "outer.h"
 
-struct inner {
-	__u32 tunnel_id;
-	__u32 offset; /* of the inner Ethernet header; for VLAN that of the frame without its tag */
-	__u32 len;    /* of the inner frame */
-	__u8 is_identified;
+enum inner_kind {
+	INNER_ETHERNET = 0,
+	INNER_IP = 1,
+};
+
+/* Where the inner frame or packet is. */
+struct payload {
+	__u32 offset;	 /* of the inner Ethernet or IP header; for VLAN that of the frame without its tags */
+	__u32 end;	 /* behind the last inner byte */
+	__u8 kind;	 /* enum inner_kind */
 	__u8 keeps_macs; /* 1: the inner MAC addresses are the outer ones, to be written back after the strip
 			  */
 };
+
+struct inner {
+	struct payload payload;
+	__u32 tunnel_id;
+	__u32 checksum_at; /* where a checksum over the rest of the packet begins that is to be verified; 0:
+			      none */
+	__u8 parser;	   /* enum parser: which kind of termination accepts it */
+	__u8 is_identified;
+	/* The same packet by its less specific name, if it has two: PARSER_NONE or what to look for next. */
+	__u8 other_parser;
+	__u32 other_id;
+	__u32 other_offset;
+};
+
+static __always_inline void identify(struct inner *inner, enum parser parser, __u32 tunnel_id)
+{
+	inner->parser = parser;
+	inner->tunnel_id = tunnel_id;
+	inner->is_identified = 1;
+}
+
+/* An Ethernet frame or IP packet from `offset` to the end of the outer payload. */
+static __always_inline void set_payload(struct inner *inner, const struct outer *outer, enum inner_kind kind,
+					__u32 offset)
+{
+	inner->payload.kind = kind;
+	inner->payload.offset = offset;
+	inner->payload.end = outer->payload_offset + outer->payload_len;
+}
+
+/* The payload by its EtherType; false: none that a tunnel here carries. */
+static __always_inline bool set_payload_by_ethertype(struct inner *inner, const struct outer *outer,
+						     __be16 ethertype, __u32 offset)
+{
+	bool is_ip = ethertype == bpf_htons(ETH_P_IP) || ethertype == bpf_htons(ETH_P_IPV6);
+
+	set_payload(inner, outer, is_ip ? INNER_IP : INNER_ETHERNET, offset);
+	return is_ip || ethertype == bpf_htons(ETH_P_TEB);
+}
 
 #endif

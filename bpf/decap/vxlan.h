@@ -1,5 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* VXLAN on the receiving side: RFC 7348 §5. Reserved bits are ignored, as it says. */
+/*
+ * VXLAN and its relatives on the receiving side.
+ *
+ * VXLAN      RFC 7348 §5: reserved bits are ignored, so VXLAN-GBP (draft-smith-vxlan-group-policy) is read,
+ * too VXLAN-GPE  draft-ietf-nvo3-vxlan-gpe §3 NSH        RFC 8300 §2, behind VXLAN-GPE
+ */
 #ifndef MPTM_DECAP_VXLAN_H
 #define MPTM_DECAP_VXLAN_H
 
@@ -8,9 +13,28 @@
 #define VXLAN_VNI_VALID 0x08000000
 #define VXLAN_VNI_SHIFT 8
 
+#define GPE_VERSION	  0x30000000
+#define GPE_OAM		  0x01000000
+#define GPE_NEXT_PROTOCOL 0x04000000
+#define GPE_PROTOCOL_MASK 0xff
+
+#define NSH_VERSION   0xc000
+#define NSH_OAM	      0x2000
+#define NSH_TTL_SHIFT 6
+#define NSH_TTL_MASK  0x3f
+#define NSH_LEN_MASK  0x3f /* in units of 4 bytes */
+#define NSH_LEN_MIN   2
+
 struct vxlan_header {
 	__be32 flags_reserved;
 	__be32 vni_reserved;
+};
+
+struct nsh_header {
+	__be16 version_ttl_len;
+	__u8 md_type;
+	__u8 next_protocol;
+	__be32 path; /* service path identifier (24 bits), service index (8) */
 };
 
 static __always_inline enum reason parse_vxlan(const struct xdp_md *ctx, const struct outer *outer,
@@ -22,11 +46,64 @@ static __always_inline enum reason parse_vxlan(const struct xdp_md *ctx, const s
 		return REASON_VXLAN_TRUNCATED;
 	if (!(vxlan->flags_reserved & bpf_htonl(VXLAN_VNI_VALID)))
 		return REASON_VXLAN_FLAGS;
-	inner->tunnel_id = bpf_ntohl(vxlan->vni_reserved) >> VXLAN_VNI_SHIFT;
-	inner->is_identified = 1;
-	inner->offset = outer->payload_offset + sizeof(*vxlan);
-	inner->len = outer->payload_len - sizeof(*vxlan);
+	identify(inner, PARSER_VXLAN, bpf_ntohl(vxlan->vni_reserved) >> VXLAN_VNI_SHIFT);
+	set_payload(inner, outer, INNER_ETHERNET, outer->payload_offset + sizeof(*vxlan));
 	return REASON_NONE;
+}
+
+/* The payload by its GPE or NSH protocol number; false: none that a tunnel here carries. */
+static __always_inline bool set_payload_by_gpe(struct inner *inner, const struct outer *outer, __u8 protocol,
+					       __u32 offset)
+{
+	set_payload(inner, outer, protocol == GPE_ETHERNET ? INNER_ETHERNET : INNER_IP, offset);
+	return protocol == GPE_IPV4 || protocol == GPE_IPV6 || protocol == GPE_ETHERNET;
+}
+
+static __always_inline enum reason parse_nsh(const struct xdp_md *ctx, const struct outer *outer,
+					     struct inner *inner, __u32 vni, __u32 offset)
+{
+	struct nsh_header *nsh = packet_at(ctx, offset);
+	__u16 first;
+	__u32 header_len;
+
+	if ((void *)(nsh + 1) > packet_end(ctx))
+		return REASON_NSH_HEADER;
+	identify(inner, PARSER_NSH, vni);
+	first = bpf_ntohs(nsh->version_ttl_len);
+	header_len = (first & NSH_LEN_MASK) * 4;
+	if (first & (NSH_VERSION | NSH_OAM) || header_len < NSH_LEN_MIN * 4 ||
+	    !(first >> NSH_TTL_SHIFT & NSH_TTL_MASK))
+		return REASON_NSH_HEADER;
+	if (offset + header_len > outer->payload_offset + outer->payload_len)
+		return REASON_NSH_HEADER;
+	if (!set_payload_by_gpe(inner, outer, nsh->next_protocol, offset + header_len))
+		return REASON_NSH_HEADER;
+	return REASON_NONE;
+}
+
+static __always_inline enum reason parse_vxlan_gpe(const struct xdp_md *ctx, const struct outer *outer,
+						   struct inner *inner)
+{
+	struct vxlan_header *vxlan = packet_at(ctx, outer->payload_offset);
+	__u32 flags, vni, offset = outer->payload_offset + sizeof(*vxlan);
+
+	if ((void *)(vxlan + 1) > packet_end(ctx) || outer->payload_len < sizeof(*vxlan))
+		return REASON_GPE_TRUNCATED;
+	flags = bpf_ntohl(vxlan->flags_reserved);
+	if (!(flags & VXLAN_VNI_VALID) || flags & GPE_VERSION)
+		return REASON_GPE_FLAGS;
+	vni = bpf_ntohl(vxlan->vni_reserved) >> VXLAN_VNI_SHIFT;
+	identify(inner, PARSER_VXLAN_GPE, vni);
+	if (flags & GPE_OAM)
+		return REASON_GPE_FLAGS;
+	if (!(flags & GPE_NEXT_PROTOCOL)) {
+		set_payload(inner, outer, INNER_ETHERNET, offset);
+		return REASON_NONE;
+	}
+	if ((flags & GPE_PROTOCOL_MASK) == GPE_NSH)
+		return parse_nsh(ctx, outer, inner, vni, offset);
+	return set_payload_by_gpe(inner, outer, flags & GPE_PROTOCOL_MASK, offset) ? REASON_NONE
+										   : REASON_GPE_PROTOCOL;
 }
 
 #endif

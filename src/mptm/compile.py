@@ -24,7 +24,7 @@ from mptm.errors import TableFull
 from mptm.facts import Facts, Link, Path
 from mptm.fields import mac_bytes
 from mptm.intent import Flow, Intent, Port, Route, Tunnel, find_protocol
-from mptm.protocols.base import IpOptions, ipv6_bytes
+from mptm.protocols.base import IpOptions
 from mptm.tables import Attachment, Tables
 from mptm.template import Template
 
@@ -69,6 +69,13 @@ class TunnelFlag(IntEnum):
     """What is special about a tunnel."""
 
     TO_STACK = 1
+    L3 = 2
+
+
+class TerminationFlag(IntEnum):
+    """What is special about what a tunnel accepts."""
+
+    ACCEPT_BAD_CHECKSUM = 1
 
 
 class TunnelAllocation(msgspec.Struct, frozen=True):
@@ -208,8 +215,9 @@ def tunnel_record(
 ) -> tables.Tunnel:
     """The entry of a tunnel; with outer_len 0 where it can't send."""
     if template is None or path is None:
-        return tables.Tunnel(b"", (), 0, 0, 0, 0, 0, counter, 0, 0, 0)
+        return tables.Tunnel(b"", (), 0, 0, 0, 0, 0, counter, 0, 0, 0, 0)
     to_stack = isinstance(tunnel.options, IpOptions) and tunnel.options.to_stack
+    flags = (TunnelFlag.TO_STACK if to_stack else 0) | (TunnelFlag.L3 if template.is_l3 else 0)
     return tables.Tunnel(
         outer=template.outer,
         patches=tuple(tables.Patch(int(patch.op), patch.offset, patch.bias) for patch in template.patches),
@@ -219,9 +227,10 @@ def tunnel_record(
         max_len=path.mtu + template.l2_len,
         egress_ifindex=path.egress_ifindex,
         counter=counter,
-        flags=TunnelFlag.TO_STACK if to_stack else 0,
+        flags=flags,
         tos_mask=template.tos_mask,
         ttl_mask=template.ttl_mask,
+        inner_families=int(template.inner_families or 0),
     )
 
 
@@ -355,8 +364,9 @@ def _keys_of_tunnel(tunnel: Tunnel, way: _Way) -> dict[str, tuple[Tunnel, tables
     if ends is None:
         return {}
     found = {}
+    parser = protocol.accepted_parser(tunnel.options)
     for listener in protocol.listeners(tunnel.options):
-        key = termination_key(*ends, protocol.tunnel_id(tunnel.options), listener.number, protocol.parser)
+        key = termination_key(*ends, protocol.tunnel_id(tunnel.options), listener.number, parser)
         found[key.hex()] = tunnel, listener, key
     return found
 
@@ -405,7 +415,7 @@ class _Compilation:
             self._add_tunnel(tunnel)
         for key, listener in _listeners(self.intent).items():
             self.tables.listeners[self.allocations.listeners[key]] = tables.Listener(
-                listener.number, int(listener.kind), listener.parser
+                listener.number, int(listener.kind), int(listener.parser)
             )
         self._add_terminations()
         for route in self.intent.routes.values():
@@ -447,9 +457,10 @@ class _Compilation:
         if record.egress_ifindex:
             self.tables.tx_ports[record.egress_ifindex] = record.egress_ifindex
             self._check_egress(tunnel, record.egress_ifindex)
-        local = tunnel.local_address or (way.path.local if way.path else None)
-        if local is not None and find_protocol(tunnel.protocol).over_ip:
-            self.tables.locals[tables.LocalKey(ipv6_bytes(local))] = 1
+        protocol = find_protocol(tunnel.protocol)
+        ends = protocol.accepted(tunnel, way.path) if protocol.over_ip else None
+        if ends is not None:
+            self.tables.locals[tables.LocalKey(ends[1])] = 1
         own = self.facts.addresses
         if own is not None and tunnel.local_address is not None and tunnel.local_address not in own:
             self.warnings.append(
@@ -475,17 +486,23 @@ class _Compilation:
         kept = _keys_of(self.intent, self.ways)
         for key, (tunnel, listener, raw) in kept.items():
             held = self.allocations.tunnels[tunnel.name]
+            protocol = find_protocol(tunnel.protocol)
+            verification = protocol.verification(tunnel.options)
             self.tables.terminations[self.allocations.terminations[key]] = tables.Termination(
                 source=raw[:16],
                 destination=raw[16:32],
-                tunnel_id=find_protocol(tunnel.protocol).tunnel_id(tunnel.options),
+                tunnel_id=protocol.tunnel_id(tunnel.options),
                 number=listener.number,
-                parser=listener.parser,
+                parser=int(protocol.accepted_parser(tunnel.options)),
                 can_reply=int(self.ways[tunnel.name].template is not None),
                 network=self._network_id(tunnel.network),
                 tunnel=held.slot,
                 counter=held.counter,
                 lookups=self.lookups.get(tunnel.network, 0),
+                cookie_len=len(verification.cookie),
+                sublayer_len=verification.sublayer_len,
+                flags=TerminationFlag.ACCEPT_BAD_CHECKSUM if verification.ignores_checksum else 0,
+                cookie=verification.cookie,
             )
         receiving = {tunnel.name for tunnel, _, _ in kept.values()}
         for name in self.ways.keys() - receiving:

@@ -116,19 +116,36 @@ class _Extra(typing.TypedDict):
     expected: str
 
 
-def _text(normalise: Callable[[str], str], expected: str) -> Meta:
+def written_as(normalise: Callable[[str], str], expected: str) -> Meta:
+    """What a text field, or an item of a list, is brought into by `normalise`; `expected` follows "is not"."""
     return Meta(extra=dict(_Extra(normalise=normalise, expected=expected)))
 
 
+def hex_bytes(*lengths: int) -> Meta:
+    """Text that holds this many bytes in hexadecimal, in lower case."""
+
+    def normalise(text: str) -> str:
+        data = bytes.fromhex(text.lower().removeprefix("0x").replace(":", ""))
+        if len(data) not in lengths:
+            raise ValueError
+        return data.hex()
+
+    return written_as(normalise, f"{_alternatives(map(str, lengths))} bytes in hexadecimal")
+
+
 Name = Annotated[
-    str, _text(_normalise_name, "a name of 1 to 64 letters, digits, dots, dashes and underscores")
+    str, written_as(_normalise_name, "a name of 1 to 64 letters, digits, dots, dashes and underscores")
 ]
-InterfaceName = Annotated[str, _text(_normalise_interface, "an interface name of 1 to 15 bytes such as eth0")]
-Mac = Annotated[str, _text(_normalise_mac, "a MAC address such as 02:00:00:00:00:01")]
-Address = Annotated[str, _text(_normalise_address, "an IPv4 or IPv6 address")]
-UnicastAddress = Annotated[str, _text(_normalise_unicast, "an IPv4 or IPv6 address")]
-Remote = Annotated[str, _text(_normalise_remote, "an IPv4 or IPv6 address, or any")]
-Prefix = Annotated[str, _text(_normalise_prefix, "an IPv4 or IPv6 prefix such as 10.1.0.0/16 or fd00::/64")]
+InterfaceName = Annotated[
+    str, written_as(_normalise_interface, "an interface name of 1 to 15 bytes such as eth0")
+]
+Mac = Annotated[str, written_as(_normalise_mac, "a MAC address such as 02:00:00:00:00:01")]
+Address = Annotated[str, written_as(_normalise_address, "an IPv4 or IPv6 address")]
+UnicastAddress = Annotated[str, written_as(_normalise_unicast, "an IPv4 or IPv6 address")]
+Remote = Annotated[str, written_as(_normalise_remote, "an IPv4 or IPv6 address, or any")]
+Prefix = Annotated[
+    str, written_as(_normalise_prefix, "an IPv4 or IPv6 prefix such as 10.1.0.0/16 or fd00::/64")
+]
 
 
 class Field(NamedTuple):
@@ -155,9 +172,17 @@ def _metas(annotation: Any) -> list[Meta]:
     origin = typing.get_origin(annotation)
     if origin is Annotated:
         return found + _metas(typing.get_args(annotation)[0])
-    if origin in (typing.Union, types.UnionType):
+    if origin in (typing.Union, types.UnionType, tuple):
         return [meta for part in typing.get_args(annotation) for meta in _metas(part)]
     return found
+
+
+def _item_type(annotation: Any) -> Any:
+    """The type of a list field's items; None for any other field."""
+    origin = typing.get_origin(annotation)
+    if origin is Annotated:
+        return _item_type(typing.get_args(annotation)[0])
+    return typing.get_args(annotation)[0] if origin is tuple else None
 
 
 def _extra(annotation: Any, key: str) -> Any:
@@ -185,6 +210,9 @@ def _alternatives(words: Iterable[str]) -> str:
 
 def _expected(annotation: Any, hexadecimal: bool) -> str:
     origin = typing.get_origin(annotation)
+    item = _item_type(annotation)
+    if item is not None:
+        return f"a list, each {_expected(item, hexadecimal)}"
     if origin is Annotated:
         if text := _extra(annotation, "expected"):
             return str(text)
@@ -230,6 +258,8 @@ def check_value(field: Field, value: Any) -> Any:
         if isinstance(value, Checked):
             return value
         value = msgspec.convert(value, field.type)
+        if field.normalise and isinstance(value, tuple):
+            return tuple(map(field.normalise, value))
         return field.normalise(value) if field.normalise and isinstance(value, str) else value
     except InvalidIntent as error:
         raise InvalidIntent(error.message, error.hint, field=field.name) from None
@@ -238,9 +268,19 @@ def check_value(field: Field, value: Any) -> Any:
         raise InvalidIntent(f"{shown} is not {field.expected}", field=field.name) from None
 
 
-def value_from_text(field: Field, text: str) -> int | bool | str:
-    """What a word of the command line means for a field; the value itself is checked when the object is built."""
-    takes = _plain_types(field.type)
+def value_from_text(field: Field, text: str) -> int | bool | str | list[int | bool | str]:
+    """What a word of the command line means for a field; the value itself is checked when the object is built.
+
+    Items of a list are separated by commas.
+    """
+    item = _item_type(field.type)
+    if item is None:
+        return _word(field.type, text)
+    return [_word(item, part.strip()) for part in text.split(",") if part.strip()]
+
+
+def _word(annotation: Any, text: str) -> int | bool | str:
+    takes = _plain_types(annotation)
     if bool in takes and text.lower() in _TRUTH:
         return _TRUTH[text.lower()]
     if int in takes and _WHOLE_NUMBER.fullmatch(text):
@@ -257,6 +297,10 @@ def _plain_types(annotation: Any) -> set[type]:
     if origin is Literal:
         return {type(value) for value in typing.get_args(annotation)}
     return {annotation} if isinstance(annotation, type) else set()
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 class Checked(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -285,7 +329,7 @@ class Checked(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     def to_dict(self, *, defaults: bool = False) -> dict[str, Any]:
         """The fields by the names of the file, without those that are at their default unless `defaults`."""
         return {
-            field.name: getattr(self, field.attribute)
+            field.name: _plain(getattr(self, field.attribute))
             for field in fields_of(type(self))
             if defaults or field.required or getattr(self, field.attribute) != field.default
         }

@@ -7,15 +7,26 @@ RFC 894 and 2464 (Ethernet), 791 (IPv4), 8200 (IPv6), 768 (UDP), 1071 (checksum)
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv6Address
 from typing import Literal, Self
 
 from mptm.facts import IPAddress
-from mptm.template import OUTER_SIZE, PATCHES, Patch, PatchOp, Template
+from mptm.template import OUTER_SIZE, PATCHES, InnerFamily, Patch, PatchOp, Template
 
 ETHERTYPE_IPV4 = 0x0800
 ETHERTYPE_IPV6 = 0x86DD
+ETHERTYPE_BRIDGED = 0x6558
+"""Transparent Ethernet bridging: what GRE and GENEVE say of an Ethernet frame."""
+
+IP_PROTOCOL_IPV4 = 4
 IP_PROTOCOL_UDP = 17
+IP_PROTOCOL_IPV6 = 41
+IP_PROTOCOL_ROUTING = 43
+IP_PROTOCOL_GRE = 47
+IP_PROTOCOL_ETHERIP = 97
+IP_PROTOCOL_L2TP = 115
+IP_PROTOCOL_ETHERNET = 143
 
 ETHERNET_LEN = 14
 IPV4_LEN = 20
@@ -23,12 +34,16 @@ IPV6_LEN = 40
 UDP_LEN = 8
 
 IPV4_ID_OFFSET = 4
+IPV6_NEXT_HEADER_OFFSET = 6
 UDP_LENGTH_OFFSET = 4
 DONT_FRAGMENT = 0x4000
 
 ECN_MASK = 0x03
 TOS_MASK = 0xFF
 TTL_MASK = 0xFF
+
+CHECKSUMS = (PatchOp.CHECKSUM, PatchOp.UDP6_CHECKSUM)
+"""Patches that sum up what others have written: they come last, the innermost first."""
 
 
 def checksum(data: bytes) -> int:
@@ -82,6 +97,10 @@ def udp(source_port: int, destination_port: int, length: int = 0) -> bytes:
     return struct.pack("!HHHH", source_port, destination_port, length, 0)
 
 
+class HeaderTooLong(ValueError):
+    """A header that doesn't fit an entry of the data plane."""
+
+
 class Composer:
     """Stacks headers from Ethernet inwards and keeps the patches that belong to each."""
 
@@ -125,43 +144,77 @@ class Composer:
         self._ttl_mask = TTL_MASK if ttl == "inherit" else 0
         return self
 
-    def udp(self, source_port: int | Literal["flow"], destination_port: int) -> Self:
-        """A UDP header; source port "flow": 49152-65535 from the inner flow (RFC 7348 §5, RFC 8926 §3.3)."""
+    def udp(
+        self, source_port: int | Literal["flow"], destination_port: int, *, checksum: bool = True
+    ) -> Self:
+        """A UDP header; source port "flow": 49152-65535 from the inner flow (RFC 7348 §5, RFC 8926 §3.3).
+
+        `checksum` says whether there is one over IPv6; over IPv4 it is zero.
+        """
         at = len(self._outer)
+        if checksum and self._is_ipv6:
+            self._patches.append(Patch(PatchOp.UDP6_CHECKSUM, at))
         if source_port == "flow":
             self._patches.append(Patch(PatchOp.FLOW16, at))
         self._patches.append(Patch(PatchOp.LEN16, at + UDP_LENGTH_OFFSET, -at))
         return self.append(udp(0 if source_port == "flow" else source_port, destination_port))
 
-    def append(self, header: bytes) -> Self:
-        """The bytes of a header in which nothing depends on the packet."""
+    def append(self, header: bytes, patches: Iterable[Patch] = ()) -> Self:
+        """The bytes of a header, and what of it depends on the packet, with offsets from the header's start.
+
+        The bias of a LEN16 is likewise minus the offset, in the header, from which on the length counts.
+        """
+        at = len(self._outer)
+        for patch in patches:
+            bias = patch.bias - at if patch.op is PatchOp.LEN16 else patch.bias
+            self._patches.append(Patch(patch.op, at + patch.offset, bias))
         self._outer += header
         return self
 
-    def template(self) -> Template:
-        """What was stacked. ValueError: more than the data plane can carry."""
+    def patch_next_header(self) -> Self:
+        """The next header of the IPv6 header is 4 or 41 by the inner packet."""
+        if not self._is_ipv6:
+            raise ValueError("an IPv4 header's checksum doesn't follow its protocol")
+        self._patches.append(Patch(PatchOp.INNER_PROTOCOL, ETHERNET_LEN + IPV6_NEXT_HEADER_OFFSET))
+        return self
+
+    @property
+    def _is_ipv6(self) -> bool:
+        return self._outer[12:14] == ETHERTYPE_IPV6.to_bytes(2, "big")
+
+    def template(self, inner_families: InnerFamily | None = None) -> Template:
+        """What was stacked, for Ethernet frames or for IP packets. HeaderTooLong: the data plane can't carry it."""
+        plain = [patch for patch in self._patches if patch.op not in CHECKSUMS]
+        last = sorted(
+            (patch for patch in self._patches if patch.op in CHECKSUMS), key=lambda patch: -patch.offset
+        )
         if len(self._outer) > OUTER_SIZE or len(self._patches) > PATCHES or len(self._outer) % 2:
-            raise ValueError(
-                f"an outer header of {len(self._outer)} bytes and {len(self._patches)} patches doesn't fit: "
-                f"at most {OUTER_SIZE} bytes, an even number, and {PATCHES} patches"
+            raise HeaderTooLong(
+                f"an outer header of {len(self._outer)} bytes, {len(self._patches)} of its fields depending on the "
+                f"packet, doesn't fit: at most {OUTER_SIZE} bytes, an even number, and {PATCHES} such fields"
             )
         return Template(
             outer=self._outer,
-            patches=tuple(self._patches),
+            patches=(*plain, *last),
             l2_len=ETHERNET_LEN,
             tos_mask=self._tos_mask,
             ttl_mask=self._ttl_mask,
+            inner_families=inner_families,
         )
 
 
 def describe_outer(template: Template) -> str:
     """Ethernet, IP and (if any) UDP header of a template as text, the way Open vSwitch prints them.
 
-    Fields that are patched per packet are named by what they come from: `flow`, `inherit`.
+    Fields that are patched per packet are named by what they come from: `flow`, `inherit`, `inner`, `packet`.
     """
     outer = template.outer
     destination, source, ethertype = struct.unpack_from("!6s6sH", outer)
     text = f"eth(dst={destination.hex(':')},src={source.hex(':')},type={ethertype:#06x})"
+    by_inner = any(
+        patch.op is PatchOp.INNER_PROTOCOL and patch.offset == ETHERNET_LEN + IPV6_NEXT_HEADER_OFFSET
+        for patch in template.patches
+    )
     inherits_tos, inherits_ttl = template.tos_mask == TOS_MASK, template.ttl_mask == TTL_MASK
     if ethertype == ETHERTYPE_IPV4:
         tos, flags, ttl, protocol = struct.unpack_from("!xB4xHBB", outer, ETHERNET_LEN)
@@ -177,12 +230,15 @@ def describe_outer(template: Template) -> str:
         ip_source, ip_destination = struct.unpack_from("!16s16s", outer, ETHERNET_LEN + 8)
         at = ETHERNET_LEN + IPV6_LEN
         text += (
-            f",ipv6(src={IPv6Address(ip_source)},dst={IPv6Address(ip_destination)},label=flow,proto={protocol},"
+            f",ipv6(src={IPv6Address(ip_source)},dst={IPv6Address(ip_destination)},label=flow,"
+            f"proto={'inner' if by_inner else protocol},"
             f"tclass={'inherit' if inherits_tos else hex(first_word >> 20 & 0xFF)},"
             f"hlimit={'inherit' if inherits_ttl else ttl})"
         )
     if protocol != IP_PROTOCOL_UDP:
         return text
     source_port, destination_port = struct.unpack_from("!HH", outer, at)
-    by_flow = any(patch.op is PatchOp.FLOW16 and patch.offset == at for patch in template.patches)
-    return f"{text},udp(src={'flow' if by_flow else source_port},dst={destination_port},csum=0x0)"
+    patched = {patch.op for patch in template.patches if patch.offset == at}
+    source = "flow" if PatchOp.FLOW16 in patched else source_port
+    summed = "packet" if PatchOp.UDP6_CHECKSUM in patched else "0x0"
+    return f"{text},udp(src={source},dst={destination_port},csum={summed})"

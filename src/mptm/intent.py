@@ -147,6 +147,12 @@ class Tunnel(Checked, frozen=True, kw_only=True):
         """The own address where it is given."""
         return None if self.local is None else ipaddress.ip_address(self.local)
 
+    @property
+    def destination(self) -> str | None:
+        """Where packets go first: the remote (`any` or an address), or what the protocol has between."""
+        found = None if self.remote in (None, "any") else find_protocol(self.protocol).destination(self)
+        return self.remote if found is None else str(found)
+
     def label(self) -> str:
         """See Checked."""
         return f"tunnel {self.name}"
@@ -484,18 +490,21 @@ class Intent(msgspec.Struct, frozen=True, kw_only=True):
         return None
 
     def _tunnel_problems(self) -> Iterator[Problem]:
-        listening: dict[tuple[int, int], Tunnel] = {}
-        accepting: dict[tuple[Listener, int, str | None, str | None], list[Tunnel]] = {}
+        listening: dict[tuple[int, int], tuple[Tunnel, int]] = {}
+        accepting: dict[tuple[Listener, int, int, str | None], list[Tunnel]] = {}
         for tunnel in self.tunnels.values():
             protocol = find_protocol(tunnel.protocol)
             for listener in protocol.listeners(tunnel.options):
-                first = listening.setdefault((listener.kind, listener.number), tunnel)
-                if first.protocol != tunnel.protocol:
+                first, parser = listening.setdefault(
+                    (listener.kind, listener.number), (tunnel, listener.parser)
+                )
+                if parser != listener.parser:
                     message = f"port {listener.number} is taken by {first.protocol} (tunnel {first.name})"
                     yield Problem("tunnel", tunnel.key, "port", message, "one UDP port carries one protocol")
                 # By MAC, senders can be told apart where remote isn't an address.
                 sender = tunnel.remote or tunnel.remote_mac
-                same = accepting.setdefault((listener, protocol.tunnel_id(tunnel.options), sender, None), [])
+                kind, number = protocol.accepted_parser(tunnel.options), protocol.tunnel_id(tunnel.options)
+                same = accepting.setdefault((listener, kind, number, sender), [])
                 for other in same:
                     if _may_meet(tunnel, other):
                         yield _same_packets(tunnel, other)

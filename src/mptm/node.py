@@ -1008,7 +1008,8 @@ class Node:
 
 def _template_of(record: tables.Tunnel, egress_mtu: int) -> Template:
     """The template that an entry of `tunnels` was made of."""
-    from mptm.template import Patch, PatchOp, Template
+    from mptm.compile import TunnelFlag
+    from mptm.template import InnerFamily, Patch, PatchOp, Template
 
     return Template(
         outer=record.outer,
@@ -1017,6 +1018,7 @@ def _template_of(record: tables.Tunnel, egress_mtu: int) -> Template:
         l2_len=record.max_len - egress_mtu,
         tos_mask=record.tos_mask,
         ttl_mask=record.ttl_mask,
+        inner_families=InnerFamily(record.inner_families) if record.flags & TunnelFlag.L3 else None,
     )
 
 

@@ -32,8 +32,28 @@ class Reason(IntEnum):
     REASON_VXLAN_TRUNCATED = 20
     REASON_VXLAN_FLAGS = 21
     REASON_VLAN_TRUNCATED = 22
+    REASON_INNER_FAMILY = 23
+    REASON_GRE_TRUNCATED = 24
+    REASON_GRE_FLAGS = 25
+    REASON_GRE_CHECKSUM = 26
+    REASON_GRE_PROTOCOL = 27
+    REASON_ERSPAN_HEADER = 28
+    REASON_GPE_TRUNCATED = 29
+    REASON_GPE_FLAGS = 30
+    REASON_GPE_PROTOCOL = 31
+    REASON_NSH_HEADER = 32
+    REASON_ETHERIP_HEADER = 33
+    REASON_GTPU_TRUNCATED = 34
+    REASON_GTPU_HEADER = 35
+    REASON_GTPU_EXTENSION = 36
+    REASON_L2TP_TRUNCATED = 37
+    REASON_L2TP_COOKIE = 38
+    REASON_GUE_HEADER = 39
+    REASON_MPLS_STACK = 40
+    REASON_SRV6_HEADER = 41
     REFUSED_SENDER_OR_ID = 64
     REFUSED_FRAGMENT = 65
+    REFUSED_CONTROL = 66
 
 
 CAPTIONS: dict[str, str] = {
@@ -56,12 +76,32 @@ CAPTIONS: dict[str, str] = {
     "REASON_GENEVE_OPTION_LENGTH": "GENEVE options run over the end of their area",
     "REASON_GENEVE_CRITICAL": "GENEVE option that must be understood, and isn't (RFC 8926 §3.5)",
     "REASON_GENEVE_CONTROL": "GENEVE control packet, not data",
-    "REASON_GENEVE_PROTOCOL": "GENEVE payload that is no Ethernet frame",
+    "REASON_GENEVE_PROTOCOL": "GENEVE payload that is neither an Ethernet frame nor an IP packet",
     "REASON_VXLAN_TRUNCATED": "VXLAN header cut short",
     "REASON_VXLAN_FLAGS": "VXLAN without a valid VNI (I flag not set)",
     "REASON_VLAN_TRUNCATED": "VLAN tag cut short",
+    "REASON_INNER_FAMILY": "the tunnel carries no packets of this IP version, or the packet is no IP packet",
+    "REASON_GRE_TRUNCATED": "GRE header cut short",
+    "REASON_GRE_FLAGS": "GRE with flags that must be zero (RFC 2784 §2.3)",
+    "REASON_GRE_CHECKSUM": "GRE checksum is wrong",
+    "REASON_GRE_PROTOCOL": "GRE payload that no tunnel here carries",
+    "REASON_ERSPAN_HEADER": "ERSPAN header with a wrong version or length, or without a sequence number",
+    "REASON_GPE_TRUNCATED": "VXLAN-GPE header cut short",
+    "REASON_GPE_FLAGS": "VXLAN-GPE without a valid VNI, of another version, or an OAM packet",
+    "REASON_GPE_PROTOCOL": "VXLAN-GPE payload that no tunnel here carries",
+    "REASON_NSH_HEADER": "NSH header with a wrong version, length, TTL or payload, or an OAM packet",
+    "REASON_ETHERIP_HEADER": "EtherIP header cut short, or of another version than 3",
+    "REASON_GTPU_TRUNCATED": "GTP-U header cut short",
+    "REASON_GTPU_HEADER": "GTP-U length runs over the end of the packet",
+    "REASON_GTPU_EXTENSION": "GTP-U extension header that must be understood and isn't, or of a wrong length",
+    "REASON_L2TP_TRUNCATED": "L2TPv3 header, cookie or sublayer cut short",
+    "REASON_L2TP_COOKIE": "L2TPv3 cookie is not the one that this session has",
+    "REASON_GUE_HEADER": "GUE header with a wrong length, variant or payload, or a control message",
+    "REASON_MPLS_STACK": "MPLS label stack without a bottom, or cut short",
+    "REASON_SRV6_HEADER": "segment routing header with a wrong length or payload",
     "REFUSED_SENDER_OR_ID": "no tunnel accepts this sender, identifier and port",
     "REFUSED_FRAGMENT": "a fragment of an outer packet",
+    "REFUSED_CONTROL": "a control message of a tunnel protocol, for a daemon here",
 }
 """One sentence per reason, by its name in C."""
 

@@ -80,6 +80,7 @@ class Tunnel(NamedTuple):
     flags: int
     tos_mask: int
     ttl_mask: int
+    inner_families: int
 
 
 class Listener(NamedTuple):
@@ -99,6 +100,10 @@ class Termination(NamedTuple):
     tunnel: int
     counter: int
     lookups: int
+    cookie_len: int
+    sublayer_len: int
+    flags: int
+    cookie: bytes
 
 
 class LocalKey(NamedTuple):

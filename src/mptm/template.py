@@ -13,6 +13,8 @@ from dataclasses import dataclass
 OUTER_SIZE = 128
 """Capacity of an outer header in bytes, Ethernet included (MPTM_OUTER_SIZE)."""
 
+INNER_ETHERNET_LEN = 14
+
 PATCHES = 8
 """Patches that one template may have (MPTM_PATCHES)."""
 
@@ -26,13 +28,32 @@ class PatchOp(enum.IntEnum):
     FLOW16 = 4
     IPV4_ID = 5
     INNER_MACS = 6
+    FLOW8 = 7
+    INNER_ETHERTYPE = 8
+    INNER_PROTOCOL = 9
+    INNER_GPE = 10
+    SEQUENCE = 11
+    ERSPAN_TIME = 12
+    CHECKSUM = 13
+    UDP6_CHECKSUM = 14
+
+
+class InnerFamily(enum.IntFlag):
+    """IP versions that an L3 tunnel carries; mirrors `enum inner_family` of bpf/abi.h."""
+
+    IPV4 = 1
+    IPV6 = 2
+
+
+ANY_FAMILY = InnerFamily.IPV4 | InnerFamily.IPV6
 
 
 @dataclass(frozen=True)
 class Patch:
     """One field that the data plane fills in: `offset` in bytes from the start of `Template.outer`.
 
-    `bias` is added to the length of the whole outgoing frame (LEN16, IPV4, IPV6), else 0.
+    `bias` is added to the length of the whole outgoing frame (LEN16, IPV4, IPV6); for CHECKSUM it leads from the
+    field to the first byte that is summed; else it is 0.
     """
 
     op: PatchOp
@@ -52,6 +73,8 @@ class Template:
     l2_len      bytes of `outer` that the egress MTU doesn't count (14, or 18 with a VLAN tag).
     tos_mask    bits of TOS / traffic class taken from the inner packet: 0x03 ECN only, 0xff DSCP too.
     ttl_mask    0xff: TTL / hop limit taken from the inner packet; 0: the template's.
+    inner_families  None: the payload is an Ethernet frame. Else it is an IP packet of these versions; the inner
+                Ethernet header and its VLAN tags are dropped.
     """
 
     outer: bytes
@@ -60,10 +83,17 @@ class Template:
     l2_len: int = 14
     tos_mask: int = 0x03
     ttl_mask: int = 0
+    inner_families: InnerFamily | None = None
+
+    @property
+    def is_l3(self) -> bool:
+        """Whether IP packets are carried, not Ethernet frames."""
+        return self.inner_families is not None
 
     def overhead(self) -> int:
-        """Bytes of the egress MTU that are not the inner IP packet's (inner Ethernet header counted)."""
-        return len(self.outer) - self.l2_len + 14 - self.strip
+        """Bytes of the egress MTU that are not the inner IP packet's (an inner Ethernet header is counted)."""
+        inner_ethernet = 0 if self.is_l3 else INNER_ETHERNET_LEN - self.strip
+        return len(self.outer) - self.l2_len + inner_ethernet
 
     def inner_mtu(self, egress_mtu: int) -> int:
         """Largest inner IP packet, in bytes, that fits an egress interface of `egress_mtu`."""

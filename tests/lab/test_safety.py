@@ -21,12 +21,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from packets import carriers, required_options
+from packets import required_options
 from scapy.layers.inet import UDP
 from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Dot1Q
 from scapy.packet import Packet
 from traffic import (
+    CARRIERS,
     MEGABYTE,
     NODES,
     Capture,
@@ -89,7 +90,7 @@ def own_lab(bare_lab: Lab) -> Lab:
 # ---- who may send ----------------------------------------------------------------------------------------
 
 
-@pytest.fixture(params=carriers(), ids=lambda carrier: f"{carrier[0]}-over-v{carrier[1]}")
+@pytest.fixture(params=CARRIERS, ids=lambda carrier: f"{carrier[0]}-over-v{carrier[1]}")
 def carrier(request: pytest.FixtureRequest, lab: Lab) -> Iterator[tuple[str, int]]:
     nodes = [lab.node(name) for name in NODES]
     with kept(*nodes):

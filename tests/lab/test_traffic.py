@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Containers talk through every protocol of the registry, over every underlay it has."""
+"""Containers talk through the protocols, over every underlay that these have."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import pytest
-from packets import carriers, required_options
+from packets import required_options
 from scapy.layers.inet import IP, UDP
 from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import ARP, Dot1Q, Ether
 from traffic import (
+    CARRIERS,
     MEGABYTE,
     NODES,
     Capture,
@@ -43,7 +44,7 @@ from mptm.protocols import PROTOCOLS
 
 UNDERLAY_MTU = 1500
 NOT_ECT, ECT_1, ECT_0, CE = 0, 1, 2, 3
-OVER_IP = [carrier for carrier in carriers() if PROTOCOLS[carrier[0]].over_ip]
+OVER_IP = [carrier for carrier in CARRIERS if PROTOCOLS[carrier[0]].over_ip]
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +83,7 @@ def apply_carrier(lab: Lab, protocol: str, underlay: int) -> Carrier:
     return Carrier(protocol, underlay, mtu)
 
 
-@pytest.fixture(scope="module", params=carriers(), ids=lambda carrier: f"{carrier[0]}-over-v{carrier[1]}")
+@pytest.fixture(scope="module", params=CARRIERS, ids=lambda carrier: f"{carrier[0]}-over-v{carrier[1]}")
 def carrier(request: pytest.FixtureRequest, lab: Lab) -> Carrier:
     return apply_carrier(lab, *request.param)
 
@@ -444,9 +445,9 @@ def test_an_arp_probe_finds_duplicates_only(lab: Lab, target: str, is_answered: 
 # ---- several protocols at once -------------------------------------------------------------------------------
 
 
-def test_all_protocols_carry_one_network_at_the_same_time(lab: Lab) -> None:
+def test_protocols_carry_one_network_at_the_same_time(lab: Lab) -> None:
     """Each protocol and underlay has an inner address of its own: what is counted at its tunnel went by it."""
-    numbers = {carrier: 150 + number for number, carrier in enumerate(carriers())}
+    numbers = {carrier: 150 + number for number, carrier in enumerate(CARRIERS)}
     nodes = [lab.node(name) for name in NODES]
     with kept(*nodes), contextlib.ExitStack() as stack:
         for name, node in zip(NODES, nodes, strict=True):

@@ -25,7 +25,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from packets import required_options
+from packets import carriers, required_options
 from scapy.layers.inet import IP
 from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Ether
@@ -38,6 +38,10 @@ from mptm.lab.topology import Lab
 from mptm.node import Node
 
 NODES = ("node1", "node2")
+THOROUGH = ("geneve", "vxlan", "vlan")
+"""Protocols that all tests of the lab run with: with every one they would take hours. That the others talk to somebody
+else is up to tests with peers; test_every_protocol.py sends some packets through each."""
+CARRIERS = [carrier for carrier in carriers() if carrier[0] in THOROUGH]
 MEGABYTE = 1 << 20
 SOCKET_TIMEOUT_SECONDS = 10
 ALL_PROTOCOLS = 0x0003  # ETH_P_ALL

@@ -4,7 +4,19 @@
 from __future__ import annotations
 
 import pytest
-from packets import carriers, frame, inner_kinds, ip, tunnel
+from model import ip_packet, ones_complement
+from packets import (
+    VARIANTS,
+    carried,
+    carriers,
+    carries,
+    frame,
+    inner_kinds,
+    ip,
+    journeys,
+    over_ip,
+    tunnel,
+)
 from scapy.contrib.geneve import GENEVE
 from scapy.layers.inet import IP, TCP, UDP
 from scapy.layers.inet6 import IPv6
@@ -54,7 +66,7 @@ def test_geneve_stands_on_the_wire_as_rfc_8926_draws_it(node, underlay):
     assert (outer.payload.src, outer.payload.dst) == (LOCAL[underlay], REMOTE[underlay])
     assert outer[UDP].dport == 6081
     assert outer[UDP].sport >= 49152
-    assert outer[UDP].chksum == 0
+    assert (outer[UDP].chksum == 0) == (underlay == 4)
     assert outer[GENEVE].vni == 0xABCDEF
     assert outer[GENEVE].proto == 0x6558
     assert bytes(outer[GENEVE])[:8] == bytes.fromhex("00006558abcdef00")
@@ -93,8 +105,7 @@ def test_vlan_for_anyone_keeps_the_frames_own_mac_addresses(node):
     assert (outer.src, outer.dst, outer[Dot1Q].vlan) == (OUR_MAC, THEIR_MAC, 7)
 
 
-@pytest.mark.parametrize(("protocol", "underlay"), carriers())
-@pytest.mark.parametrize("kind", INNER)
+@pytest.mark.parametrize(("protocol", "underlay", "kind"), journeys(INNER))
 def test_every_length_and_checksum_is_right(node, protocol, underlay, kind):
     sent = INNER[kind]
     version = 6 if IPv6 in sent else 4
@@ -102,19 +113,29 @@ def test_every_length_and_checksum_is_right(node, protocol, underlay, kind):
     got = node.send("c1", sent)
     assert got.verdict == "REDIRECT"
     outer = got.packet
-    if protocol == "vlan":
-        assert got.data[16:] == bytes(sent)[12:]
+    if not over_ip(protocol):
+        assert got.data.endswith(bytes(sent)[12:])
         return
-    assert got.data.endswith(bytes(sent))
+    is_l3 = carried(protocol, underlay) is not None
+    assert got.data.endswith(ip_packet(bytes(sent)) if is_l3 else bytes(sent))
     if underlay == 4:
         assert outer[IP].len == len(got.data) - 14
         assert checksum(got.data[14:34]) == 0
-        assert (outer[IP].flags, outer[IP].id, outer[IP].ttl) == ("DF", 0, 64)
+        if "inherit" not in VARIANTS.get(protocol, ("", {}))[1].values():
+            assert outer[IP].ttl == 64
+        if VARIANTS.get(protocol, ("", {}))[1].get("df", True):
+            assert (outer[IP].flags, outer[IP].id) == ("DF", 0)
     else:
         assert outer[IPv6].plen == len(got.data) - 54
         assert outer[IPv6].fl != 0
     if isinstance(outer.payload.payload, UDP):
-        assert outer[UDP].len == len(got.data) - (34 if underlay == 4 else 54)
+        at = 34 if underlay == 4 else 54
+        assert outer[UDP].len == len(got.data) - at
+        has_checksum = underlay == 6 and protocol != "geneve no checksum"
+        assert (outer[UDP].chksum != 0) == has_checksum
+        if has_checksum:
+            pseudo = got.data[at - 32 : at] + got.data[at + 4 : at + 6] + bytes([0, 17])
+            assert ones_complement(pseudo + got.data[at:]) == 0
 
 
 @pytest.mark.parametrize("underlay", [4, 6])
@@ -260,9 +281,12 @@ def test_a_route_that_says_drop_is_counted_on_the_port(node):
 @pytest.mark.parametrize(("protocol", "underlay"), carriers())
 @pytest.mark.parametrize("version", [4, 6])
 def test_the_largest_packet_goes_and_one_byte_more_is_counted(node, protocol, underlay, version):
+    if not carries(protocol, underlay, version):
+        return
     compiled = node.apply(tunnel(protocol, underlay, remotes=REMOTE), to(version))
     (record,) = compiled.tables.tunnels.values()
-    largest = record.max_len - record.outer_len + record.strip
+    stripped = record.strip if carried(protocol, underlay) is None else 14
+    largest = record.max_len - record.outer_len + stripped
     payload = largest - len(frame(ip(version) / UDP()))
     assert node.send("c1", udp(version, payload)).verdict == "REDIRECT"
     got = node.send("c1", udp(version, payload + 1))

@@ -894,6 +894,11 @@ class Tunnel:
     local_mac: str | None = None
     egress: str | None = None
 
+    @property
+    def destination(self) -> str | None:
+        """Where packets go first."""
+        return self.remote
+
 
 def mac_of(namespace: str, name: str) -> bytes:
     with netns.inside(namespace):

@@ -8,15 +8,15 @@ import struct
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from model import encapsulate
-from packets import carriers, frame, ip, tunnel
-from scapy.layers.inet import TCP, UDP
+from packets import carriers, carries, frame, ip, protocol_of, tunnel
+from scapy.layers.inet import IP, TCP, UDP
 from scapy.packet import Packet, Raw
 from world import LOCAL, LOCAL_MAC, REMOTE, REMOTE_MAC, THEIRS, World
 
 from mptm.facts import Path
 from mptm.fields import fields_of
 from mptm.intent import Route, tunnel_from_dict
-from mptm.protocols import PROTOCOLS
+from mptm.template import PatchOp
 
 MASK = 2**64 - 1
 
@@ -70,9 +70,9 @@ def packets(draw: st.DrawFn) -> tuple[int, int, Packet]:
 )
 def test_the_program_does_what_the_model_says(node: World, carrier, all_sent, ttl, dscp, source_port):
     protocol, underlay = carrier
-    known = {field.name for field in fields_of(PROTOCOLS[protocol].options)}
-    wanted = {"ttl": ttl, "dscp": dscp, "source_port": source_port}
-    options = {name: value for name, value in wanted.items() if name in known}
+    known = {field.name for field in fields_of(protocol_of(protocol).options)}
+    options = {"ttl": ttl, "dscp": dscp, "source_port": source_port}
+    options = {name: value for name, value in options.items() if name in known}
     fields = tunnel(protocol, underlay, remotes=REMOTE, **options)
     routes = [Route(network="blue", prefix=THEIRS[version], via="to-node2") for version in (4, 6)]
     node.apply(fields, *routes)
@@ -85,9 +85,23 @@ def test_the_program_does_what_the_model_says(node: World, carrier, all_sent, tt
         next_hop_mac=bytes.fromhex(REMOTE_MAC.replace(":", "")),
         mtu=1500,
     )
-    template = PROTOCOLS[protocol].build(made, path)
+    template = protocol_of(protocol).build(made, path)
+    numbered = next((patch.offset for patch in template.patches if patch.op is PatchOp.SEQUENCE), None)
+    timed = next((patch.offset for patch in template.patches if patch.op is PatchOp.ERSPAN_TIME), None)
     for tos, inner_ttl, packet in all_sent:
         got = node.send("c1", packet)
+        if not carries(protocol, underlay, 4 if IP in packet else 6):
+            assert (got.verdict, got.data) == ("DROP", bytes(packet))
+            continue
         assert got.verdict == "REDIRECT"
-        expected = encapsulate(template, bytes(packet), tos=tos, ttl=inner_ttl, flow_hash=flow_hash(packet))
+        expected = encapsulate(
+            template,
+            bytes(packet),
+            tos=tos,
+            ttl=inner_ttl,
+            flow_hash=flow_hash(packet),
+            ip_id=int.from_bytes(got.data[18:20]),
+            sequence=int.from_bytes(got.data[numbered : numbered + 4]) if numbered else 0,
+            time=int.from_bytes(got.data[timed : timed + 4]) if timed else 0,
+        )
         assert got.data == expected

@@ -26,9 +26,16 @@ def encapsulate(
     ttl: int = 64,
     flow_hash: int = FLOW_HASH,
     ip_id: int = IPV4_ID,
+    sequence: int = 0,
+    time: int = 0,
 ) -> bytes:
-    """The outgoing frame for an inner frame whose IP header has this TOS and TTL."""
-    out = bytearray(template.outer + frame[template.strip :])
+    """The outgoing frame for an inner frame whose IP header has this TOS and TTL.
+
+    `sequence` and `time` (in 100 ns) are what the tunnel and the clock stand at.
+    """
+    payload = ip_packet(frame) if template.is_l3 else frame[template.strip :]
+    version = payload[0] >> 4 if payload else 0
+    out = bytearray(template.outer + payload)
     tos, ttl = tos & template.tos_mask, ttl & template.ttl_mask
     for patch in template.patches:
         at, length = patch.offset, len(out) + patch.bias
@@ -47,7 +54,47 @@ def encapsulate(
                 out[at + 7] |= ttl
             case PatchOp.INNER_MACS:
                 out[at : at + 12] = frame[:12]
+            case PatchOp.FLOW8:
+                out[at] = flow_hash >> 24
+            case PatchOp.INNER_ETHERTYPE:
+                struct.pack_into("!H", out, at, 0x0800 if version == 4 else 0x86DD)
+            case PatchOp.INNER_PROTOCOL:
+                out[at] = 4 if version == 4 else 41
+            case PatchOp.INNER_GPE:
+                out[at] = 1 if version == 4 else 2
+            case PatchOp.SEQUENCE:
+                struct.pack_into("!I", out, at, sequence)
+            case PatchOp.ERSPAN_TIME:
+                struct.pack_into("!I", out, at, time)
+            case PatchOp.CHECKSUM:
+                struct.pack_into("!H", out, at, ones_complement(out[at + patch.bias :]))
+            case PatchOp.UDP6_CHECKSUM:
+                pseudo = out[at - 32 : at] + out[at + 4 : at + 6] + bytes([0, 17])
+                struct.pack_into("!H", out, at + 6, ones_complement(pseudo + out[at:]) or 0xFFFF)
     return bytes(out)
+
+
+def l3_offset(frame: bytes) -> int:
+    """Where the IP header of an Ethernet frame is, behind at most two VLAN tags."""
+    at = 12
+    for _ in range(2):
+        if frame[at : at + 2] in (b"\x81\x00", b"\x88\xa8"):
+            at += 4
+    return at + 2
+
+
+def ip_packet(frame: bytes) -> bytes:
+    """The IP packet of a frame, without its padding."""
+    packet = frame[l3_offset(frame) :]
+    is_v4 = packet[0] >> 4 == 4
+    return packet[: int.from_bytes(packet[2:4]) if is_v4 else 40 + int.from_bytes(packet[4:6])]
+
+
+def ones_complement(data: bytes) -> int:
+    """The Internet checksum of any number of bytes, by arithmetic modulo 65535 (RFC 1071 §1)."""
+    padded = bytes(data) + b"\0" * (len(data) % 2)
+    total = int.from_bytes(padded, "big") % 0xFFFF
+    return 0 if total == 0 and any(padded) else 0xFFFF - total
 
 
 def _patch_ipv4(out: bytearray, at: int, total_len: int, tos: int, ttl: int) -> None:
@@ -67,7 +114,7 @@ def c_enum(name: str) -> dict[str, int]:
     """Members of an enum of bpf/abi.h."""
     body = re.search(rf"enum {name} \{{(.*?)\}};", _without_comments("abi.h"), re.DOTALL)
     assert body, f"bpf/abi.h has no enum {name}"
-    return {member: int(value) for member, value in re.findall(r"(\w+) = (\d+)", body[1])}
+    return {member: int(value) for member, value in re.findall(r"(\w+)\s+=\s+(\d+)", body[1])}
 
 
 def c_constant(header: str, name: str) -> int:

@@ -72,6 +72,7 @@ def test_a_tunnel_holds_its_template_and_as_many_patches_as_it_has(types: btf.Ty
         flags=0,
         tos_mask=3,
         ttl_mask=0,
+        inner_families=0,
     )
     packed = layout.pack(tunnel)
     assert len(packed) == layout.size == 256

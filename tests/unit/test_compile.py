@@ -21,6 +21,7 @@ from mptm.compile import (
     NextHopKind,
     PortAllocation,
     PortRole,
+    TerminationFlag,
     TunnelFlag,
     allocate,
     compile_tables,
@@ -30,7 +31,7 @@ from mptm.compile import (
 from mptm.errors import TableFull
 from mptm.facts import Facts, Link, Path
 from mptm.intent import Flow, Intent, Network, Port, Route, Tunnel, tunnel_from_dict
-from mptm.protocols.base import ListenerKind
+from mptm.protocols.base import ListenerKind, Parser
 from mptm.tables import (
     Attachment,
     FlowKeyV4,
@@ -44,7 +45,7 @@ from mptm.tables import (
     PrefixKeyV6,
     Termination,
 )
-from mptm.template import OUTER_SIZE, PATCHES, PatchOp
+from mptm.template import OUTER_SIZE, PATCHES, InnerFamily, PatchOp
 
 ETH0 = Link(2, "eth0", bytes.fromhex("020000000e00"), 1500)
 VETH = Link(7, "veth0", bytes.fromhex("020000000700"), 1500, "veth", peer_mac=bytes.fromhex("020000000701"))
@@ -87,6 +88,9 @@ def compiled(*objects, facts: Facts = FACTS, previous: Allocations | None = None
         (TunnelFlag, "tunnel_flag", "TUNNEL_"),
         (ListenerKind, "listener_kind", "LISTEN_"),
         (PatchOp, "patch_op", "PATCH_"),
+        (InnerFamily, "inner_family", "INNER_"),
+        (Parser, "parser", "PARSER_"),
+        (TerminationFlag, "termination_flag", ""),
     ],
 )
 def test_enums_are_those_of_the_data_plane(mirror, name, prefix):
@@ -313,7 +317,7 @@ def test_a_termination_says_who_may_send_what_and_where_it_goes():
     assert termination == Termination(
         source=MAPPED + bytes([10, 30, 30, 2]), destination=MAPPED + bytes([10, 30, 30, 1]), tunnel_id=100,
         number=6081, parser=1, can_reply=1, network=5, tunnel=held.slot, counter=held.counter,
-        lookups=LookupFlag.PREFIXES,
+        lookups=LookupFlag.PREFIXES, cookie_len=0, sublayer_len=0, flags=0, cookie=b"",
     )  # fmt: skip
     key = termination_key(termination.source, termination.destination, 100, 6081, 1)
     assert slot == termination_homes(key)[0]

@@ -156,13 +156,11 @@ def test_every_map_stands_in_the_table():
     assert named == declared
 
 
-def test_every_protocol_stands_in_the_table_with_its_reference():
-    text = (DOCS / "protocols.md").read_text()
-    heading = next(line for line in text.splitlines() if line.startswith("| |"))
-    titles = [cell.strip() for cell in heading.strip("|").split("|")][1:]
-    assert sorted(titles) == sorted(protocol.title for protocol in PROTOCOLS.values())
-    for protocol in PROTOCOLS.values():
-        assert protocol.reference in text
+def test_every_protocol_stands_in_the_table_with_its_name_and_reference():
+    rows = table(DOCS / "protocols.md", "protocol")
+    assert sorted(row[:3] for row in rows) == sorted(
+        [protocol.title, protocol.name, protocol.reference] for protocol in PROTOCOLS.values()
+    )
 
 
 def test_the_options_of_the_protocols_are_documented():
@@ -182,8 +180,8 @@ def test_links_and_paths_lead_somewhere(document):
     paths = set(re.findall(r"`((?:src|bpf|tests|docs|examples|packaging)/[\w./-]+)`", text))
     known = {path for path in paths if (ROOT / path).exists()}
     example = {block.lines[0] for block in blocks(DOCS / "adding-a-protocol.md")} and {
-        "src/mptm/protocols/etherip.py",
-        "bpf/decap/etherip.h",
+        "src/mptm/protocols/lisp.py",
+        "bpf/decap/lisp.h",
     }
     assert not missing
     assert not paths - known - example
@@ -231,8 +229,8 @@ def test_the_worked_example_compiles_and_builds_a_header(tmp_path):
     for directory in ("bpf", "src", "scripts"):
         shutil.copytree(ROOT / directory, tmp_path / directory, ignore=shutil.ignore_patterns("__pycache__"))
     (python,), (header,), (changes,) = (list(blocks(document, kind)) for kind in ("python", "c", "diff"))
-    (tmp_path / "src/mptm/protocols/etherip.py").write_text(python.text)
-    (tmp_path / "bpf/decap/etherip.h").write_text(header.text)
+    (tmp_path / "src/mptm/protocols/lisp.py").write_text(python.text)
+    (tmp_path / "bpf/decap/lisp.h").write_text(header.text)
     change_files(tmp_path, changes)
 
     compiled = run(tmp_path, "scripts/compile_bpf.py", "build", "bpf/mptm.bpf.c")
@@ -246,12 +244,12 @@ def test_the_worked_example_compiles_and_builds_a_header(tmp_path):
         "from mptm.protocols import PROTOCOLS\n"
         "from mptm.reasons import Reason, caption_of\n"
         "path = Path(2, ip('10.30.30.1'), bytes(6), None, bytes(6), 1500)\n"
-        "values = dict(name='t', protocol='etherip', network='blue', remote='10.30.30.2')\n"
-        "template = PROTOCOLS['etherip'].build(tunnel_from_dict(values), path)\n"
-        "print(template.outer.hex()[46:48], template.outer.hex()[-4:], template.overhead())\n"
-        "print(caption_of(Reason(24).name))\n",
+        "values = dict(name='t', protocol='lisp', network='blue', remote='10.30.30.2', instance_id=7)\n"
+        "template = PROTOCOLS['lisp'].build(tunnel_from_dict(values), path)\n"
+        "print(template.outer.hex()[46:48], template.outer.hex()[-16:], template.overhead())\n"
+        "print(caption_of(Reason(43).name))\n",
     )
-    assert built == "61 3000 36\nEtherIP version other than 3 (RFC 3378 §3)\n"
+    assert built == "11 0800000000000700 36\nLISP without an instance identifier (I flag not set)\n"
 
 
 def change_files(root: Path, changes: Block) -> None:

@@ -84,7 +84,11 @@ def test_ipv6_payload_length_counts_from_behind_the_header():
     template = (
         Composer(MAC_A, MAC_B).ip(V6_A, V6_B, 17, ttl=64, dscp=0, dont_fragment=True).udp(1, 6081).template()
     )
-    assert template.patches == (Patch(PatchOp.IPV6, 14, -54), Patch(PatchOp.LEN16, 58, -54))
+    assert template.patches == (
+        Patch(PatchOp.IPV6, 14, -54),
+        Patch(PatchOp.LEN16, 58, -54),
+        Patch(PatchOp.UDP6_CHECKSUM, 54),
+    )
 
 
 def test_inherited_fields_are_zero_in_the_template_and_open_in_the_masks():
@@ -138,7 +142,7 @@ def test_addresses_of_different_versions_are_refused():
 
 @pytest.mark.parametrize("header", [bytes(95), bytes(1)])
 def test_a_header_that_is_too_long_or_odd_is_refused(header):
-    with pytest.raises(ValueError, match="at most 128 bytes, an even number, and 8 patches"):
+    with pytest.raises(ValueError, match="at most 128 bytes, an even number, and 8 such fields"):
         compose().append(header).template()
 
 

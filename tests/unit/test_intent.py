@@ -95,12 +95,12 @@ def error_of(make, *arguments, **keywords) -> InvalidIntent:
         (
             "tunnel", GENEVE | {"vid": 3},
             "vid: tunnel to-node2: geneve has no option vid; "
-            "it has df, dscp, port, source_port, to_stack, ttl, vni\n  did you mean vni?",
+            "it has df, dscp, payload, port, source_port, tlvs, to_stack, ttl, udp_checksum, vni\n  did you mean vni?",
         ),
         (
             "tunnel", GENEVE | {"protocol": "vxlan-ng"},
             f"protocol: tunnel to-node2: there is no protocol 'vxlan-ng'; there are {', '.join(PROTOCOLS)}"
-            "\n  did you mean vxlan?",
+            "\n  did you mean vxlan-gpe?",
         ),
         ("tunnel", {"name": "x"}, f"protocol: tunnel x: needs protocol: {', '.join(PROTOCOLS)}"),
         ("tunnel", VLAN | {"vid": 0}, "vid: tunnel leaf: 0 is not a whole number from 1 to 4094"),

@@ -6,7 +6,7 @@ import sys
 from ipaddress import IPv4Address, IPv6Address
 
 import pytest
-from model import c_enum, encapsulate
+from model import c_enum, encapsulate, ones_complement
 from scapy.contrib.geneve import GENEVE
 from scapy.layers.inet import IP, TCP, UDP
 from scapy.layers.inet6 import IPv6
@@ -27,7 +27,38 @@ OWN_MAC, NEXT_MAC = bytes.fromhex("6805cad47cac"), bytes.fromhex("6805cad45c28")
 V4 = Path(2, IPv4Address("10.30.30.1"), OWN_MAC, None, NEXT_MAC, 1500)
 V6 = Path(2, IPv6Address("fd00:30::1"), OWN_MAC, None, NEXT_MAC, 1500)
 REMOTES = {4: ("10.30.30.2", V4), 6: ("fd00:30::2", V6)}
-REQUIRED = {"geneve": {"vni": 0x123456}, "vxlan": {"vni": 0x123456}, "vlan": {"vid": 0x123}}
+REQUIRED: dict[str, dict[str, object]] = {
+    "erspan": {"session": 0x123},
+    "etherip": {},
+    "fou": {"port": 5555},
+    "geneve": {"vni": 0x123456},
+    "gre": {},
+    "gre-udp": {},
+    "gretap": {},
+    "gtpu": {"teid": 0x12345678},
+    "gue": {},
+    "ip4ip6": {},
+    "ip6ip6": {},
+    "ipip": {},
+    "l2tp": {"session_id": 0x12345678},
+    "mpls": {"labels": [0x12345]},
+    "nsh": {"spi": 0x123456},
+    "nvgre": {"vsid": 0x123456},
+    "qinq": {"outer_vid": 0x123, "inner_vid": 0x456},
+    "sit": {},
+    "srv6": {},
+    "vlan": {"vid": 0x123},
+    "vxlan": {"vni": 0x123456},
+    "vxlan-gbp": {"vni": 0x123456},
+    "vxlan-gpe": {"vni": 0x123456},
+}
+
+
+def underlay_of(protocol: Protocol) -> int:
+    """An IP version that the protocol runs over."""
+    return (protocol.underlays or (4,))[0]
+
+
 INNER = {
     "ipv4": Ether(dst="02:00:00:00:00:0b", src="02:00:00:00:00:0a")
     / IP(src="10.1.0.1", dst="10.1.0.2")
@@ -43,7 +74,7 @@ INNER = {
 }
 
 
-def tunnel(protocol: str, version: int = 4, **settings: object) -> tuple[Tunnel, Path]:
+def tunnel(protocol: str, version: int = 4, /, **settings: object) -> tuple[Tunnel, Path]:
     remote, path = REMOTES[version]
     values = {"name": "t", "protocol": protocol, "network": "blue", "remote": remote}
     return tunnel_from_dict(values | required_options(protocol) | settings), path
@@ -55,7 +86,7 @@ def required_options(protocol: str) -> dict[str, int]:
     return REQUIRED.get(protocol, {field.name: 1 for field in options if field.required})
 
 
-def build(protocol: str, version: int = 4, **settings: object):
+def build(protocol: str, version: int = 4, /, **settings: object):
     made, path = tunnel(protocol, version, **settings)
     return PROTOCOLS[protocol].build(made, path)
 
@@ -83,7 +114,7 @@ def test_vxlan_over_ipv6_byte_for_byte():
         "6000 0000 0000 1140 "  # IPv6: UDP, hop limit 64
         "fd00 0030 0000 0000 0000 0000 0000 0001 "
         "fd00 0030 0000 0000 0000 0000 0000 0002 "
-        "0000 12b5 0000 0000 "  # UDP: source port by flow, 4789
+        "0000 12b5 0000 0000 "  # UDP: source port by flow, 4789; length and checksum by the packet
         "0800 0000 1234 5600"  # VXLAN: I flag; VNI
     )
 
@@ -100,6 +131,80 @@ def test_vlan_to_anyone_keeps_the_inner_mac_addresses():
     assert template.patches == (Patch(PatchOp.INNER_MACS, 0),)
     sent = Ether(encapsulate(template, bytes(INNER["ipv4"])))
     assert (sent.dst, sent.src, sent[Dot1Q].vlan) == ("02:00:00:00:00:0b", "02:00:00:00:00:0a", 0x123)
+
+
+HEADERS = {
+    "geneve with options": ("geneve", 4, {"tlvs": ["0102:01:00112233", "0103:82:"]}, 42,
+        "0340655812345600 0102010100112233 01038200"),
+    "geneve l3": ("geneve", 4, {"payload": "l3"}, 42, "0000000012345600"),
+    "vxlan-gbp": ("vxlan-gbp", 4, {"group_policy_id": 0x4321, "policy_applied": True}, 42, "8808432112345600"),
+    "vxlan-gpe": ("vxlan-gpe", 4, {}, 42, "0c00000312345600"),
+    "nsh": ("nsh", 4, {"vni": 5, "si": 9}, 42, "0c00000400000500 0fc20203 12345609"),
+    "nsh with context": ("nsh", 4, {"md_type": 1, "nsh_ttl": 1}, 42, "0c00000400000000 00460103 123456ff" + "00" * 16),
+    "gre": ("gre", 4, {}, 34, "00000000"),
+    "gre with all": ("gre", 4, {"key": 7, "checksum": True, "sequence": True}, 34,
+        "b0000000 00000000 00000007 00000000"),
+    "gretap with key": ("gretap", 4, {"key": 7}, 34, "20006558 00000007"),
+    "nvgre": ("nvgre", 4, {}, 34, "20006558 12345600"),
+    "gre-udp": ("gre-udp", 4, {"key": 7, "payload": "l2"}, 34, "0000129200000000 20006558 00000007"),
+    "erspan II": ("erspan", 4, {"index": 0x54321, "cos": 5, "vlan": 0x234}, 34, "100088be 00000000 1234b923 00054321"),
+    "erspan III": ("erspan", 4, {"version": 3, "direction": "egress", "hardware_id": 3, "sgt": 0x1234}, 34,
+        "100022eb 00000000 20000123 00000000 1234 803a"),
+    "gue": ("gue", 4, {}, 42, "00000000"),
+    "gue variant 1": ("gue", 4, {"variant": 1}, 42, ""),
+    "fou": ("fou", 4, {}, 42, ""),
+    "mpls": ("mpls", 4, {"labels": [16, 0xFFFFF], "tc": 7, "label_ttl": 255}, 42, "00010eff ffffffff"),
+    "gtpu": ("gtpu", 4, {}, 42, "30ff0000 12345678"),
+    "gtpu with qfi": ("gtpu", 4, {"qfi": 63, "pdu_type": "ul"}, 42, "34ff0000 12345678 00000085 01103f00"),
+    "l2tp over udp": ("l2tp", 4, {"cookie": "0011223344556677"}, 34,
+        "06a506a500000000 00030000 12345678 0011223344556677 00000000"),
+    "l2tp over ip": ("l2tp", 4, {"encap": "ip", "peer_session_id": 5, "l2spec_type": "none"}, 34, "00000005"),
+    "etherip": ("etherip", 4, {}, 34, "3000"),
+    "ipip": ("ipip", 4, {}, 34, ""),
+    "srv6": ("srv6", 6, {"segments": ["fd00:9::1", "fd00:9::2"]}, 54,
+        "0004040101000000 fd000009000000000000000000000002 fd000009000000000000000000000001"),
+    "srv6 reduced": ("srv6", 6, {"segments": ["fd00:9::1", "fd00:9::2"], "mode": "reduced"}, 54,
+        "0002040100000000 fd000009000000000000000000000002"),
+    "srv6 of one segment, reduced": ("srv6", 6, {"mode": "reduced"}, 54, ""),
+    "srv6 l2": ("srv6", 6, {"mode": "l2"}, 54, "8f02040000000000 fd000030000000000000000000000002"),
+    "qinq": ("qinq", 4, {"pcp": 5}, 12, "88a8a123 8100a456"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "version", "settings", "at", "wire"), HEADERS.values(), ids=HEADERS)
+def test_the_header_byte_for_byte(name, version, settings, at, wire):
+    assert build(name, version, **settings).outer[at:].hex() == wire.replace(" ", "")
+
+
+PROTOCOL_NUMBERS = {"gre": 47, "gretap": 47, "nvgre": 47, "erspan": 47, "ipip": 4, "sit": 41, "etherip": 97}
+
+
+@pytest.mark.parametrize(("name", "number"), PROTOCOL_NUMBERS.items())
+def test_the_ip_header_says_what_follows(name, number):
+    assert build(name).outer[23] == number
+    if 6 in PROTOCOLS[name].underlays:
+        assert build(name, 6).outer[20] == number
+
+
+OVERHEADS = [
+    ("vlan", 4, {}, 0), ("qinq", 4, {}, 4),
+    ("geneve", 4, {}, 50), ("geneve", 6, {}, 70), ("geneve", 4, {"payload": "l3"}, 36),
+    ("geneve", 4, {"tlvs": ["0102:01:00112233"]}, 58),
+    ("vxlan", 4, {}, 50), ("vxlan-gpe", 4, {"payload": "l3"}, 36), ("nsh", 4, {}, 58),
+    ("gre", 4, {}, 24), ("gre", 4, {"key": 1}, 28), ("gre", 6, {"key": 1, "checksum": True, "sequence": True}, 56),
+    ("gretap", 4, {}, 38), ("nvgre", 4, {}, 42), ("erspan", 4, {}, 50), ("erspan", 4, {"version": 3}, 54),
+    ("ipip", 4, {}, 20), ("sit", 4, {}, 20), ("ip4ip6", 6, {}, 40), ("ip6ip6", 6, {}, 40),
+    ("fou", 4, {}, 28), ("gue", 4, {}, 32), ("gue", 4, {"variant": 1}, 28), ("mpls", 4, {"labels": [100, 200]}, 36),
+    ("gtpu", 4, {}, 36), ("gtpu", 4, {"qfi": 1}, 44), ("etherip", 4, {}, 36),
+    ("l2tp", 4, {"encap": "ip", "l2spec_type": "none"}, 38), ("l2tp", 4, {"cookie": "00000000"}, 58),
+    ("srv6", 6, {}, 64), ("srv6", 6, {"mode": "reduced"}, 40), ("srv6", 6, {"mode": "l2"}, 78),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "version", "settings", "overhead"), OVERHEADS)
+def test_overhead_counts_what_the_egress_mtu_counts(name, version, settings, overhead):
+    template = build(name, version, **settings)
+    assert (template.overhead(), template.inner_mtu(1500)) == (overhead, 1500 - overhead)
 
 
 # ---- as another program reads it -------------------------------------------------------------------------
@@ -122,7 +227,11 @@ def test_scapy_reads_a_udp_tunnel_packet(protocol, layer, port, version, inner):
         assert (ip.plen, ip.hlim) == (len(raw) - 54, 64)
     udp = ip.payload
     assert isinstance(udp, UDP)
-    assert (udp.dport, udp.chksum, udp.len) == (port, 0, len(raw) - (34 if version == 4 else 54))
+    at = 34 if version == 4 else 54
+    assert (udp.dport, udp.len) == (port, len(raw) - at)
+    assert (udp.chksum == 0) == (version == 4)
+    if version == 6:
+        assert ones_complement(raw[22:54] + raw[58:60] + bytes([0, 17]) + raw[54:]) == 0
     assert 49152 <= udp.sport <= 65535
     assert udp[layer].vni == 0x123456
     assert bytes(udp[layer].payload) == bytes(INNER[inner])
@@ -187,25 +296,33 @@ def test_the_registry_has_the_protocols_by_their_name(protocol):
 
 
 def test_the_parser_is_one_of_the_data_plane(protocol):
+    made, _ = tunnel(protocol.name, underlay_of(protocol))
     parsers = c_enum("parser")
     assert protocol.parser in parsers.values()
-    assert protocol.parser == parsers.get(f"PARSER_{protocol.name.upper()}", protocol.parser) != 0
+    assert protocol.accepted_parser(made.options) in parsers.values()
 
 
 @pytest.mark.parametrize("version", REMOTES)
 def test_a_template_fits_the_data_plane(protocol, version):
+    if version not in (protocol.underlays or (4, 6)):
+        with pytest.raises(InvalidIntent, match=rf"IPv{version}, but {protocol.name} runs over IPv\d only"):
+            build(protocol.name, version)
+        return
     template = build(protocol.name, version)
     assert 0 < len(template.outer) <= OUTER_SIZE
     assert len(template.outer) % 2 == 0
     assert len(template.patches) <= PATCHES
-    assert all(0 <= patch.offset <= len(template.outer) - 2 for patch in template.patches)
+    assert all(0 <= patch.offset < len(template.outer) for patch in template.patches)
+    last = [patch.op in (PatchOp.CHECKSUM, PatchOp.UDP6_CHECKSUM) for patch in template.patches]
+    assert last == sorted(last)
 
 
-def test_a_listener_has_a_kind_and_the_parser(protocol):
-    made, _ = tunnel(protocol.name)
+def test_a_listener_has_a_kind_and_a_parser(protocol):
+    made, _ = tunnel(protocol.name, underlay_of(protocol))
     listeners = protocol.listeners(made.options)
     assert listeners
-    assert {listener.parser for listener in listeners} == {protocol.parser}
+    assert protocol.parser in {listener.parser for listener in listeners}
+    assert len({(listener.kind, listener.number) for listener in listeners}) == len(listeners)
     assert all(listener.kind in set(ListenerKind) for listener in listeners)
 
 
@@ -221,8 +338,10 @@ def test_every_option_has_a_help_text(protocol):
 
 
 def test_a_packet_of_another_protocols_tunnel_is_not_built(protocol):
-    other = next(name for name in PROTOCOLS if name != protocol.name)
-    made, path = tunnel(other)
+    other = next(
+        other.name for other in PROTOCOLS.values() if not issubclass(other.options, protocol.options)
+    )
+    made, path = tunnel(other, underlay_of(PROTOCOLS[other]))
     with pytest.raises(TypeError, match=f"tunnel t is no {protocol.name} tunnel"):
         protocol.build(made, path)
 
@@ -240,12 +359,30 @@ def test_where_packets_arrive():
 
 
 def test_identifier_on_the_wire():
-    for name, options in REQUIRED.items():
-        assert PROTOCOLS[name].tunnel_id(tunnel(name)[0].options) == next(iter(options.values()))
+    for name, settings, number in [
+        ("geneve", {}, 0x123456),
+        ("vxlan", {}, 0x123456),
+        ("vxlan-gbp", {"group_policy_id": 7}, 0x123456),
+        ("vxlan-gpe", {}, 0x123456),
+        ("nsh", {"vni": 5}, 5),
+        ("vlan", {}, 0x123),
+        ("qinq", {}, 0x123456),
+        ("gre", {}, 0),
+        ("gre", {"key": 7}, 7),
+        ("gre-udp", {"key": 7}, 7),
+        ("nvgre", {}, 0x123456),
+        ("erspan", {}, 0x123),
+        ("gtpu", {}, 0x12345678),
+        ("gtpu", {"local_teid": 5}, 5),
+        ("l2tp", {"peer_session_id": 9}, 0x12345678),
+        ("mpls", {"labels": [100, 200]}, 200),
+        ("mpls", {"local_label": 300}, 300),
+    ]:
+        assert PROTOCOLS[name].tunnel_id(tunnel(name, **settings)[0].options) == number
 
 
-def accepted(name: str, path: Path | None, **settings: object):
-    return PROTOCOLS[name].accepted(tunnel(name, **settings)[0], path)
+def accepted(name: str, path: Path | None, version: int = 4, **settings: object):
+    return PROTOCOLS[name].accepted(tunnel(name, version, **settings)[0], path)
 
 
 def test_an_ip_tunnel_accepts_its_remote_at_its_own_address():
@@ -290,6 +427,19 @@ def test_a_vlan_to_anyone_accepts_nothing_while_its_interface_is_not_known():
         ("vlan", {"remote": "any"}, "egress", "vlan needs egress"),
         ("vlan", {"remote": None, "remote_mac": "02:00:00:00:00:01"}, "egress", "vlan needs egress"),
         ("vlan", {"remote": "any", "egress": "eth0", "local_mac": "02:00:00:00:00:01"}, "local_mac", "can't be used"),
+        ("geneve", {"tlvs": ["0102:01:" + "00" * 124]}, None, "geneve over IPv4: an outer header of 178 bytes"),
+        ("geneve", {"tlvs": ["0102:01:" + "00" * 124] * 2}, "tlvs", "tlvs take 256 bytes; 252 is the most"),
+        ("geneve", {"tlvs": ["0102:01:0011"]}, "tlvs", "whole words of 4 bytes, 124 bytes at most; 0102:01:0011 has 2"),
+        ("geneve", {"tlvs": ["10102:01:00112233"]}, "tlvs", "is not a list, each an option CLASS:TYPE:DATA"),
+        ("sit", {"remote": "fd00::1"}, "remote", "fd00::1 is IPv6, but sit runs over IPv4 only"),
+        ("ip6ip6", {}, "remote", "10.30.30.2 is IPv4, but ip6ip6 runs over IPv6 only"),
+        ("srv6", {"remote": "fd00::2", "segments": ["10.0.0.1"]}, "segments", "10.0.0.1 is no IPv6 address"),
+        ("srv6", {"remote": "fd00::2", "segments": [f"fd00::{i}" for i in range(1, 6)]}, None,
+            "outer header of 142 bytes"),
+        ("l2tp", {"cookie": "0102"}, "cookie", "is not 0, 4 or 8 bytes in hexadecimal"),
+        ("mpls", {"labels": []}, "labels", "is not a list"),
+        ("mpls", {"labels": [3]}, "labels", "is not a list, each a whole number from 16 to 1048575"),
+        ("nvgre", {"vsid": 5}, "vsid", "is not a whole number from 4096 to 16777214"),
     ],
 )  # fmt: skip
 def test_a_tunnel_that_lacks_what_its_protocol_needs_is_refused(protocol_name, settings, field, message):
@@ -321,7 +471,7 @@ def test_a_vlan_neighbour_may_be_known_by_its_mac_alone():
             "vxlan", 6, {"ttl": "inherit", "dscp": "inherit", "source_port": 5},
             "eth(dst=68:05:ca:d4:5c:28,src=68:05:ca:d4:7c:ac,type=0x86dd),"
             "ipv6(src=fd00:30::1,dst=fd00:30::2,label=flow,proto=17,tclass=inherit,hlimit=inherit),"
-            "udp(src=5,dst=4789,csum=0x0),vxlan(flags=0x08,vni=0x123456)",
+            "udp(src=5,dst=4789,csum=packet),vxlan(flags=0x08,vni=0x123456)",
         ),
         (
             "vlan", 4, {"pcp": 1},

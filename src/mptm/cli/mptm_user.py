@@ -564,7 +564,11 @@ def _parsers(listeners: Any) -> dict[tuple[int, int], str]:
     """Protocol names by kind and number of the listener."""
     from mptm.protocols import PROTOCOLS
 
-    names = {protocol.parser: name for name, protocol in PROTOCOLS.items()}
+    names: dict[int, str] = {}
+    for name, protocol in PROTOCOLS.items():
+        if name.upper() == protocol.parser.name:
+            names[protocol.parser] = name
+        names.setdefault(protocol.parser, name)
     found = (listeners.value.unpack(value) for value in listeners.items().values())
     return {(each["kind"], each["number"]): names.get(each["parser"], "?").upper() for each in found}
 

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from mptm.fields import Field
 
 HEX_BYTES_PER_LINE = 16
+ON_OR_OFF = "on or off"
+"""What an option takes that is written as a word, not as a flag."""
 
 
 class TunnelAdd(click.Command):
@@ -90,7 +92,7 @@ def _option(name: str, owners: list[tuple[str, Field]]) -> click.Option:
     else:
         default = "default: " + ", ".join(f"{_shown(field)} ({owner})" for owner, field in owners)
     about = f"{'/'.join(owner for owner, _ in owners)}: {first.description}"
-    if first.default is True or first.default is False:
+    if (first.default is True or first.default is False) and first.expected != ON_OR_OFF:
         return click.Option(
             [f"{flag}/--no-{name.replace('_', '-')}", f"option_{name}"],
             default=None,
@@ -107,6 +109,8 @@ def _range(field: Field) -> str:
 
 def _metavar(field: Field) -> str:
     """N for a number, N|WORD where a word is possible, too."""
+    if field.expected == ON_OR_OFF:
+        return "on|off"
     match = re.fullmatch(r"a whole number from \d+ to \d+(?: or (\w+))?", field.expected)
     if match is None:
         return "VALUE"

@@ -44,6 +44,10 @@ class Tunnel(Protocol):
         """An address, or `any` or None: there is no address to find a path to."""
 
     @property
+    def destination(self) -> Any:
+        """Where packets go first, where remote is an address: the remote, or what lies between."""
+
+    @property
     def local(self) -> Any:
         """An address, or None: the one that the routing table prefers."""
 
@@ -239,7 +243,7 @@ def _find_egress(links: dict[int, _RawLink], name: str) -> _RawLink:
 
 def _find_route(netlink: Any, links: dict[int, _RawLink], tunnel: Tunnel) -> _Route:
     """What the kernel would do with a packet to the tunnel's remote. Raises _Problem."""
-    remote = ip_address(str(tunnel.remote))
+    remote = ip_address(str(tunnel.destination))
     local = ip_address(str(tunnel.local)) if tunnel.local is not None else None
     family = socket.AF_INET if remote.version == 4 else socket.AF_INET6
     options: dict[str, Any] = {"family": family, "dst": str(remote)}

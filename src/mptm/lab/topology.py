@@ -149,11 +149,26 @@ def configure(namespace: str, commands: Sequence[str]) -> None:
 def set_offloads(namespace: str, interface: str) -> None:
     """Make `interface`, which is up, fit to exchange frames with XDP programs; raises MptmError.
 
-    tx off: a redirected frame would leave without its transport checksum. txvlan off: a tag that travels
-    beside the frame is invisible to XDP. gro on: a veth only takes redirected frames when its end has NAPI, and
+    tx off: a redirected frame would leave without its transport checksum. txvlan and tx-vlan-stag off: a tag that
+    travels beside the frame is invisible to XDP. gro on: a veth only takes redirected frames when its end has NAPI, and
     it gets one only when GRO is turned on while the interface is up (seen on Linux 6.18).
     """
-    run_in(namespace, ["ethtool", "-K", interface, "tx", "off", "txvlan", "off", "gro", "on"])
+    run_in(
+        namespace,
+        [
+            "ethtool",
+            "-K",
+            interface,
+            "tx",
+            "off",
+            "txvlan",
+            "off",
+            "tx-vlan-stag-hw-insert",
+            "off",
+            "gro",
+            "on",
+        ],
+    )
 
 
 @contextlib.contextmanager

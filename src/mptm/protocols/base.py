@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import ipaddress
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING, Annotated, ClassVar, Generic, Literal, TypeVar
 
 from msgspec import Meta
 
 from mptm.errors import InvalidIntent
-from mptm.facts import Path
+from mptm.facts import IPAddress, Path
 from mptm.fields import Checked, mac_bytes
-from mptm.headers import IP_PROTOCOL_UDP, Composer, describe_outer
+from mptm.headers import IP_PROTOCOL_UDP, Composer, HeaderTooLong, describe_outer
 from mptm.tables import Listener
-from mptm.template import Template
+from mptm.template import InnerFamily, Patch, Template
 
 if TYPE_CHECKING:
     from mptm.intent import Tunnel
@@ -28,12 +29,52 @@ ANYONE = bytes(16)
 """Address of a termination that accepts every sender."""
 
 
+NO_MAC = bytes(6)
+NOWHERE: dict[int, IPAddress] = {4: ipaddress.IPv4Address(0), 6: ipaddress.IPv6Address(0)}
+"""An address of each IP version, where only the version matters."""
+
+
 class ListenerKind(IntEnum):
     """Mirrors `enum listener_kind` of bpf/abi.h; a unit test compares the two."""
 
     UDP = 1
     IP = 2
     ETHERTYPE = 3
+
+
+class Parser(IntEnum):
+    """Mirrors `enum parser` of bpf/abi.h, where each is explained; a unit test compares the two."""
+
+    GENEVE = 1
+    VXLAN = 2
+    VLAN = 3
+    VXLAN_GPE = 4
+    GRE = 5
+    GRE_KEY = 6
+    NVGRE = 7
+    ERSPAN = 8
+    IP = 9
+    ETHERIP = 10
+    GTPU = 11
+    L2TP_IP = 12
+    L2TP_UDP = 13
+    GUE = 14
+    MPLS = 15
+    SRV6 = 16
+    QINQ = 17
+    NSH = 18
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What a packet is checked for beyond sender and identifier."""
+
+    cookie: bytes = b""
+    """L2TPv3: 0, 4 or 8 bytes behind the session id."""
+    sublayer_len: int = 0
+    """L2TPv3: bytes between cookie and payload."""
+    ignores_checksum: bool = False
+    """GRE: a checksum that is there is not verified."""
 
 
 class IpOptions(Checked, frozen=True, kw_only=True):
@@ -64,7 +105,21 @@ class UdpOptions(IpOptions, frozen=True, kw_only=True):
         Annotated[int, Meta(ge=1, le=65535)] | Literal["flow"],
         Meta(description="UDP source port; flow: 49152-65535 from a hash of the inner flow"),
     ] = "flow"
+    udp_checksum: Annotated[
+        bool,
+        Meta(
+            description="whether the UDP checksum of packets over IPv6 is right or zero; over IPv4 it is zero",
+            extra={"expected": "on or off"},
+        ),
+    ] = True
 
+
+Payload = Annotated[
+    Literal["l2", "l3"],
+    Meta(description="l2: whole Ethernet frames; l3: IP packets, without their Ethernet header"),
+]
+Vni = Annotated[int, Meta(ge=0, le=2**24 - 1, description="virtual network identifier")]
+UdpPort = Annotated[int, Meta(ge=1, le=65535, description="UDP destination port, also listened on")]
 
 AnyOptions = TypeVar("AnyOptions", bound=Checked)
 AnyIpOptions = TypeVar("AnyIpOptions", bound=IpOptions)
@@ -79,12 +134,14 @@ class Protocol(ABC, Generic[AnyOptions]):
     title: ClassVar[str]
     reference: ClassVar[str]
     """Where the header is specified."""
-    parser: ClassVar[int]
-    """Value of `enum parser` of bpf/abi.h; protocols that share a header share it."""
+    parser: ClassVar[Parser]
+    """Which parser of the data plane reads its packets; protocols that share a listener share it."""
     options: type[AnyOptions]
     """What an operator sets, beside what every tunnel has."""
     over_ip: ClassVar[bool]
     """Whether there is an IP header between the outer Ethernet header and the tunnel's own."""
+    underlays: ClassVar[tuple[int, ...]] = (4, 6)
+    """IP versions that it runs over."""
 
     def options_of(self, tunnel: Tunnel) -> AnyOptions:
         """The tunnel's options. TypeError: the tunnel is of another protocol."""
@@ -98,11 +155,27 @@ class Protocol(ABC, Generic[AnyOptions]):
 
     @abstractmethod
     def listeners(self, options: AnyOptions) -> tuple[Listener, ...]:
-        """Where its packets arrive: UDP port, IP protocol or EtherType."""
+        """Where its packets arrive: UDP port, IP protocol or EtherType; several where they come in several forms."""
 
     @abstractmethod
     def tunnel_id(self, options: AnyOptions) -> int:
         """What tells two tunnels of the same peers apart on the wire: VNI, VID, key, ..."""
+
+    def inner_families(self, options: AnyOptions) -> InnerFamily | None:
+        """IP versions that the tunnel carries without an Ethernet header; None: it carries Ethernet frames."""
+        return None
+
+    def accepted_parser(self, options: AnyOptions) -> Parser:
+        """Which kind of header is accepted, of those that the listener's parser tells apart."""
+        return self.parser
+
+    def verification(self, options: AnyOptions) -> Verification:
+        """What the data plane checks once it knows whose packet it is."""
+        return Verification()
+
+    def destination(self, tunnel: Tunnel) -> IPAddress | None:
+        """Where packets are sent first; None: no IP address says so."""
+        return tunnel.remote_address
 
     @abstractmethod
     def accepted(self, tunnel: Tunnel, path: Path | None) -> tuple[bytes, bytes] | None:
@@ -118,9 +191,11 @@ class Protocol(ABC, Generic[AnyOptions]):
 
 
 class IpProtocol(Protocol[AnyIpOptions]):
-    """A protocol over IPv4 and IPv6: the remote is an IP address."""
+    """A protocol over IPv4 or IPv6: the remote is an IP address. A subclass adds its number and its header."""
 
     over_ip = True
+    ip_protocol: ClassVar[int]
+    """What the outer IP header says that follows, and where packets arrive."""
 
     def check(self, tunnel: Tunnel) -> None:
         """See Protocol."""
@@ -143,6 +218,21 @@ class IpProtocol(Protocol[AnyIpOptions]):
             raise InvalidIntent(f"{local} is the remote's address, too", field="local")
         if remote is not None and remote.is_link_local and tunnel.egress is None:
             raise InvalidIntent(f"{remote} is link-local, so egress must name the interface", field="egress")
+        version = (remote or local or NOWHERE[self.underlays[0]]).version
+        if version not in self.underlays:
+            raise InvalidIntent(
+                f"{remote or local} is IPv{version}, but {self.name} runs over IPv{self.underlays[0]} only",
+                field="remote" if remote else "local",
+            )
+        if remote is not None:
+            self._check_size(tunnel, version)
+
+    def _check_size(self, tunnel: Tunnel, version: int) -> None:
+        """InvalidIntent: the header that the options make is more than the data plane can carry."""
+        try:
+            self.build(tunnel, Path(0, NOWHERE[version], NO_MAC, None, NO_MAC, 0))
+        except HeaderTooLong as error:
+            raise InvalidIntent(f"{self.name} over IPv{version}: {error}") from None
 
     def accepted(self, tunnel: Tunnel, path: Path | None) -> tuple[bytes, bytes] | None:
         """See Protocol."""
@@ -155,46 +245,99 @@ class IpProtocol(Protocol[AnyIpOptions]):
     def compose(self, tunnel: Tunnel, path: Path, protocol: int) -> Composer:
         """Ethernet and IP header of the tunnel, ready for what IP protocol number `protocol` puts behind them."""
         options = self.options_of(tunnel)
-        if tunnel.remote_address is None:
+        destination = self.destination(tunnel)
+        if destination is None:
             raise ValueError(f"tunnel {tunnel.name} has no remote to send to")
         return Composer(*outer_macs(tunnel, path)).ip(
             source=tunnel.local_address or path.local,
-            destination=tunnel.remote_address,
+            destination=destination,
             protocol=protocol,
             ttl=options.ttl,
             dscp=options.dscp,
             dont_fragment=options.df,
         )
 
-
-class UdpProtocol(IpProtocol[AnyUdpOptions]):
-    """A protocol over UDP: all that a subclass adds is its own header."""
-
-    @abstractmethod
-    def header(self, options: AnyUdpOptions) -> bytes:
-        """The tunnel header that follows UDP."""
+    def compose_udp(self, tunnel: Tunnel, path: Path, options: UdpOptions) -> Composer:
+        """The same with a UDP header behind it."""
+        composer = self.compose(tunnel, path, IP_PROTOCOL_UDP)
+        return composer.udp(options.source_port, options.port, checksum=options.udp_checksum)
 
     @abstractmethod
-    def describe_header(self, options: AnyUdpOptions) -> str:
-        """The tunnel header as text, such as `vxlan(flags=0x08,vni=0x64)`."""
+    def describe_header(self, options: AnyIpOptions) -> str:
+        """The tunnel header as text, such as `vxlan(flags=0x08,vni=0x64)`; "" without a header."""
+
+    def listeners(self, options: AnyIpOptions) -> tuple[Listener, ...]:
+        """See Protocol."""
+        return (Listener(self.ip_protocol, ListenerKind.IP, self.parser),)
+
+    def describe(self, tunnel: Tunnel, template: Template) -> str:
+        """See Protocol."""
+        header = self.describe_header(self.options_of(tunnel))
+        return ",".join(filter(None, (describe_outer(template), header)))
+
+
+class HeaderProtocol(IpProtocol[AnyIpOptions]):
+    """A protocol whose header the options alone make."""
+
+    @abstractmethod
+    def header(self, options: AnyIpOptions) -> bytes:
+        """The tunnel's own header, fields that depend on the packet zero."""
+
+    def header_patches(self, options: AnyIpOptions) -> tuple[Patch, ...]:
+        """What of the header depends on the packet, in the terms of `Composer.append`."""
+        return ()
+
+    def start(self, tunnel: Tunnel, path: Path) -> Composer:
+        """What comes before the tunnel's own header."""
+        return self.compose(tunnel, path, self.ip_protocol)
 
     def build(self, tunnel: Tunnel, path: Path) -> Template:
         """See Protocol."""
         options = self.options_of(tunnel)
         return (
-            self.compose(tunnel, path, IP_PROTOCOL_UDP)
-            .udp(options.source_port, options.port)
-            .append(self.header(options))
-            .template()
+            self.start(tunnel, path)
+            .append(self.header(options), self.header_patches(options))
+            .template(self.inner_families(options))
         )
+
+
+class HeaderlessProtocol(HeaderProtocol[IpOptions]):
+    """IP packets straight behind an IP header, which says that they follow."""
+
+    parser = Parser.IP
+    options = IpOptions
+    family: ClassVar[InnerFamily]
+    """What it carries."""
+
+    def header(self, options: IpOptions) -> bytes:
+        """None."""
+        return b""
+
+    def inner_families(self, options: IpOptions) -> InnerFamily | None:
+        """See Protocol."""
+        return self.family
+
+    def tunnel_id(self, options: IpOptions) -> int:
+        """None: the addresses alone tell."""
+        return 0
+
+    def describe_header(self, options: IpOptions) -> str:
+        """See IpProtocol."""
+        return ""
+
+
+class UdpProtocol(HeaderProtocol[AnyUdpOptions]):
+    """A protocol over UDP: all that a subclass adds is its own header."""
+
+    ip_protocol = IP_PROTOCOL_UDP
+
+    def start(self, tunnel: Tunnel, path: Path) -> Composer:
+        """See HeaderProtocol."""
+        return self.compose_udp(tunnel, path, self.options_of(tunnel))
 
     def listeners(self, options: AnyUdpOptions) -> tuple[Listener, ...]:
         """See Protocol."""
         return (Listener(options.port, ListenerKind.UDP, self.parser),)
-
-    def describe(self, tunnel: Tunnel, template: Template) -> str:
-        """See Protocol."""
-        return f"{describe_outer(template)},{self.describe_header(self.options_of(tunnel))}"
 
 
 def ipv6_bytes(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bytes:

@@ -15,14 +15,16 @@ from __future__ import annotations
 
 import struct
 import sys
-from typing import TYPE_CHECKING, Annotated, Literal
+from abc import abstractmethod
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 from msgspec import Meta
 
 from mptm.errors import InvalidIntent
 from mptm.facts import Path
 from mptm.fields import MAC_LEN, Checked, mac_text
-from mptm.protocols.base import ANYONE, ListenerKind, Protocol, outer_macs
+from mptm.headers import ETHERNET_LEN
+from mptm.protocols.base import ANYONE, ListenerKind, Parser, Protocol, outer_macs
 from mptm.tables import Listener
 from mptm.template import Patch, PatchOp, Template
 
@@ -30,10 +32,10 @@ if TYPE_CHECKING:
     from mptm.intent import Tunnel
 
 MACS_LEN = 2 * MAC_LEN
+UNCOUNTED_LEN = ETHERNET_LEN + 4
+"""What the kernel lets an XDP redirect send beyond the MTU (net/core/dev.c, VLAN_HLEN): room for one tag."""
 IFINDEX_AT = 12
 """Where the destination of a termination has the interface that frames come in by, in the host's byte order."""
-TAGGED_L2_LEN = 18
-"""Ethernet header with one tag: what the egress MTU doesn't count."""
 
 
 class VlanOptions(Checked, frozen=True, kw_only=True):
@@ -47,37 +49,41 @@ class VlanOptions(Checked, frozen=True, kw_only=True):
     ] = 0x8100
 
 
-class Vlan(Protocol[VlanOptions]):
-    """The protocol; stateless."""
+AnyTagOptions = TypeVar("AnyTagOptions", bound=Checked)
 
-    name = "vlan"
-    title = "VLAN"
-    reference = "IEEE 802.1Q"
-    parser = 3
-    options = VlanOptions
+
+class TagProtocol(Protocol[AnyTagOptions]):
+    """A protocol whose header is VLAN tags."""
+
+    parser = Parser.VLAN
     over_ip = False
+    underlays = ()
+
+    @abstractmethod
+    def tags(self, options: AnyTagOptions) -> bytes:
+        """TPID and TCI of each tag."""
+
+    @abstractmethod
+    def describe_tags(self, options: AnyTagOptions) -> str:
+        """The tags as text."""
 
     def build(self, tunnel: Tunnel, path: Path) -> Template:
-        """See Protocol. Even with a tag that the MTU doesn't count, so an inner packet loses no bytes to it."""
-        options = self.options_of(tunnel)
-        tag = struct.pack("!HH", options.tpid, options.pcp << 13 | options.vid)
+        """See Protocol. The MTU doesn't count one tag, so an inner packet loses no bytes to it."""
+        tags = self.tags(self.options_of(tunnel))
         keeps_macs = _keeps_macs(tunnel)
         macs = bytes(MACS_LEN) if keeps_macs else b"".join(outer_macs(tunnel, path))
         return Template(
-            outer=macs + tag,
+            outer=macs + tags,
             patches=(Patch(PatchOp.INNER_MACS, 0),) if keeps_macs else (),
             strip=MACS_LEN,
-            l2_len=TAGGED_L2_LEN,
+            l2_len=min(ETHERNET_LEN + len(tags), UNCOUNTED_LEN),
             tos_mask=0,
         )
 
-    def listeners(self, options: VlanOptions) -> tuple[Listener, ...]:
-        """See Protocol."""
-        return (Listener(options.tpid, ListenerKind.ETHERTYPE, self.parser),)
-
-    def tunnel_id(self, options: VlanOptions) -> int:
-        """The VID."""
-        return options.vid
+    def listeners(self, options: AnyTagOptions) -> tuple[Listener, ...]:
+        """See Protocol: the TPID of the first tag."""
+        tpid = int.from_bytes(self.tags(options)[:2], "big")
+        return (Listener(tpid, ListenerKind.ETHERTYPE, self.parser),)
 
     def accepted(self, tunnel: Tunnel, path: Path | None) -> tuple[bytes, bytes] | None:
         """MAC addresses, and the egress interface: a VID says nothing beyond its own segment.
@@ -98,12 +104,13 @@ class Vlan(Protocol[VlanOptions]):
         """See Protocol."""
         if tunnel.remote is None and tunnel.remote_mac is None:
             raise InvalidIntent(
-                "vlan needs remote (an IPv4 or IPv6 address of the neighbour, or any) or remote_mac",
+                f"{self.name} needs remote (an IPv4 or IPv6 address of the neighbour, or any) or remote_mac",
                 field="remote",
             )
         if tunnel.remote_address is None and tunnel.egress is None:
             raise InvalidIntent(
-                "vlan needs egress, the interface to send from, where remote is no address", field="egress"
+                f"{self.name} needs egress, the interface to send from, where remote is no address",
+                field="egress",
             )
         if _keeps_macs(tunnel) and tunnel.local_mac is not None:
             raise InvalidIntent(
@@ -114,17 +121,39 @@ class Vlan(Protocol[VlanOptions]):
 
     def describe(self, tunnel: Tunnel, template: Template) -> str:
         """See Protocol."""
-        options = self.options_of(tunnel)
         destination, source = template.outer[:MAC_LEN], template.outer[MAC_LEN:MACS_LEN]
         macs = ("inner", "inner") if template.patches else (mac_text(destination), mac_text(source))
-        return (
-            f"eth(dst={macs[0]},src={macs[1]}),"
-            f"vlan(tpid={options.tpid:#06x},vid={options.vid},pcp={options.pcp})"
-        )
+        return f"eth(dst={macs[0]},src={macs[1]}),{self.describe_tags(self.options_of(tunnel))}"
 
 
 def _keeps_macs(tunnel: Tunnel) -> bool:
     return tunnel.remote == "any" and tunnel.remote_mac is None
+
+
+def tag_bytes(tpid: int, pcp: int, vid: int) -> bytes:
+    """A tag: TPID and TCI, which is PCP, DEI (0) and VID."""
+    return struct.pack("!HH", tpid, pcp << 13 | vid)
+
+
+class Vlan(TagProtocol[VlanOptions]):
+    """The protocol; stateless."""
+
+    name = "vlan"
+    title = "VLAN"
+    reference = "IEEE 802.1Q"
+    options = VlanOptions
+
+    def tags(self, options: VlanOptions) -> bytes:
+        """See TagProtocol."""
+        return tag_bytes(options.tpid, options.pcp, options.vid)
+
+    def tunnel_id(self, options: VlanOptions) -> int:
+        """The VID."""
+        return options.vid
+
+    def describe_tags(self, options: VlanOptions) -> str:
+        """See TagProtocol."""
+        return f"vlan(tpid={options.tpid:#06x},vid={options.vid},pcp={options.pcp})"
 
 
 PROTOCOL = Vlan()

@@ -15,11 +15,8 @@ In front of it: Ethernet, IPv4 or IPv6, UDP to port 4789 (older Linux: 8472); be
 from __future__ import annotations
 
 import struct
-from typing import Annotated
 
-from msgspec import Meta
-
-from mptm.protocols.base import UdpOptions, UdpProtocol
+from mptm.protocols.base import Parser, UdpOptions, UdpPort, UdpProtocol, Vni
 
 VNI_VALID = 0x08
 """The I flag: the VNI field is valid (RFC 7348 §5)."""
@@ -28,8 +25,8 @@ VNI_VALID = 0x08
 class VxlanOptions(UdpOptions, frozen=True, kw_only=True):
     """What an operator sets on a VXLAN tunnel."""
 
-    vni: Annotated[int, Meta(ge=0, le=2**24 - 1, description="VXLAN network identifier")]
-    port: Annotated[int, Meta(ge=1, le=65535, description="UDP destination port, also listened on")] = 4789
+    vni: Vni
+    port: UdpPort = 4789
 
 
 class Vxlan(UdpProtocol[VxlanOptions]):
@@ -38,7 +35,7 @@ class Vxlan(UdpProtocol[VxlanOptions]):
     name = "vxlan"
     title = "VXLAN"
     reference = "RFC 7348"
-    parser = 2
+    parser = Parser.VXLAN
     options = VxlanOptions
 
     def header(self, options: VxlanOptions) -> bytes:
@@ -50,7 +47,7 @@ class Vxlan(UdpProtocol[VxlanOptions]):
         return options.vni
 
     def describe_header(self, options: VxlanOptions) -> str:
-        """See UdpProtocol."""
+        """See IpProtocol."""
         return f"vxlan(flags={VNI_VALID:#04x},vni={self.tunnel_id(options):#x})"
 
 

@@ -1,0 +1,145 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * Tunnels whose header is little or nothing, on the receiving side.
+ *
+ * IP in IP        RFC 2003, 4213, 2473; and FOU: a UDP port behind which the inner packet begins
+ * EtherIP         RFC 3378 §3
+ * GUE             draft-ietf-intarea-gue §3: variant 0 with a header, variant 1 without
+ * MPLS in UDP     RFC 7510, label stack RFC 3032 §2.1
+ * SRv6            RFC 8754 §2: a segment routing header whose segments are used up, or none; RFC 8986 §4.5,
+ * §4.9
+ */
+#ifndef MPTM_DECAP_IP_H
+#define MPTM_DECAP_IP_H
+
+#include "inner.h"
+
+#define IPPROTO_ETHERIP 97
+#define ETHERIP_VERSION 0x3000
+#define ETHERIP_LEN	2
+
+#define GUE_VARIANT_SHIFT 6
+#define GUE_CONTROL	  0x20
+#define GUE_LEN_MASK	  0x1f /* in units of 4 bytes, without the first 4 */
+
+#define MPLS_LABELS_MAX	 8
+#define MPLS_BOTTOM	 0x100
+#define MPLS_LABEL_SHIFT 12
+
+#define SRH_TYPE 4
+
+struct gue_header {
+	__u8 variant_len;
+	__u8 protocol;
+	__be16 flags;
+};
+
+struct segment_routing_header {
+	__u8 next_header;
+	__u8 len; /* in units of 8 bytes, without the first 8 */
+	__u8 type;
+	__u8 segments_left;
+	__be32 rest;
+};
+
+static __always_inline enum reason parse_ip_in_ip(const struct outer *outer, struct inner *inner)
+{
+	identify(inner, PARSER_IP, 0);
+	set_payload(inner, outer, INNER_IP, outer->payload_offset);
+	if (outer->family == 6 && outer->protocol != IPPROTO_UDP) {
+		inner->other_parser = PARSER_SRV6; /* reduced to no header at all: RFC 8986 §5.2 */
+		inner->other_offset = outer->payload_offset;
+	}
+	return REASON_NONE;
+}
+
+static __always_inline enum reason parse_etherip_at(const struct xdp_md *ctx, const struct outer *outer,
+						    struct inner *inner, __u32 offset)
+{
+	__be16 *header = packet_at(ctx, offset);
+
+	if ((void *)(header + 1) > packet_end(ctx) || *header != bpf_htons(ETHERIP_VERSION))
+		return REASON_ETHERIP_HEADER;
+	set_payload(inner, outer, INNER_ETHERNET, offset + ETHERIP_LEN);
+	return REASON_NONE;
+}
+
+static __always_inline enum reason parse_etherip(const struct xdp_md *ctx, const struct outer *outer,
+						 struct inner *inner)
+{
+	identify(inner, PARSER_ETHERIP, 0);
+	return parse_etherip_at(ctx, outer, inner, outer->payload_offset);
+}
+
+static __always_inline enum reason parse_gue(const struct xdp_md *ctx, const struct outer *outer,
+					     struct inner *inner)
+{
+	struct gue_header *gue = packet_at(ctx, outer->payload_offset);
+	__u32 offset;
+
+	identify(inner, PARSER_GUE, 0);
+	if ((void *)(gue + 1) > packet_end(ctx) || outer->payload_len < sizeof(*gue))
+		return REASON_GUE_HEADER;
+	set_payload(inner, outer, INNER_IP, outer->payload_offset);
+	if (gue->variant_len >> GUE_VARIANT_SHIFT == 1)
+		return REASON_NONE; /* 01: the first two bits of an IP version */
+	if (gue->variant_len >> GUE_VARIANT_SHIFT || gue->variant_len & GUE_CONTROL)
+		return REASON_GUE_HEADER;
+	offset = outer->payload_offset + sizeof(*gue) + (gue->variant_len & GUE_LEN_MASK) * 4;
+	if (offset > outer->payload_offset + outer->payload_len)
+		return REASON_GUE_HEADER;
+	if (gue->protocol == IPPROTO_ETHERIP)
+		return parse_etherip_at(ctx, outer, inner, offset);
+	set_payload(inner, outer, INNER_IP, offset);
+	return gue->protocol == IPPROTO_IPIP || gue->protocol == IPPROTO_IPV6 ? REASON_NONE
+									      : REASON_GUE_HEADER;
+}
+
+/* The tunnel id is the label at the bottom of the stack. */
+static __always_inline enum reason parse_mpls(const struct xdp_md *ctx, const struct outer *outer,
+					      struct inner *inner)
+{
+	__u32 offset = outer->payload_offset;
+
+#pragma clang loop unroll(disable)
+	for (int i = 0; i < MPLS_LABELS_MAX; i++) {
+		__be32 *entry = packet_at(ctx, offset);
+
+		if ((void *)(entry + 1) > packet_end(ctx))
+			return REASON_MPLS_STACK;
+		offset += sizeof(*entry);
+		if (*entry & bpf_htonl(MPLS_BOTTOM)) {
+			identify(inner, PARSER_MPLS, bpf_ntohl(*entry) >> MPLS_LABEL_SHIFT);
+			set_payload(inner, outer, INNER_IP, offset);
+			return offset > outer->payload_offset + outer->payload_len ? REASON_MPLS_STACK
+										   : REASON_NONE;
+		}
+	}
+	return REASON_MPLS_STACK;
+}
+
+/* Segments that are left are somebody else's business: only the last one decapsulates. */
+static __always_inline enum reason parse_srv6(const struct xdp_md *ctx, const struct outer *outer,
+					      struct inner *inner)
+{
+	struct segment_routing_header *srh = packet_at(ctx, outer->payload_offset);
+	__u32 offset = outer->payload_offset;
+	__u8 next = outer->protocol;
+
+	if (outer->family != 6)
+		return REFUSED_CONTROL;
+	if (next == IPPROTO_ROUTING) {
+		if ((void *)(srh + 1) > packet_end(ctx) || srh->type != SRH_TYPE || srh->segments_left)
+			return REFUSED_CONTROL;
+		next = srh->next_header;
+		offset += sizeof(*srh) + srh->len * 8;
+	}
+	identify(inner, PARSER_SRV6, 0);
+	if (offset > outer->payload_offset + outer->payload_len)
+		return REASON_SRV6_HEADER;
+	set_payload(inner, outer, next == IPPROTO_ETHERNET ? INNER_ETHERNET : INNER_IP, offset);
+	return next == IPPROTO_ETHERNET || next == IPPROTO_IPIP || next == IPPROTO_IPV6 ? REASON_NONE
+											: REASON_SRV6_HEADER;
+}
+
+#endif

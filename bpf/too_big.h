@@ -1,0 +1,204 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * Answers to packets that don't fit into their tunnel: ICMP "fragmentation needed" (RFC 792, RFC 1191 §4) and
+ * ICMPv6 "packet too big" (RFC 4443 §3.2), from the gateway address of the network, out of the port that the
+ * packet came by.
+ */
+#ifndef MPTM_TOO_BIG_H
+#define MPTM_TOO_BIG_H
+
+#include "checksum.h"
+#include "maps.h"
+#include "packet.h"
+
+#define ICMP_ECHO_REPLY		   0
+#define ICMP_UNREACHABLE	   3
+#define ICMP_FRAGMENTATION_NEEDED  4
+#define ICMP_ECHO_REQUEST	   8
+#define ICMPV6_PACKET_TOO_BIG	   2
+#define ICMP_ANSWER_TTL		   64
+#define ICMP4_QUOTED		   548	/* RFC 1812 §4.3.2.3: an answer of at most 576 bytes */
+#define ICMP6_QUOTED		   1232 /* RFC 4443 §2.4: an answer of at most 1280 bytes */
+#define ICMPV6_FIRST_INFORMATIONAL 128
+#define L2_MAX			   (ETH_HLEN + INNER_TAGS * VLAN_LEN)
+#define ANSWERS_PER_SECOND	   100
+#define ANSWER_INTERVAL_NS	   (1000000000ULL / ANSWERS_PER_SECOND)
+#define ANSWER_BURST		   10
+#define IPV4_DONT_FRAGMENT	   0x4000
+
+/* ICMP and ICMPv6 have the MTU at the same place: ICMP uses the lower half of the word. */
+struct icmp_error {
+	__u8 type;
+	__u8 code;
+	__be16 checksum;
+	__be32 mtu;
+};
+
+/* What an answer needs beside the packet. */
+struct too_big {
+	__u32 network;
+	__u32 mtu;	    /* largest IP packet that fits */
+	__u32 port_slot;    /* for the rate limit */
+	__u8 mac[ETH_ALEN]; /* of the port, as its workload knows it */
+};
+
+/* Whether a port may answer now: a token bucket whose time, not its tokens, is stored. */
+static __always_inline bool may_answer(__u32 port_slot)
+{
+	__u64 now = bpf_ktime_get_ns(), earliest = now - ANSWER_BURST * ANSWER_INTERVAL_NS;
+	__u64 *next = bpf_map_lookup_elem(&answer_times, &port_slot);
+
+	if (!next || *next > now)
+		return false;
+	*next = (*next < earliest ? earliest : *next) + ANSWER_INTERVAL_NS;
+	return true;
+}
+
+/* RFC 1122 §3.2.2, RFC 4443 §2.4: no errors about errors, fragments that aren't the first, groups or nobody.
+ */
+static __always_inline bool deserves_answer(const struct xdp_md *ctx, const struct packet *packet)
+{
+	void *at = packet_at(ctx, packet->l3_offset);
+
+	if (packet->family == 4) {
+		struct iphdr *ip = at;
+		__u8 *type = (void *)(ip + 1);
+
+		if ((void *)(type + 1) > packet_end(ctx) || !(ip->frag_off & bpf_htons(IPV4_DONT_FRAGMENT)) ||
+		    ip->frag_off & bpf_htons(IPV4_OFFSET_BITS) || !ip->saddr)
+			return false;
+		return ip->protocol != IPPROTO_ICMP || *type == ICMP_ECHO_REQUEST || *type == ICMP_ECHO_REPLY;
+	} else {
+		struct ipv6hdr *ip = at;
+		__u8 *type = (void *)(ip + 1);
+
+		if ((void *)(type + 1) > packet_end(ctx) || !packet->source[0])
+			return false;
+		return ip->nexthdr != IPPROTO_ICMPV6 || *type >= ICMPV6_FIRST_INFORMATIONAL;
+	}
+}
+
+static __always_inline bool write_fragmentation_needed(struct xdp_md *ctx, __u32 at,
+						       const struct packet *packet,
+						       const struct gateway *gateway, __u32 mtu)
+{
+	__u32 icmp_at = at + sizeof(struct iphdr);
+	struct iphdr *ip = packet_at(ctx, at);
+	struct icmp_error *icmp = (void *)(ip + 1);
+	const __u32 *words = (const void *)ip;
+	__u64 ip_sum = 0;
+	int sum;
+
+	if ((void *)(icmp + 1) > packet_end(ctx))
+		return false;
+	__builtin_memset(ip, 0, sizeof(*ip) + sizeof(*icmp));
+	ip->version = 4;
+	ip->ihl = 5;
+	ip->tot_len = bpf_htons(sizeof(*ip) + sizeof(*icmp) + ICMP4_QUOTED);
+	ip->ttl = ICMP_ANSWER_TTL;
+	ip->protocol = IPPROTO_ICMP;
+	ip->saddr = gateway->address_v4;
+	ip->daddr = packet->source[0];
+#pragma unroll
+	for (int i = 0; i < 5; i++)
+		ip_sum += words[i];
+	ip->check = ~fold_checksum(ip_sum);
+	icmp->type = ICMP_UNREACHABLE;
+	icmp->code = ICMP_FRAGMENTATION_NEEDED;
+	icmp->mtu = bpf_htonl(mtu & 0xffff);
+	sum = sum_bytes(ctx, icmp_at, sizeof(*icmp) + ICMP4_QUOTED);
+	icmp = packet_at(ctx, icmp_at);
+	if (sum < 0 || (void *)(icmp + 1) > packet_end(ctx))
+		return false;
+	icmp->checksum = ~sum;
+	return true;
+}
+
+static __always_inline bool write_packet_too_big(struct xdp_md *ctx, __u32 at, const struct packet *packet,
+						 const struct gateway *gateway, __u32 mtu)
+{
+	__u32 icmp_at = at + sizeof(struct ipv6hdr), len = sizeof(struct icmp_error) + ICMP6_QUOTED;
+	struct ipv6hdr *ip = packet_at(ctx, at);
+	struct icmp_error *icmp = (void *)(ip + 1);
+	const __u32 *gateway_words = (const void *)gateway->address_v6;
+	__u64 pseudo = bpf_htonl(len) + (__u64)bpf_htonl(IPPROTO_ICMPV6);
+	int sum;
+
+	if ((void *)(icmp + 1) > packet_end(ctx))
+		return false;
+	__builtin_memset(ip, 0, sizeof(*ip) + sizeof(*icmp));
+	ip->version = 6;
+	ip->payload_len = bpf_htons(len);
+	ip->nexthdr = IPPROTO_ICMPV6;
+	ip->hop_limit = ICMP_ANSWER_TTL;
+	__builtin_memcpy(&ip->saddr, gateway->address_v6, sizeof(ip->saddr));
+	__builtin_memcpy(&ip->daddr, packet->source, sizeof(ip->daddr));
+	icmp->type = ICMPV6_PACKET_TOO_BIG;
+	icmp->mtu = bpf_htonl(mtu);
+#pragma unroll
+	for (int i = 0; i < 4; i++)
+		pseudo += (__u64)gateway_words[i] + packet->source[i];
+	sum = sum_bytes(ctx, icmp_at, len);
+	icmp = packet_at(ctx, icmp_at);
+	if (sum < 0 || (void *)(icmp + 1) > packet_end(ctx))
+		return false;
+	icmp->checksum = ~fold_checksum(pseudo + (__u32)sum);
+	return true;
+}
+
+/*
+ * Turns the packet into the answer to its sender; VLAN tags stay. 0: it deserves none, may have none now, or
+ * its network has no gateway address; the packet is then to be dropped. A global function: the verifier sees
+ * it once.
+ */
+__noinline int write_too_big(struct xdp_md *ctx, const struct packet *packet, const struct too_big *info)
+{
+	struct {
+		struct mac_pair macs;
+		__be16 rest[5]; /* EtherType, and two tags before it if they are there */
+	} l2 = {};
+	__u32 network, slot, quoted, header_len, l3_offset;
+	struct gateway *gateway;
+	__be16 *rest;
+	void *start;
+
+	if (!packet || !info)
+		return 0;
+	network = info->network;
+	slot = info->port_slot;
+	gateway = bpf_map_lookup_elem(&gateways, &network);
+	if (!gateway || !deserves_answer(ctx, packet))
+		return 0;
+	if (packet->family == 4 ? !gateway->has_v4 : !gateway->has_v6)
+		return 0;
+	quoted = packet->family == 4 ? ICMP4_QUOTED : ICMP6_QUOTED;
+	header_len = packet->family == 4 ? sizeof(struct iphdr) + sizeof(struct icmp_error)
+					 : sizeof(struct ipv6hdr) + sizeof(struct icmp_error);
+	l3_offset = packet->l3_offset;
+	if (l3_offset < ETH_HLEN || l3_offset > L2_MAX || packet->end < l3_offset + quoted ||
+	    !may_answer(slot))
+		return 0;
+
+	rest = (void *)(long)ctx->data + MACS_LEN;
+#pragma unroll
+	for (int i = 0; i < 5; i++) {
+		if ((void *)(rest + i + 1) > packet_end(ctx))
+			return 0;
+		l2.rest[i] = rest[i];
+	}
+	__builtin_memcpy(l2.macs.destination, packet->macs.source, ETH_ALEN);
+	__builtin_memcpy(l2.macs.source, info->mac, ETH_ALEN);
+	if (bpf_xdp_adjust_tail(ctx, (int)(l3_offset + quoted) - (int)packet->len) ||
+	    bpf_xdp_adjust_head(ctx, -(int)header_len))
+		return 0;
+	start = (void *)(long)ctx->data;
+	if (start + sizeof(l2) > packet_end(ctx))
+		return 0;
+	/* All that a header with two tags would have; what belongs to a shorter one's IP header is written
+	 * next. */
+	__builtin_memcpy(start, &l2, sizeof(l2));
+	return packet->family == 4 ? write_fragmentation_needed(ctx, l3_offset, packet, gateway, info->mtu)
+				   : write_packet_too_big(ctx, l3_offset, packet, gateway, info->mtu);
+}
+
+#endif

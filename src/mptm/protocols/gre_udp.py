@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""GRE-in-UDP: GRE behind a UDP header that spreads flows (RFC 8086 §2).
+
+ 0                   1                   2                   3
+ 0 1 2 3 4 5 6 7 8 9 0 1 2 3 4 5 6 7 8 9 0 1 2 3 4 5 6 7 8 9 0 1
++-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+
+|   Source Port (of the flow)   |     Destination Port 4754     |
++-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+
+|           UDP Length          |          UDP Checksum         |
++-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+
+|C|0|K|S|    Reserved0    | Ver |         Protocol Type         |
++-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+
+|        Checksum (if C)        |        Reserved1 (if C)       |
++-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+
+|                           Key (if K)                          |
++-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+
+|                     Sequence Number (if S)                    |
++-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+
+
+In front of it: Ethernet, IPv4 or IPv6; behind it an Ethernet frame (protocol type 0x6558), IPv4 (0x0800) or IPv6
+(0x86dd).
+"""
+
+from __future__ import annotations
+
+from mptm.protocols.base import Parser, Payload, UdpOptions, UdpPort, UdpProtocol, Verification
+from mptm.protocols.gre import (
+    Key,
+    SendChecksum,
+    Sequence,
+    VerifyChecksum,
+    describe_gre,
+    gre_header,
+    gre_parser,
+    gre_patches,
+)
+from mptm.template import ANY_FAMILY, InnerFamily, Patch
+
+
+class GreUdpOptions(UdpOptions, frozen=True, kw_only=True):
+    """What an operator sets on a GRE-in-UDP tunnel."""
+
+    key: Key = None
+    checksum: SendChecksum = False
+    verify_checksum: VerifyChecksum = True
+    sequence: Sequence = False
+    payload: Payload = "l3"
+    port: UdpPort = 4754
+
+
+class GreUdp(UdpProtocol[GreUdpOptions]):
+    """The protocol; stateless."""
+
+    name = "gre-udp"
+    title = "GRE-in-UDP"
+    reference = "RFC 8086"
+    parser = Parser.GRE
+    options = GreUdpOptions
+
+    def accepted_parser(self, options: GreUdpOptions) -> Parser:
+        """See Protocol."""
+        return gre_parser(options)
+
+    def tunnel_id(self, options: GreUdpOptions) -> int:
+        """The key; 0 without one."""
+        return options.key or 0
+
+    def verification(self, options: GreUdpOptions) -> Verification:
+        """See Protocol."""
+        return Verification(ignores_checksum=not options.verify_checksum)
+
+    def inner_families(self, options: GreUdpOptions) -> InnerFamily | None:
+        """See Protocol."""
+        return None if options.payload == "l2" else ANY_FAMILY
+
+    def header(self, options: GreUdpOptions) -> bytes:
+        """See IpProtocol."""
+        return gre_header(options, self.inner_families(options))
+
+    def header_patches(self, options: GreUdpOptions) -> tuple[Patch, ...]:
+        """See IpProtocol."""
+        return gre_patches(options, self.inner_families(options))
+
+    def describe_header(self, options: GreUdpOptions) -> str:
+        """See IpProtocol."""
+        return describe_gre(options, self.inner_families(options))
+
+
+PROTOCOL = GreUdp()

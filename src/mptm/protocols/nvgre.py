@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""NVGRE: Ethernet frames behind a GRE header whose key is a virtual subnet and a flow (RFC 7637 §3.2).
+
+ 0                   1                   2                   3
+ 0 1 2 3 4 5 6 7 8 9 0 1 2 3 4 5 6 7 8 9 0 1 2 3 4 5 6 7 8 9 0 1
++-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+
+|0|0|1|0|    Reserved0    | Ver |      Protocol Type 0x6558     |
++-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+
+|            Virtual Subnet ID (VSID)           |     FlowID    |
++-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+
+
+In front of it: Ethernet, IPv4 or IPv6 (protocol 47); behind it an Ethernet frame.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Annotated
+
+from msgspec import Meta
+
+from mptm.headers import ETHERTYPE_BRIDGED, IP_PROTOCOL_GRE
+from mptm.protocols.base import HeaderProtocol, IpOptions, Parser
+from mptm.protocols.gre import KEY_PRESENT
+from mptm.template import Patch, PatchOp
+
+FLOW_ID_OFFSET = 7
+
+
+class NvgreOptions(IpOptions, frozen=True, kw_only=True):
+    """What an operator sets on an NVGRE tunnel."""
+
+    vsid: Annotated[
+        int, Meta(ge=0x1000, le=2**24 - 2, description="virtual subnet identifier (the rest is reserved)")
+    ]
+
+
+class Nvgre(HeaderProtocol[NvgreOptions]):
+    """The protocol; stateless."""
+
+    name = "nvgre"
+    title = "NVGRE"
+    reference = "RFC 7637"
+    parser = Parser.GRE
+    ip_protocol = IP_PROTOCOL_GRE
+    options = NvgreOptions
+
+    def accepted_parser(self, options: NvgreOptions) -> Parser:
+        """See Protocol."""
+        return Parser.NVGRE
+
+    def header(self, options: NvgreOptions) -> bytes:
+        """A key, neither checksum nor sequence number."""
+        return struct.pack("!HHI", KEY_PRESENT, ETHERTYPE_BRIDGED, options.vsid << 8)
+
+    def header_patches(self, options: NvgreOptions) -> tuple[Patch, ...]:
+        """The FlowID."""
+        return (Patch(PatchOp.FLOW8, FLOW_ID_OFFSET),)
+
+    def tunnel_id(self, options: NvgreOptions) -> int:
+        """The VSID, whatever the flow."""
+        return options.vsid
+
+    def describe_header(self, options: NvgreOptions) -> str:
+        """See IpProtocol."""
+        return f"nvgre(vsid={options.vsid:#x},flowid=flow)"
+
+
+PROTOCOL = Nvgre()
