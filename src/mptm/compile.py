@@ -23,7 +23,7 @@ from mptm import tables
 from mptm.errors import TableFull
 from mptm.facts import Facts, Link, Path
 from mptm.fields import mac_bytes
-from mptm.intent import Flow, Intent, Port, Route, Tunnel, find_protocol
+from mptm.intent import Flow, Intent, Network, Port, Route, Tunnel, find_protocol
 from mptm.protocols.base import IpOptions
 from mptm.tables import Attachment, Tables
 from mptm.template import InnerFamily, Template
@@ -434,6 +434,8 @@ class _Compilation:
         self._add_terminations()
         for route in self.intent.routes.values():
             self._add_route(route)
+        for network in self.intent.networks.values():
+            self._add_gateway(network)
         for flow in self.intent.flows.values():
             self._add_flow(flow)
         return Compiled(self.tables, attachments, self.allocations, self.warnings, self.states)
@@ -533,6 +535,24 @@ class _Compilation:
         if other is not None:
             problem = f"accepts the same packets as tunnel {other.name}, which gets them"
             self._set_state(tunnel, f"conflict: {problem}", f"tunnel {tunnel.name} {problem}")
+
+    def _add_gateway(self, network: Network) -> None:
+        """Whoever is at the address is asked for it: a route for just the address goes before the gateway."""
+        gateways = network.gateways
+        if not gateways:
+            return
+        v4, v6 = gateways.get(4), gateways.get(6)
+        self.tables.gateways[network.id] = tables.Gateway(
+            address_v4=v4.packed if v4 else bytes(4),
+            address_v6=v6.packed if v6 else bytes(16),
+            has_v4=int(v4 is not None),
+            has_v6=int(v6 is not None),
+        )
+        next_hop = tables.NextHop(NextHopKind.GATEWAY, 0, NO_MAC, 0)
+        if v4:
+            self.tables.hosts_v4.setdefault(tables.HostKeyV4(network.id, v4.packed), next_hop)
+        if v6:
+            self.tables.hosts_v6.setdefault(tables.HostKeyV6(network.id, v6.packed), next_hop)
 
     def _add_route(self, route: Route) -> None:
         prefix = ipaddress.ip_network(route.prefix)

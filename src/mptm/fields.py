@@ -257,6 +257,8 @@ def check_value(field: Field, value: Any) -> Any:
     try:
         if isinstance(value, Checked):
             return value
+        if _item_type(field.type) is not None and isinstance(value, str | int):
+            value = (value,)  # a list of one may be written without brackets
         value = msgspec.convert(value, field.type)
         if field.normalise and isinstance(value, tuple):
             return tuple(map(field.normalise, value))

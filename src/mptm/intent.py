@@ -48,15 +48,43 @@ class Network(Checked, frozen=True, kw_only=True):
 
     name: Name
     id: Annotated[int, Meta(ge=1, le=2**32 - 1, description="number of the network on this node")]
+    gateway: Annotated[
+        tuple[UnicastAddress, ...],
+        Meta(
+            description="our address in the network, of each IP version at most one: errors come from there"
+        ),
+    ] = ()
 
     @property
     def key(self) -> str:
         """The name."""
         return self.name
 
+    @property
+    def gateways(self) -> dict[int, IPAddress]:
+        """The gateway addresses by IP version."""
+        return {address.version: address for address in map(ipaddress.ip_address, self.gateway)}
+
     def label(self) -> str:
         """See Checked."""
         return f"network {self.name}"
+
+    def check(self) -> None:
+        """See Checked."""
+        found: dict[int, IPAddress] = {}
+        for address in map(ipaddress.ip_address, self.gateway):
+            if address.is_loopback:
+                raise InvalidIntent(
+                    f"{self.label()}: {address} is a loopback address, which no workload can reach",
+                    field="gateway",
+                )
+            first = found.setdefault(address.version, address)
+            if first is not address:
+                raise InvalidIntent(
+                    f"{self.label()}: {first} and {address} are both IPv{address.version}; "
+                    "a network has one gateway address of each version",
+                    field="gateway",
+                )
 
 
 class Port(Checked, frozen=True, kw_only=True):

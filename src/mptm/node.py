@@ -376,6 +376,8 @@ def next_hop(obj: Any) -> str:
 def _show(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, list):
+        return ",".join(map(_show, value)) or "none"
     return "none" if value is None else str(value)
 
 

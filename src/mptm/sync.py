@@ -22,7 +22,7 @@ from mptm.tables import Attachment, Tables, Termination
 if TYPE_CHECKING:
     from mptm.compile import Allocations, Compiled
 
-POINTED_AT = ("tunnels", "tx_ports", "ports", "locals", "listeners")
+POINTED_AT = ("tunnels", "tx_ports", "gateways", "ports", "locals", "listeners")
 """Tables that others refer to, in the order of writing."""
 
 POINTING = (
@@ -37,7 +37,7 @@ POINTING = (
 """Tables that refer to others, in the order of writing."""
 
 WRITE_ORDER = POINTED_AT + POINTING
-DELETE_ORDER = (*reversed(POINTING), "listeners", "locals", "ports", "tx_ports", "tunnels")
+DELETE_ORDER = (*reversed(POINTING), *reversed(POINTED_AT))
 ARRAYS = frozenset(("tunnels", "ports", "listeners", "terminations"))
 """Tables with a slot per number, where all zeroes means free: they are freed by writing zeroes."""
 

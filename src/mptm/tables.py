@@ -126,6 +126,7 @@ class LocalKey(NamedTuple):
 class Tables:
     """Every table that the control plane writes, by the map's name in bpf/maps.h; ARRAYs hold used slots only."""
 
+    gateways: dict[int, Gateway] = field(default_factory=dict)
     ports: dict[int, Port] = field(default_factory=dict)
     flows_v4: dict[FlowKeyV4, NextHop] = field(default_factory=dict)
     flows_v6: dict[FlowKeyV6, NextHop] = field(default_factory=dict)

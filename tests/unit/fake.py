@@ -40,6 +40,7 @@ STRUCTS = {
     "port_counters": ("", "port_counters"),
     "drops": ("drop_key", "drop_value"),
     "generation": ("", ""),
+    "gateways": ("", "gateway"),
 }
 STEERING = ("flows_v4", "flows_v6", "hosts_v4", "hosts_v6", "prefixes_v4", "prefixes_v6")
 

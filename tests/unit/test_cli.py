@@ -97,6 +97,22 @@ def test_the_commands_of_the_page_build_a_node(run):
     assert config.load(out) == config.load(NODE)
 
 
+def test_a_networks_gateway_is_given_changed_shown_and_taken_away(run):
+    def networks() -> list[dict[str, object]]:
+        found = json.loads(run("export", "--json")[1])["networks"]
+        assert isinstance(found, list)
+        return found
+
+    assert run("network", "add", "blue", "--gateway", "10.0.0.1", "--gateway", "FD00::1")[0] == 0
+    assert networks() == [{"name": "blue", "id": 1, "gateway": ["10.0.0.1", "fd00::1"]}]
+    assert "10.0.0.1, fd00::1" in run("network", "list")[1]
+    assert "gateway  10.0.0.1, fd00::1\n" in run("network", "show", "blue")[1]
+    assert run("network", "set", "blue", "--gateway", "10.0.0.2")[0] == 0
+    assert networks() == [{"name": "blue", "id": 1, "gateway": ["10.0.0.2"]}]
+    assert run("network", "set", "blue", "--no-gateway")[0] == 0
+    assert networks() == [{"name": "blue", "id": 1}]
+
+
 def test_and_their_reverse_takes_it_down_again(up):
     for line in (
         "flow del 10.250.1.100 10.250.1.101 --network blue",
@@ -155,6 +171,8 @@ def test_json_is_exactly_one_document_and_the_table_is_for_people(up, line):
         ("network add", "Missing argument 'NAME'"),
         ("network add bl/ue", "a name of 1 to 64"),
         ("network add blue --id 0", "--id"),
+        ("network add blue --gateway 10.0.0.1 --gateway 10.0.0.2", "--gateway: network blue: "),
+        ("network set blue", "give either --gateway or --no-gateway"),
         ("port add eth0", "--role"),
         ("port add eth0 --role access", "an access port needs network"),
         ("port add eth0 --role uplink --mac 1:2", "--mac: "),

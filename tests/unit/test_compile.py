@@ -37,6 +37,7 @@ from mptm.tables import (
     Attachment,
     FlowKeyV4,
     FlowKeyV6,
+    Gateway,
     HostKeyV4,
     HostKeyV6,
     Listener,
@@ -444,6 +445,37 @@ def test_a_route_to_a_missing_interface_drops_with_a_warning():
     assert list(made.tables.hosts_v4.values()) == [NextHop(NextHopKind.DROP, 0, bytes(6), 0)]
     assert made.states["route", "blue 10.1.0.5/32"] == "down: missing interface veth0"
     assert "route blue 10.1.0.5/32 drops its packets: there is no interface veth0" in made.warnings
+
+
+# ---- gateways -----------------------------------------------------------------------------------------------
+
+
+def with_gateway(*gateway: str) -> Intent:
+    return Intent.of([Network(name="blue", id=5, gateway=gateway), UPLINK, ACCESS])
+
+
+def test_a_gateway_has_an_entry_for_its_network_and_one_among_the_hosts():
+    tables = compile_tables(with_gateway("10.1.0.1", "fd00::1"), FACTS, Allocations()).tables
+    v4, v6 = bytes([10, 1, 0, 1]), ip_address("fd00::1").packed
+    assert tables.gateways == {5: Gateway(v4, v6, 1, 1)}
+    answers = NextHop(NextHopKind.GATEWAY, 0, bytes(6), 0)
+    assert tables.hosts_v4 == {HostKeyV4(5, v4): answers}
+    assert tables.hosts_v6 == {HostKeyV6(5, v6): answers}
+
+
+def test_a_gateway_of_one_ip_version_says_that_there_is_none_of_the_other():
+    tables = compile_tables(with_gateway("fd00::1"), FACTS, Allocations()).tables
+    assert tables.gateways == {5: Gateway(bytes(4), ip_address("fd00::1").packed, 0, 1)}
+    assert not tables.hosts_v4
+    assert not compile_tables(with_gateway(), FACTS, Allocations()).tables.gateways
+
+
+@pytest.mark.parametrize(("prefix", "kind"), [("10.1.0.1/32", "DROP"), ("10.1.0.0/24", "GATEWAY")])
+def test_a_route_for_just_the_gateways_address_goes_before_it(prefix, kind):
+    intent = with_gateway("10.1.0.1").add(Route(network="blue", prefix=prefix, drop=True))
+    tables = compile_tables(intent, FACTS, Allocations()).tables
+    assert [next_hop.kind for next_hop in tables.hosts_v4.values()] == [NextHopKind[kind]]
+    assert set(tables.gateways) == {5}
 
 
 # ---- what stays and what moves ------------------------------------------------------------------------------

@@ -59,10 +59,27 @@ def error_of(make, *arguments, **keywords) -> InvalidIntent:
             "network", {"name": "bl ue", "id": 1},
             "name: network bl ue: 'bl ue' is not a name of 1 to 64 letters, digits, dots, dashes and underscores",
         ),
+        (
+            "network", {"name": "blue", "id": 1, "gateway": ["10.0.0.1", "10.0.0.2"]},
+            "gateway: network blue: 10.0.0.1 and 10.0.0.2 are both IPv4; "
+            "a network has one gateway address of each version",
+        ),
+        (
+            "network", {"name": "blue", "id": 1, "gateway": "10.0.0.1/24"},
+            "gateway: network blue: ('10.0.0.1/24',) is not a list, each an IPv4 or IPv6 address",
+        ),
+        (
+            "network", {"name": "blue", "id": 1, "gateway": ["ff02::1"]},
+            "gateway: network blue: ff02::1 is no address of a single machine",
+        ),
+        (
+            "network", {"name": "blue", "id": 1, "gateway": ["127.0.0.1"]},
+            "gateway: network blue: 127.0.0.1 is a loopback address, which no workload can reach",
+        ),
         ("network", {"name": "blue"}, "id: network blue: a network needs id: a whole number from 1 to 4294967295"),
         (
             "network", {"name": "blue", "idd": 1},
-            "idd: network blue: a network has no field idd; it has name, id\n  did you mean id?",
+            "idd: network blue: a network has no field idd; it has name, id, gateway\n  did you mean id?",
         ),
         (
             "port", {"name": "an-interface-name", "role": "uplink"},
@@ -185,6 +202,13 @@ def test_addresses_and_macs_take_one_form():
     assert (made.remote, made.remote_mac) == ("fd00::1", "02:00:00:ab:cd:ef")
     assert Route(network="b", prefix="FD00::/64", drop=True).prefix == "fd00::/64"
     assert Route(network="b", prefix="10.0.0.1", drop=True).prefix == "10.0.0.1/32"
+
+
+def test_a_list_of_one_may_be_written_without_brackets():
+    one = object_from_dict("network", {"name": "blue", "id": 1, "gateway": "FD00::1"})
+    assert one == Network(name="blue", id=1, gateway=("fd00::1",))
+    assert one.to_dict() == {"name": "blue", "id": 1, "gateway": ["fd00::1"]}
+    assert set(Network(name="b", id=1, gateway=("fd00::1", "10.0.0.1")).gateways) == {4, 6}
 
 
 def test_keys_are_text_and_can_be_had_from_what_an_operator_types():

@@ -13,7 +13,7 @@ from mptm.intent import Flow, Intent, Network, Object, Port, Route, Tunnel, tunn
 from mptm.reasons import Reason
 
 OBJECTS: list[Object] = [
-    Network(name="blue", id=1),
+    Network(name="blue", id=1, gateway=("10.1.0.254", "fd00::fe")),
     Network(name="red", id=2),
     Port(name="eth0", role="uplink"),
     Port(name="veth-a", role="access", network="blue"),
