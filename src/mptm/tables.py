@@ -135,6 +135,7 @@ class Tables:
     prefixes_v4: dict[PrefixKeyV4, NextHop] = field(default_factory=dict)
     prefixes_v6: dict[PrefixKeyV6, NextHop] = field(default_factory=dict)
     tunnels: dict[int, Tunnel] = field(default_factory=dict)
+    groups: dict[int, Group] = field(default_factory=dict)
     listeners: dict[int, Listener] = field(default_factory=dict)
     terminations: dict[int, Termination] = field(default_factory=dict)
     locals: dict[LocalKey, int] = field(default_factory=dict)

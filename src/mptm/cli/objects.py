@@ -59,6 +59,11 @@ def next_hop_options(function: Command) -> Command:
             metavar="MAC",
             help="Inner destination MAC to write, and what ARP and ND are answered with.",
         ),
+        click.option(
+            "--relay",
+            is_flag=True,
+            help="Take packets that came out of another tunnel, too (with --via or --group).",
+        ),
         click.option("--pass", "pass_", is_flag=True, help="Leave the packets to the kernel's stack."),
         click.option("--drop", is_flag=True, help="Drop the packets, and count them."),
         click.option(
@@ -66,6 +71,12 @@ def next_hop_options(function: Command) -> Command:
             metavar="INTERFACE",
             shell_complete=complete_names("ports"),
             help="Deliver to this local access port.  [MAC default: that of the veth's other end]",
+        ),
+        click.option(
+            "--group",
+            metavar="GROUP",
+            shell_complete=complete_names("groups"),
+            help="Share out the flows among the tunnels of this group.",
         ),
         click.option(
             "--via", metavar="TUNNEL", shell_complete=complete_names("tunnels"), help="Send into this tunnel."
@@ -76,9 +87,9 @@ def next_hop_options(function: Command) -> Command:
 
 
 def _next_hop_fields(options: dict[str, Any]) -> dict[str, Any]:
-    chosen = [name for name in ("via", "port", "drop", "pass_") if options[name]]
+    chosen = [name for name in ("via", "group", "port", "drop", "pass_") if options[name]]
     if len(chosen) != 1:
-        raise click.UsageError("give exactly one of --via, --port, --drop and --pass")
+        raise click.UsageError("give exactly one of --via, --group, --port, --drop and --pass")
     return {name: value for name, value in options.items() if value}
 
 
@@ -165,6 +176,7 @@ def _network_row(intent: Intent, name: str) -> dict[str, Any]:
         **intent.networks[name].to_dict(defaults=True),
         "ports": count(intent.ports),
         "tunnels": count(intent.tunnels),
+        "groups": count(intent.groups),
         "routes": count(intent.routes),
         "flows": count(intent.flows),
     }
@@ -184,11 +196,11 @@ def network_list(as_json: bool) -> None:
     if as_json:
         print_json(rows)
     else:
-        headings = ["NAME", "ID", "GATEWAY", "PORTS", "TUNNELS", "ROUTES", "FLOWS"]
+        headings = ["NAME", "ID", "GATEWAY", "PORTS", "TUNNELS", "GROUPS", "ROUTES", "FLOWS"]
         print_table(
             headings,
             [[in_words(value) for value in row.values()] for row in rows],
-            right="ID PORTS TUNNELS ROUTES FLOWS",
+            right="ID PORTS TUNNELS GROUPS ROUTES FLOWS",
         )
 
 
@@ -492,7 +504,7 @@ def _steered_fields(found: Route | Flow) -> dict[str, object]:
     fields: dict[str, object] = {
         name: value
         for name, value in found.to_dict().items()
-        if name not in ("via", "port", "drop", "pass", "mac", "annotations")
+        if name not in ("via", "group", "port", "drop", "pass", "relay", "mac", "annotations")
     }
     return {**fields, "next hop": next_hop(found), **getattr(found, "annotations", {})}
 
