@@ -147,7 +147,8 @@ def test_what_a_tunnel_accepts_is_shown_and_survives_the_file(up, tmp_path):
     path.write_text(exported.replace("vni: 200", "vni: 201"))
     _, planned, _ = up("plan", "-f", str(path))
     assert planned == (
-        "~ tunnel to-node2: accept vxlan,vni=200 vlan,vid=7,tpid=0x88a8 -> vxlan,vni=201 vlan,vid=7,tpid=0x88a8\n"
+        "~ tunnel to-node2: accept vxlan,vni=200; vlan,vid=7,tpid=0x88a8 "
+        "-> vxlan,vni=201; vlan,vid=7,tpid=0x88a8\n"
     )
 
 
