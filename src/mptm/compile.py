@@ -19,11 +19,11 @@ from typing import TypeVar
 
 import msgspec
 
-from mptm import tables
+from mptm import hashing, tables
 from mptm.errors import TableFull
 from mptm.facts import Facts, Link, Path
 from mptm.fields import mac_bytes
-from mptm.intent import Flow, Intent, Port, Route, Tunnel, find_protocol
+from mptm.intent import Flow, Group, Intent, Network, Port, Route, Tunnel, find_protocol
 from mptm.protocols.base import IpOptions
 from mptm.tables import Attachment, Tables
 from mptm.template import InnerFamily, Template
@@ -35,6 +35,7 @@ LISTEN_PROBES = 4
 TERMINATION_SLOTS = 1 << 16
 TERMINATION_PROBES = 4
 TUNNEL_SLOTS = 1 << 14
+GROUP_SLOTS = 256
 """Capacities; a unit test compares them with bpf/abi.h and bpf/maps.h."""
 
 NO_MAC = bytes(6)
@@ -110,19 +111,23 @@ class PortAllocation(msgspec.Struct, frozen=True):
 class Allocations(msgspec.Struct, frozen=True, kw_only=True):
     """Which slot everything has. Plain data, stored between commands.
 
-    tunnels, ports       by name
+    tunnels, groups, ports
+                         by name
     listeners            by `<kind> <number>`
     terminations         by the hexadecimal key (`termination_key`)
     next_slot            tunnel slots are given out round and round, so that a freed one is used last
-    next_counter         the same for tunnel_counters
+    next_counter, next_group
+                         the same for tunnel_counters and groups
     """
 
     tunnels: dict[str, TunnelAllocation] = {}
+    groups: dict[str, int] = {}
     ports: dict[str, PortAllocation] = {}
     listeners: dict[str, int] = {}
     terminations: dict[str, int] = {}
     next_slot: int = 0
     next_counter: int = 0
+    next_group: int = 0
 
 
 @dataclass(frozen=True)
@@ -130,8 +135,8 @@ class Compiled:
     """What an intent comes to on this machine.
 
     warnings    sentences on what can't be as wanted
-    states      by (kind, key) for ports, tunnels, routes and flows: "up", "receive-only", or what is the matter:
-                "missing interface", "down: ...", "conflict: ..."
+    states      by (kind, key) for ports, tunnels, groups, routes and flows: "up", "receive-only", or what is the
+                matter: "missing interface", "down: ...", "degraded: ...", "conflict: ..."
     """
 
     tables: Tables
@@ -167,13 +172,23 @@ def allocate(
         for name, tunnel in intent.tunnels.items()
     }
     allocated, next_slot = _allocate_tunnels(records, previous)
+    groups, next_group = _take_round_robin(
+        intent.groups,
+        previous.groups,
+        set(previous.groups.values()),
+        previous.next_group,
+        "groups",
+        GROUP_SLOTS,
+    )
     return Allocations(
         tunnels=allocated,
+        groups=groups,
         ports=_allocate_ports(intent, facts, previous),
         listeners=_allocate_listeners(intent, previous),
         terminations=_allocate_terminations(_keys_of(intent, ways), previous),
         next_slot=next_slot,
         next_counter=next_counter,
+        next_group=next_group,
     )
 
 
@@ -228,8 +243,9 @@ def tunnel_record(
     tunnel: Tunnel, template: Template | None, path: Path | None, counter: int
 ) -> tables.Tunnel:
     """The entry of a tunnel; with outer_len 0 where it can't send."""
+    split_horizon = tunnel.split_horizon or 0
     if template is None or path is None:
-        return tables.Tunnel(b"", (), 0, 0, 0, 0, 0, counter, 0, 0, 0, 0)
+        return tables.Tunnel(b"", (), 0, 0, 0, 0, 0, counter, 0, 0, 0, 0, split_horizon)
     to_stack = isinstance(tunnel.options, IpOptions) and tunnel.options.to_stack
     flags = (TunnelFlag.TO_STACK if to_stack else 0) | (TunnelFlag.L3 if template.is_l3 else 0)
     return tables.Tunnel(
@@ -245,6 +261,7 @@ def tunnel_record(
         tos_mask=template.tos_mask,
         ttl_mask=template.ttl_mask,
         inner_families=int(template.inner_families or 0),
+        split_horizon=split_horizon,
     )
 
 
@@ -255,7 +272,10 @@ Key = TypeVar("Key")
 
 def _allocate_counters(names: Iterable[str], previous: Allocations) -> tuple[dict[str, int], int]:
     kept = {name: held.counter for name, held in previous.tunnels.items()}
-    return _take_round_robin(names, kept, set(kept.values()), previous.next_counter, "tunnel_counters")
+    occupied = set(kept.values())
+    return _take_round_robin(
+        names, kept, occupied, previous.next_counter, "tunnel_counters", TUNNEL_SLOTS, "tunnels"
+    )
 
 
 def _allocate_tunnels(
@@ -267,29 +287,38 @@ def _allocate_tunnels(
     }
     kept = {name: held.slot for name, held in previous.tunnels.items() if held.digest == digests.get(name)}
     occupied = {held.slot for held in previous.tunnels.values()}
-    slots, next_slot = _take_round_robin(records, kept, occupied, previous.next_slot, "tunnels")
+    slots, next_slot = _take_round_robin(records, kept, occupied, previous.next_slot, "tunnels", TUNNEL_SLOTS)
     return {
         name: TunnelAllocation(slots[name], record.counter, digests[name]) for name, record in records.items()
     }, next_slot
 
 
 def _take_round_robin(
-    names: Iterable[str], kept: Mapping[str, int], occupied: set[int], start: int, table: str
+    names: Iterable[str],
+    kept: Mapping[str, int],
+    occupied: set[int],
+    start: int,
+    table: str,
+    size: int,
+    what: str | None = None,
 ) -> tuple[dict[str, int], int]:
-    """A slot for each name: the one it has, else the next that nothing has or just had."""
+    """A slot for each name: the one it has, else the next that nothing has or just had.
+
+    `what` is in the slots: in words, where it isn't the table's name.
+    """
     occupied = set(occupied)
     taken: dict[str, int] = {}
     for name in names:
         if name in kept:
             taken[name] = kept[name]
             continue
-        if len(occupied) >= TUNNEL_SLOTS:
-            raise TableFull(f"table {table} is full: it has room for {TUNNEL_SLOTS} tunnels")
-        while start % TUNNEL_SLOTS in occupied:
+        if len(occupied) >= size:
+            raise TableFull(f"table {table} is full: it has room for {size} {what or table}")
+        while start % size in occupied:
             start += 1
-        taken[name] = start % TUNNEL_SLOTS
+        taken[name] = start % size
         occupied.add(taken[name])
-        start = (start + 1) % TUNNEL_SLOTS
+        start = (start + 1) % size
     return taken, start
 
 
@@ -427,6 +456,8 @@ class _Compilation:
         ]
         for tunnel in self.intent.tunnels.values():
             self._add_tunnel(tunnel)
+        for group in self.intent.groups.values():
+            self._add_group(group)
         for key, listener in _listeners(self.intent).items():
             self.tables.listeners[self.allocations.listeners[key]] = tables.Listener(
                 listener.number, int(listener.kind), int(listener.parser)
@@ -434,6 +465,8 @@ class _Compilation:
         self._add_terminations()
         for route in self.intent.routes.values():
             self._add_route(route)
+        for network in self.intent.networks.values():
+            self._add_gateway(network)
         for flow in self.intent.flows.values():
             self._add_flow(flow)
         return Compiled(self.tables, attachments, self.allocations, self.warnings, self.states)
@@ -482,6 +515,28 @@ class _Compilation:
             )
         is_up = way.state in (UP, RECEIVE_ONLY)
         self._set_state(tunnel, way.state, None if is_up else f"tunnel {tunnel.name} is {way.state}")
+
+    def _add_group(self, group: Group) -> None:
+        """Who gets which slot; the slots of a member that can't send are the others', so a flow is never without."""
+        sending = {
+            member.tunnel: member.weight
+            for member in group.members
+            if self.ways[member.tunnel].template is not None
+        }
+        slot_of: dict[str | None, int] = {
+            name: self.allocations.tunnels[name].slot + 1 for name in sending
+        } | {None: 0}
+        self.tables.groups[self.allocations.groups[group.name]] = tables.Group(
+            tuple(slot_of[name] for name in hashing.share_out(sending.items()))
+        )
+        missing = [member.tunnel for member in group.members if member.tunnel not in sending]
+        if not sending:
+            self._set_state(group, "down: all members are down")
+        elif missing:
+            shown = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
+            self._set_state(group, f"degraded: {shown} {'is' if len(missing) == 1 else 'are'} down")
+        else:
+            self._set_state(group, UP)
 
     def _check_egress(self, tunnel: Tunnel, ifindex: int) -> None:
         link = self._links_by_ifindex.get(ifindex)
@@ -534,6 +589,24 @@ class _Compilation:
             problem = f"accepts the same packets as tunnel {other.name}, which gets them"
             self._set_state(tunnel, f"conflict: {problem}", f"tunnel {tunnel.name} {problem}")
 
+    def _add_gateway(self, network: Network) -> None:
+        """Whoever is at the address is asked for it: a route for just the address goes before the gateway."""
+        gateways = network.gateways
+        if not gateways:
+            return
+        v4, v6 = gateways.get(4), gateways.get(6)
+        self.tables.gateways[network.id] = tables.Gateway(
+            address_v4=v4.packed if v4 else bytes(4),
+            address_v6=v6.packed if v6 else bytes(16),
+            has_v4=int(v4 is not None),
+            has_v6=int(v6 is not None),
+        )
+        next_hop = tables.NextHop(NextHopKind.GATEWAY, 0, NO_MAC, 0)
+        if v4:
+            self.tables.hosts_v4.setdefault(tables.HostKeyV4(network.id, v4.packed), next_hop)
+        if v6:
+            self.tables.hosts_v6.setdefault(tables.HostKeyV6(network.id, v6.packed), next_hop)
+
     def _add_route(self, route: Route) -> None:
         prefix = ipaddress.ip_network(route.prefix)
         network, next_hop = self._network_id(route.network), self._next_hop(route)
@@ -563,7 +636,12 @@ class _Compilation:
             if state.startswith("down"):
                 self._set_state(obj, f"down: tunnel {obj.via} is down")
             slot = self.allocations.tunnels[obj.via].slot
-            return tables.NextHop(NextHopKind.TUNNEL, NextHopFlag.MAC if mac else 0, mac or NO_MAC, slot)
+            return tables.NextHop(NextHopKind.TUNNEL, _flags_of(obj), mac or NO_MAC, slot)
+        if obj.group is not None:
+            if self.states["group", obj.group].startswith("down"):
+                self._set_state(obj, f"down: group {obj.group} is down")
+            slot = self.allocations.groups[obj.group]
+            return tables.NextHop(NextHopKind.GROUP, _flags_of(obj), mac or NO_MAC, slot)
         if obj.port is not None:
             link = self.facts.links.get(obj.port)
             if link is None:
@@ -586,10 +664,16 @@ class _Compilation:
         kind = NextHopKind.DROP if obj.drop else NextHopKind.PASS
         return tables.NextHop(kind, 0, NO_MAC, 0)
 
-    def _set_state(self, obj: Port | Tunnel | Route | Flow, state: str, warning: str | None = None) -> None:
+    def _set_state(
+        self, obj: Port | Tunnel | Group | Route | Flow, state: str, warning: str | None = None
+    ) -> None:
         self.states[obj.kind, obj.key] = state
         if warning is not None:
             self.warnings.append(warning)
+
+
+def _flags_of(obj: Route | Flow) -> int:
+    return (NextHopFlag.MAC if obj.mac else 0) | (NextHopFlag.RELAY if obj.relay else 0)
 
 
 def _accepted_payloads(families: InnerFamily | None) -> int:

@@ -31,12 +31,14 @@ from mptm.compile import (
 )
 from mptm.errors import TableFull
 from mptm.facts import Facts, Link, Path
-from mptm.intent import Flow, Intent, Network, Port, Route, Tunnel, tunnel_from_dict
+from mptm.hashing import share_out
+from mptm.intent import Flow, Group, Intent, Member, Network, Port, Route, Tunnel, tunnel_from_dict
 from mptm.protocols.base import ListenerKind, Parser
 from mptm.tables import (
     Attachment,
     FlowKeyV4,
     FlowKeyV6,
+    Gateway,
     HostKeyV4,
     HostKeyV6,
     Listener,
@@ -106,6 +108,7 @@ def test_capacities_are_those_of_the_data_plane():
                  "TERMINATION_PROBES"):  # fmt: skip
         assert getattr(compile_module, name) == c_constant("abi.h", f"MPTM_{name}")
     assert c_constant("maps.h", "MPTM_TUNNELS") == compile_module.TUNNEL_SLOTS
+    assert c_constant("abi.h", "MPTM_GROUPS") == compile_module.GROUP_SLOTS
     assert (
         c_constant("abi.h", "MPTM_OUTER_SIZE"),
         c_constant("abi.h", "MPTM_PATCHES"),
@@ -444,6 +447,134 @@ def test_a_route_to_a_missing_interface_drops_with_a_warning():
     assert list(made.tables.hosts_v4.values()) == [NextHop(NextHopKind.DROP, 0, bytes(6), 0)]
     assert made.states["route", "blue 10.1.0.5/32"] == "down: missing interface veth0"
     assert "route blue 10.1.0.5/32 drops its packets: there is no interface veth0" in made.warnings
+
+
+# ---- relays and groups ---------------------------------------------------------------------------------------
+
+
+def test_a_relay_is_a_flag_of_the_next_hop_and_split_horizon_one_of_the_tunnel():
+    mac = "02:00:00:00:00:05"
+    made = compiled(
+        geneve(split_horizon=7),
+        Route(network="blue", prefix="10.1.0.5/32", via="to-node2", relay=True, mac=mac),
+        Flow(network="blue", source="10.0.0.1", destination="10.0.0.2", via="to-node2", relay=True),
+    )
+    both = NextHopFlag.MAC | NextHopFlag.RELAY
+    assert [next_hop.flags for next_hop in made.tables.hosts_v4.values()] == [both]
+    assert [next_hop.flags for next_hop in made.tables.flows_v4.values()] == [NextHopFlag.RELAY]
+    assert [tunnel.split_horizon for tunnel in made.tables.tunnels.values()] == [7]
+
+
+def test_what_a_receive_only_tunnel_brings_has_its_split_horizon_too():
+    hub = geneve(remote="any", local="10.30.30.1", split_horizon=7)
+    made = compiled(hub, facts=replace(FACTS, paths={}))
+    (tunnel,) = made.tables.tunnels.values()
+    assert (tunnel.outer_len, tunnel.split_horizon) == (0, 7)
+    assert tunnel.counter == made.allocations.tunnels["to-node2"].counter
+
+
+NAMES = ("a", "b", "c")
+TO_THREE = [geneve(name=name, remote=f"10.30.30.{number}") for number, name in enumerate(NAMES, 2)]
+SHARED = Group(
+    name="exits", network="blue", members=tuple(Member(tunnel=n, weight=w) for w, n in enumerate(NAMES, 1))
+)
+TO_GROUP = Route(network="blue", prefix="10.9.0.0/16", group="exits", relay=True)
+
+
+def to_three(*down: str, previous: Allocations | None = None, group: Group = SHARED) -> Compiled:
+    silent = replace(PATH, next_hop_mac=None, problem="nobody answers ARP")
+    facts = replace(FACTS, paths={name: silent if name in down else PATH for name in NAMES})
+    return compiled(*TO_THREE, group, TO_GROUP, facts=facts, previous=previous)
+
+
+def names_in(made: Compiled) -> list[str | None]:
+    """Who has each slot of the group."""
+    named = {held.slot + 1: name for name, held in made.allocations.tunnels.items()} | {0: None}
+    ((slot, group),) = made.tables.groups.items()
+    assert slot == made.allocations.groups["exits"]
+    return [named[each] for each in group.tunnels]
+
+
+def test_a_groups_slots_are_those_of_its_members_tunnels_by_weight():
+    made = to_three()
+    assert tuple(names_in(made)) == share_out([("a", 1), ("b", 2), ("c", 3)])
+    slot = made.allocations.groups["exits"]
+    next_hop = NextHop(NextHopKind.GROUP, NextHopFlag.RELAY, bytes(6), slot)
+    assert list(made.tables.prefixes_v4.values()) == [next_hop]
+    assert made.states["group", "exits"] == made.states["route", TO_GROUP.key] == "up"
+
+
+def test_a_member_that_is_down_gives_its_flows_away_and_only_those_and_gets_them_back():
+    whole = to_three()
+    without = to_three("b", previous=whole.allocations)
+    again = to_three(previous=without.allocations)
+    before, after = names_in(whole), names_in(without)
+    assert [new for old, new in zip(before, after, strict=True) if old != "b"] == [
+        n for n in before if n != "b"
+    ]
+    assert set(after) == {"a", "c"}
+    assert names_in(again) == before
+    assert without.states["group", "exits"] == "degraded: b is down"
+    assert without.states["route", TO_GROUP.key] == "up"
+    assert to_three("a", "c").states["group", "exits"] == "degraded: a, c are down"
+
+
+def test_a_group_none_of_whose_members_is_up_has_nobody():
+    made = to_three(*NAMES)
+    assert set(names_in(made)) == {None}
+    assert made.states["group", "exits"] == "down: all members are down"
+    assert made.states["route", TO_GROUP.key] == "down: group exits is down"
+
+
+def test_a_changed_group_keeps_its_slot_and_another_gets_the_next():
+    first = to_three()
+    fewer = Group(name="exits", network="blue", members=SHARED.members[:2])
+    second = to_three(previous=first.allocations, group=fewer)
+    assert second.allocations.groups == first.allocations.groups == {"exits": 0}
+    assert set(names_in(second)) == {"a", "b"}
+    third = compiled(
+        geneve(), Group(name="new", network="blue", members=(Member(tunnel="to-node2"),)),
+        previous=second.allocations,
+    )  # fmt: skip
+    assert third.allocations.groups == {"new": 1}
+
+
+def test_more_groups_than_slots_are_refused(monkeypatch):
+    monkeypatch.setattr(compile_module, "GROUP_SLOTS", 1)
+    groups = [Group(name=name, network="blue", members=(Member(tunnel="to-node2"),)) for name in NAMES]
+    with pytest.raises(TableFull, match="table groups is full: it has room for 1 groups"):
+        compiled(geneve(), *groups)
+
+
+# ---- gateways -----------------------------------------------------------------------------------------------
+
+
+def with_gateway(*gateway: str) -> Intent:
+    return Intent.of([Network(name="blue", id=5, gateway=gateway), UPLINK, ACCESS])
+
+
+def test_a_gateway_has_an_entry_for_its_network_and_one_among_the_hosts():
+    tables = compile_tables(with_gateway("10.1.0.1", "fd00::1"), FACTS, Allocations()).tables
+    v4, v6 = bytes([10, 1, 0, 1]), ip_address("fd00::1").packed
+    assert tables.gateways == {5: Gateway(v4, v6, 1, 1)}
+    answers = NextHop(NextHopKind.GATEWAY, 0, bytes(6), 0)
+    assert tables.hosts_v4 == {HostKeyV4(5, v4): answers}
+    assert tables.hosts_v6 == {HostKeyV6(5, v6): answers}
+
+
+def test_a_gateway_of_one_ip_version_says_that_there_is_none_of_the_other():
+    tables = compile_tables(with_gateway("fd00::1"), FACTS, Allocations()).tables
+    assert tables.gateways == {5: Gateway(bytes(4), ip_address("fd00::1").packed, 0, 1)}
+    assert not tables.hosts_v4
+    assert not compile_tables(with_gateway(), FACTS, Allocations()).tables.gateways
+
+
+@pytest.mark.parametrize(("prefix", "kind"), [("10.1.0.1/32", "DROP"), ("10.1.0.0/24", "GATEWAY")])
+def test_a_route_for_just_the_gateways_address_goes_before_it(prefix, kind):
+    intent = with_gateway("10.1.0.1").add(Route(network="blue", prefix=prefix, drop=True))
+    tables = compile_tables(intent, FACTS, Allocations()).tables
+    assert [next_hop.kind for next_hop in tables.hosts_v4.values()] == [NextHopKind[kind]]
+    assert set(tables.gateways) == {5}
 
 
 # ---- what stays and what moves ------------------------------------------------------------------------------

@@ -164,6 +164,12 @@ def tunnel() -> None:
     help="Interface to send from.  [default: the one that the route to the remote uses]",
 )
 @click.option(
+    "--split-horizon",
+    type=click.IntRange(1, 255),
+    metavar="N",
+    help="Nothing is relayed between tunnels that have the same number (1-255).",
+)
+@click.option(
     "--note", "notes", metavar="KEY=VALUE", multiple=True, help="Kept and shown, without effect. Repeatable."
 )
 def add(name: str, notes: tuple[str, ...], **options: Any) -> None:
