@@ -31,7 +31,8 @@ static __always_inline int answer_port(struct xdp_md *ctx, const struct packet *
 	if (next_hop->kind == NEXT_HOP_PORT ? next_hop->id == port->ifindex
 					    : next_hop->kind != NEXT_HOP_TUNNEL)
 		return XDP_PASS;
-	__builtin_memcpy(question->answer_mac, next_hop->has_mac ? next_hop->mac : port->mac, ETH_ALEN);
+	__builtin_memcpy(question->answer_mac, next_hop->flags & NEXT_HOP_MAC ? next_hop->mac : port->mac,
+			 ETH_ALEN);
 	/* XDP_TX would not do: a veth whose other end has no XDP program leaves the frame in its ring. */
 	if (bpf_redirect_map(&tx_ports, port->ifindex, XDP_DROP) != XDP_REDIRECT)
 		return XDP_PASS;
@@ -63,8 +64,8 @@ SEC("xdp") int mptm_encap_xdp(struct xdp_md *ctx)
 		return XDP_PASS;
 	switch (next_hop->kind) {
 	case NEXT_HOP_TUNNEL:
-		return encap(ctx, &packet, next_hop->id, next_hop->has_mac ? next_hop->mac : NULL, port, slot,
-			     true);
+		return encap(ctx, &packet, next_hop->id,
+			     next_hop->flags & NEXT_HOP_MAC ? next_hop->mac : NULL, port, slot, true);
 	case NEXT_HOP_PORT:
 		if (next_hop->id == port->ifindex)
 			return XDP_PASS;
@@ -202,6 +203,7 @@ struct {
 	enum port_role port_role;
 	enum lookup_flag lookup_flag;
 	enum next_hop_kind next_hop_kind;
+	enum next_hop_flag next_hop_flag;
 	enum patch_op patch_op;
 	enum tunnel_flag tunnel_flag;
 	enum inner_family inner_family;

@@ -26,7 +26,7 @@ from mptm.fields import mac_bytes
 from mptm.intent import Flow, Intent, Port, Route, Tunnel, find_protocol
 from mptm.protocols.base import IpOptions
 from mptm.tables import Attachment, Tables
-from mptm.template import Template
+from mptm.template import InnerFamily, Template
 
 PORT_SLOTS = 4096
 PORT_PROBES = 8
@@ -63,6 +63,15 @@ class NextHopKind(IntEnum):
     TUNNEL = 2
     PASS = 3
     DROP = 4
+    GROUP = 5
+    GATEWAY = 6
+
+
+class NextHopFlag(IntEnum):
+    """What is special about a next hop."""
+
+    MAC = 1
+    RELAY = 2
 
 
 class TunnelFlag(IntEnum):
@@ -76,6 +85,11 @@ class TerminationFlag(IntEnum):
     """What is special about what a tunnel accepts."""
 
     ACCEPT_BAD_CHECKSUM = 1
+    VERIFY_UDP_CHECKSUM = 2
+    REQUIRE_UDP_CHECKSUM = 4
+    ACCEPT_ETHERNET = 8
+    ACCEPT_IPV4 = 16
+    ACCEPT_IPV6 = 32
 
 
 class TunnelAllocation(msgspec.Struct, frozen=True):
@@ -501,7 +515,8 @@ class _Compilation:
                 lookups=self.lookups.get(tunnel.network, 0),
                 cookie_len=len(verification.cookie),
                 sublayer_len=verification.sublayer_len,
-                flags=TerminationFlag.ACCEPT_BAD_CHECKSUM if verification.ignores_checksum else 0,
+                flags=_accepted_payloads(protocol.inner_families(tunnel.options))
+                | (TerminationFlag.ACCEPT_BAD_CHECKSUM if verification.ignores_checksum else 0),
                 cookie=verification.cookie,
             )
         receiving = {tunnel.name for tunnel, _, _ in kept.values()}
@@ -548,7 +563,7 @@ class _Compilation:
             if state.startswith("down"):
                 self._set_state(obj, f"down: tunnel {obj.via} is down")
             slot = self.allocations.tunnels[obj.via].slot
-            return tables.NextHop(NextHopKind.TUNNEL, int(mac is not None), mac or NO_MAC, slot)
+            return tables.NextHop(NextHopKind.TUNNEL, NextHopFlag.MAC if mac else 0, mac or NO_MAC, slot)
         if obj.port is not None:
             link = self.facts.links.get(obj.port)
             if link is None:
@@ -567,7 +582,7 @@ class _Compilation:
                     f"{obj.label()} drops its packets: {problem} (give it with --mac)",
                 )
                 return tables.NextHop(NextHopKind.DROP, 0, NO_MAC, 0)
-            return tables.NextHop(NextHopKind.PORT, 1, mac, link.ifindex)
+            return tables.NextHop(NextHopKind.PORT, NextHopFlag.MAC, mac, link.ifindex)
         kind = NextHopKind.DROP if obj.drop else NextHopKind.PASS
         return tables.NextHop(kind, 0, NO_MAC, 0)
 
@@ -575,6 +590,15 @@ class _Compilation:
         self.states[obj.kind, obj.key] = state
         if warning is not None:
             self.warnings.append(warning)
+
+
+def _accepted_payloads(families: InnerFamily | None) -> int:
+    """Flags of a termination by what its tunnel carries."""
+    if families is None:
+        return TerminationFlag.ACCEPT_ETHERNET
+    return (TerminationFlag.ACCEPT_IPV4 if families & InnerFamily.IPV4 else 0) | (
+        TerminationFlag.ACCEPT_IPV6 if families & InnerFamily.IPV6 else 0
+    )
 
 
 def _lookups(intent: Intent) -> dict[str, int]:

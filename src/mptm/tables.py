@@ -48,7 +48,7 @@ class PrefixKeyV6(NamedTuple):
 
 class NextHop(NamedTuple):
     kind: int
-    has_mac: int
+    flags: int
     mac: bytes
     id: int
 
@@ -81,6 +81,18 @@ class Tunnel(NamedTuple):
     tos_mask: int
     ttl_mask: int
     inner_families: int
+    split_horizon: int = 0
+
+
+class Group(NamedTuple):
+    tunnels: tuple[int, ...]
+
+
+class Gateway(NamedTuple):
+    address_v4: bytes
+    address_v6: bytes
+    has_v4: int
+    has_v6: int
 
 
 class Listener(NamedTuple):

@@ -18,6 +18,7 @@ from mptm.compile import (
     Allocations,
     Compiled,
     LookupFlag,
+    NextHopFlag,
     NextHopKind,
     PortAllocation,
     PortRole,
@@ -85,6 +86,7 @@ def compiled(*objects, facts: Facts = FACTS, previous: Allocations | None = None
         (PortRole, "port_role", "PORT_"),
         (LookupFlag, "lookup_flag", "LOOKUP_"),
         (NextHopKind, "next_hop_kind", "NEXT_HOP_"),
+        (NextHopFlag, "next_hop_flag", "NEXT_HOP_"),
         (TunnelFlag, "tunnel_flag", "TUNNEL_"),
         (ListenerKind, "listener_kind", "LISTEN_"),
         (PatchOp, "patch_op", "PATCH_"),
@@ -317,7 +319,7 @@ def test_a_termination_says_who_may_send_what_and_where_it_goes():
     assert termination == Termination(
         source=MAPPED + bytes([10, 30, 30, 2]), destination=MAPPED + bytes([10, 30, 30, 1]), tunnel_id=100,
         number=6081, parser=1, can_reply=1, network=5, tunnel=held.slot, counter=held.counter,
-        lookups=LookupFlag.PREFIXES, cookie_len=0, sublayer_len=0, flags=0, cookie=b"",
+        lookups=LookupFlag.PREFIXES, cookie_len=0, sublayer_len=0, flags=TerminationFlag.ACCEPT_ETHERNET, cookie=b"",
     )  # fmt: skip
     key = termination_key(termination.source, termination.destination, 100, 6081, 1)
     assert slot == termination_homes(key)[0]

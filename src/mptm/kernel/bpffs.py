@@ -31,7 +31,7 @@ def ensure_mounted() -> None:
     """
     if is_mounted():
         return
-    if os.readlink("/proc/self/ns/mnt") != _init_mount_namespace():
+    if _init_mount_namespace() not in (None, os.readlink("/proc/self/ns/mnt")):
         raise MptmError(
             f"{MOUNT_POINT} is hidden from this process by its mount namespace",
             "`ip netns exec` does this: use nsenter --net=/run/netns/NAME instead",
@@ -48,6 +48,7 @@ def ensure_mounted() -> None:
 
 
 def _init_mount_namespace() -> str | None:
+    """None: a sandbox hides process 1."""
     try:
         return os.readlink("/proc/1/ns/mnt")
     except OSError:
