@@ -120,22 +120,24 @@ def _unpack(archive: Path, release: str) -> str:
     base = CACHE / release
     shutil.rmtree(base, ignore_errors=True)
     base.mkdir()
-    with subprocess.Popen(["dpkg-deb", "--fsys-tarfile", archive], stdout=subprocess.PIPE) as unpacking:
-        with tarfile.open(fileobj=unpacking.stdout, mode="r|") as files:
-            for each in files:
-                name = each.name.removeprefix("./").removeprefix("usr/")
-                if name == f"boot/vmlinuz-{release}":
-                    target = base / "vmlinuz"
-                elif each.isfile() and (
-                    name.startswith(f"lib/modules/{release}/modules.")
-                    or _WANTED_MODULES.match(name.removeprefix(f"lib/modules/{release}/"))
-                ):
-                    target = base / name
-                else:
-                    continue
-                target.parent.mkdir(parents=True, exist_ok=True)
-                with target.open("wb") as out:
-                    shutil.copyfileobj(files.extractfile(each), out)
+    with (
+        subprocess.Popen(["dpkg-deb", "--fsys-tarfile", archive], stdout=subprocess.PIPE) as unpacking,
+        tarfile.open(fileobj=unpacking.stdout, mode="r|") as files,
+    ):
+        for each in files:
+            name = each.name.removeprefix("./").removeprefix("usr/")
+            if name == f"boot/vmlinuz-{release}":
+                target = base / "vmlinuz"
+            elif each.isfile() and (
+                name.startswith(f"lib/modules/{release}/modules.")
+                or _WANTED_MODULES.match(name.removeprefix(f"lib/modules/{release}/"))
+            ):
+                target = base / name
+            else:
+                continue
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with target.open("wb") as out:
+                shutil.copyfileobj(files.extractfile(each), out)
     subprocess.run(["depmod", "-b", base, release], check=True, capture_output=True)
     _build_initramfs(base, release)
     (base / "complete").touch()
@@ -143,7 +145,7 @@ def _unpack(archive: Path, release: str) -> str:
 
 
 def _build_initramfs(base: Path, release: str) -> None:
-    """busybox and what it takes to mount the machine's own file system read-only by 9p, with a layer in memory on top."""
+    """busybox, and the modules that it takes to mount the machine's own file system; see `init`."""
     tree = base / "initramfs.tree"
     for directory in ("bin", "dev", "proc", "modules", "host", "changes", "root"):
         (tree / directory).mkdir(parents=True)
