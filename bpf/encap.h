@@ -202,7 +202,8 @@ static __always_inline bool is_carried(const struct tunnel *tunnel, const struct
 struct sending {
 	__u32 slot;	  /* in tunnels */
 	__u32 mtu;	  /* filled in with TOO_BIG: the largest inner IP packet that fits */
-	__u32 writes_mac; /* 1: the inner destination MAC becomes `mac` */
+	__u16 writes_mac; /* 1: the inner destination MAC becomes `mac` */
+	__u16 is_answer;  /* 1: our own answer to a packet that is counted already */
 	__u8 mac[ETH_ALEN];
 };
 
@@ -243,7 +244,8 @@ static __always_inline int encap_inline(struct xdp_md *ctx, struct packet *packe
 	if (patching.len > tunnel->max_len) {
 		sending->mtu =
 		    tunnel->max_len - tunnel->outer_len - (is_l3 ? 0 : packet->l3_offset - tunnel->strip);
-		count_reason(REASON_TOO_BIG, SCOPE_TUNNEL, tunnel->counter, packet->len);
+		if (!sending->is_answer)
+			count_reason(REASON_TOO_BIG, SCOPE_TUNNEL, tunnel->counter, packet->len);
 		return TOO_BIG;
 	}
 	if (frame_bytes != packet->len && bpf_xdp_adjust_tail(ctx, (int)frame_bytes - (int)packet->len))
