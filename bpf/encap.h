@@ -234,7 +234,8 @@ static __always_inline int encap_inline(struct xdp_md *ctx, struct packet *packe
 		return drop_on_tunnel(REASON_TUNNEL_DOWN, tunnel ? tunnel->counter : slot, packet->len);
 	is_l3 = tunnel->flags & TUNNEL_L3;
 	if (is_l3 && !is_carried(tunnel, packet))
-		return drop_on_tunnel(REASON_INNER_FAMILY, tunnel->counter, packet->len);
+		return sending->is_answer ? XDP_DROP
+					  : drop_on_tunnel(REASON_INNER_FAMILY, tunnel->counter, packet->len);
 	strip = is_l3 ? packet->l3_offset : tunnel->strip;
 	if (is_l3)
 		frame_bytes = packet->end; /* padding isn't IP's */
