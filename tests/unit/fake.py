@@ -31,6 +31,7 @@ ARRAYS = (
     "terminations",
     "tunnel_counters",
     "port_counters",
+    "sequences",
 )
 STRUCTS = {
     "ports": ("", "port"),
@@ -51,6 +52,7 @@ STRUCTS = {
     "generation": ("", ""),
     "gateways": ("", "gateway"),
     "groups": ("", "group"),
+    "sequences": ("", ""),
 }
 STEERING = ("flows_v4", "flows_v6", "hosts_v4", "hosts_v6", "prefixes_v4", "prefixes_v6")
 
@@ -192,7 +194,7 @@ class FakeDataPlane:
 
     def bytes(self) -> dict[str, dict[bytes, bytes]]:
         """Everything that the control plane writes."""
-        counted = ("generation", "tunnel_counters", "port_counters", "drops")
+        counted = ("generation", "tunnel_counters", "port_counters", "sequences", "drops")
         return {name: dict(table.entries) for name, table in self.maps.items() if name not in counted}
 
 
