@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import msgspec
 from matrix import NODE, WORKLOAD_LINK_MTU, WORKLOADS, Case, Peer, Place
 
 from mptm.intent import Intent, Network, Object, Port, Route
-from mptm.lab.topology import Lab, configure, set_offloads
+from mptm.lab.topology import Lab, Topology, configure, set_offloads
 from mptm.node import Node
 
 HOST_LEN = {4: 32, 6: 128}
@@ -24,6 +25,7 @@ class Ground:
 
     def __init__(self, prefix: str, kind: type[Peer], cases: Sequence[Case]) -> None:
         self.lab = Lab(prefix)
+        self.lab.topology = kind.topology(self.lab.topology)
         self.peer = kind(self.lab)
         self.places = {case.id: Place(case, number) for number, case in enumerate(cases, 1)}
 
@@ -58,10 +60,13 @@ class Ground:
             at_node += [
                 f"link add {name} type veth peer name {name} netns {workloads}",
                 f"link set {name} mtu {WORKLOAD_LINK_MTU} addrgenmode none up",
+                *place.outer_commands(place.node_outer, "eth0"),
             ]
             if place.case.underlay == 6:
-                at_node.append(f"-6 route add {place.peer_sid}/128 via {place.peer_outer}")
-            at_workload += workload_commands(name, place.node_mac, place.node_inner, place.peer_inner, place.mtu)
+                at_node.append(f"route add {place.peer_sids} via {place.peer_outer}")
+            at_workload += workload_commands(
+                name, place.node_mac, place.node_inner, place.peer_inner, place.mtu
+            )
         configure(node, at_node)
         configure(workloads, at_workload)
         for place in self.places.values():
@@ -89,6 +94,21 @@ class Ground:
         return objects
 
 
+def with_containers(topology: Topology, node: str, names: Sequence[str]) -> Topology:
+    """The topology with more containers at a node, made like those it has."""
+    nodes = []
+    for each in topology.nodes:
+        if each.name == node:
+            like = each.containers[0]
+            more = [
+                replace(like, name=name, namespace=f"{each.namespace}-{name}", port=f"veth-{name}")
+                for name in names
+            ]
+            each = replace(each, containers=(*each.containers, *more))
+        nodes.append(each)
+    return replace(topology, nodes=tuple(nodes))
+
+
 def workload_commands(
     interface: str, mac: str, own: dict[int, str], other: dict[int, str], mtu: int
 ) -> list[str]:
@@ -96,10 +116,9 @@ def workload_commands(
     commands = [f"link set {interface} address {mac} mtu {WORKLOAD_LINK_MTU} addrgenmode none up"]
     for version, link_len in LINK_LEN.items():
         nodad = " nodad" if version == 6 else ""
-        route = f"-{version} route add {other[version]}/{HOST_LEN[version]} dev {interface}"
+        route = f"route add {other[version]}/{HOST_LEN[version]} dev {interface}"
         commands += [
             f"address add {own[version]}/{link_len} dev {interface}{nodad}",
             f"{route} src {own[version]} mtu {mtu}",
         ]
     return commands
-

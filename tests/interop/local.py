@@ -83,3 +83,9 @@ def send_oversized(lab: Lab, target: str, place: Place, data: bytes) -> None:
             sender.setsockopt(socket.IPPROTO_IPV6, IPV6_MTU_DISCOVER, PMTUDISC_PROBE)
         sender.bind((place.peer_inner[version], 0))
         sender.sendto(data.ljust(size, b"\0"), (place.node_inner[version], DISCARD_PORT))
+
+
+def ping(lab: Lab, target: str, source: str, destination: str, *options: str, count: int) -> str:
+    """Ping from an address in the namespace of `target`; its output."""
+    command = ["ping", "-n", "-I", source, "-c", str(count), "-i", "0.05", "-W", "1", *options, destination]
+    return lab.exec(target, command, check=False).stdout

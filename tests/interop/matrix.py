@@ -8,12 +8,13 @@
 A lab has one node of ours (node1) and one peer. Our workloads all live in the namespace of node1-c1: place N has the
 interface wN there, in a network nN of its own, with a route to the peer's end by a tunnel of its own.
 
-       our workload                     our node                          the peer                  its workload
-    10.251.N.1      wN ────── wN   node1   eth0 ══ underlay ══ 10.30.30.(10+N)          wN     10.251.N.2
-    fd00:251:N::1                10.30.30.1                    fd00:30:30::1:N                 fd00:251:N::2
-                                 fd00:30:30::1
+       our workload                     our node                        the peer                    its workload
+    10.251.N.1      wN ────── wN   node1   eth0 ═══ underlay ═══                     wN       wN     10.251.N.2
+    fd00:251:N::1                10.31.N.1                  10.31.N.2                               fd00:251:N::2
+                                 fd00:31:N::1               fd00:31:N::2
 
-A peer's outer addresses are per place, so that protocols without an identifier can be told apart.
+Outer addresses are per place, so that protocols without an identifier can be told apart, each pair in a subnet of its
+own, so that either end chooses the right one as its source.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from typing import Any, ClassVar
 
 from mptm.facts import Path
 from mptm.intent import Tunnel, tunnel_from_dict
-from mptm.lab.topology import UNDERLAY_MTU, Lab
+from mptm.lab.topology import UNDERLAY_MTU, Lab, Topology
 from mptm.protocols import PROTOCOLS
 
 ETHERNET = 0
@@ -35,13 +36,12 @@ ETHERNET = 0
 CHECKS = ("ping4", "ping6", "tcp4", "tcp6", "largest4", "largest6", "too big4", "too big6", "fragments")
 """What is tried of every case, in this order; see checks.py. Those that end in 4 or 6 have inner packets of that
 IP version."""
+UNDERLAY = "underlay"
 NODE = "node1"
 WORKLOADS = "node1-c1"
-"""Where our node and its workloads are, as the lab names it."""
+"""Where the bridge between node and peer, our node and its workloads are, as the lab names it."""
 WORKLOAD_LINK_MTU = 1600
 """Bytes of the links to workloads, at both ends: more than fits any tunnel, so that too much can be sent."""
-SID_PREFIX = {"node": "fd00:30:31", "peer": "fd00:30:32"}
-"""SRv6 segments: ours and the peer's, one per place, not addresses of an interface."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,12 @@ class Case:
     """Check -> why it fails. It is run all the same, and must fail."""
     refused: str = ""
     """The peer sends what our node must drop: the reason's name in C. Nothing else is tried then."""
+    unanswered: str = ""
+    """Why nothing that we send arrives at the peer's workload. Nothing else is tried then."""
+    complaint: str = ""
+    """What the peer's log says of it: see Peer.complaints."""
+    answers_with: str = ""
+    """Hexadecimal: what the peer's outer packets have in them when it answers, as it read it from ours."""
     quick: bool = False
     """Part of the small matrix, which `make test` runs."""
 
@@ -71,12 +77,14 @@ class Case:
     def id(self) -> str:
         """Name of the case in tests and results."""
         over = {4: "v4", 6: "v6", ETHERNET: "ethernet"}[self.underlay]
-        return "-".join((self.peer, self.protocol, *([self.form.replace(" ", "_")] if self.form else []), over))
+        return "-".join(
+            (self.peer, self.protocol, *([self.form.replace(" ", "_")] if self.form else []), over)
+        )
 
     def checks(self) -> list[str]:
         """The checks that apply, in order."""
-        if self.refused:
-            return ["refused"]
+        if self.refused or self.unanswered:
+            return ["refused"] if self.refused else ["unanswered"]
         return [check for check in CHECKS if not check[-1].isdigit() or int(check[-1]) in self.inner]
 
 
@@ -112,13 +120,17 @@ class Place:
 
     @property
     def node_outer(self) -> str:
-        """Our node's address in the underlay."""
-        return "fd00:30:30::1" if self.case.underlay == 6 else "10.30.30.1"
+        """Our node's address in the underlay; prefix lengths are 24 and 64."""
+        return f"fd00:31:{self.number:x}::1" if self.case.underlay == 6 else f"10.31.{self.number}.1"
 
     @property
     def peer_outer(self) -> str:
-        """The peer's, of this place alone; the underlay's prefix lengths are 24 and 64."""
-        return f"fd00:30:30::1:{self.number:x}" if self.case.underlay == 6 else f"10.30.30.{10 + self.number}"
+        """The peer's, in the same subnet."""
+        return f"fd00:31:{self.number:x}::2" if self.case.underlay == 6 else f"10.31.{self.number}.2"
+
+    def outer_commands(self, address: str, device: str) -> list[str]:
+        """`ip` commands that give a device one of the two outer addresses."""
+        return [f"address add {address}{'/64 nodad' if self.case.underlay == 6 else '/24'} dev {device}"]
 
     @property
     def node_inner(self) -> dict[int, str]:
@@ -142,18 +154,34 @@ class Place:
 
     @property
     def node_sid(self) -> str:
-        """Our SRv6 segment."""
-        return f"{SID_PREFIX['node']}::{self.number:x}"
+        """Our SRv6 segment, in `node_sids`."""
+        return f"fd00:31:{self.number:x}:0:1::1"
+
+    @property
+    def node_sids(self) -> str:
+        """Prefix of our segments: the peer has a route there, they are addresses of no interface."""
+        return f"fd00:31:{self.number:x}:0:1::/80"
 
     @property
     def peer_sid(self) -> str:
-        """The peer's."""
-        return f"{SID_PREFIX['peer']}::{self.number:x}"
+        """The peer's segment that decapsulates."""
+        return f"fd00:31:{self.number:x}:0:2::1"
+
+    @property
+    def transit_sid(self) -> str:
+        """The peer's segment that only sends on to the next."""
+        return f"fd00:31:{self.number:x}:0:2::2"
+
+    @property
+    def peer_sids(self) -> str:
+        """Prefix of the peer's segments."""
+        return f"fd00:31:{self.number:x}:0:2::/80"
 
     def tunnel(self) -> Tunnel:
         """Our node's tunnel."""
         names = {
-            name: getattr(self, name) for name in ("node_outer", "peer_outer", "node_sid", "peer_sid", "peer_mac")
+            name: getattr(self, name)
+            for name in ("node_outer", "peer_outer", "node_sid", "peer_sid", "transit_sid", "peer_mac")
         }
         common = {
             "name": self.network,
@@ -161,7 +189,8 @@ class Place:
             "network": self.network,
             "remote": self.peer_outer,
         }
-        return tunnel_from_dict(common | _filled_in(dict(self.case.options), names))
+        fields = common | _filled_in(dict(self.case.options), names)
+        return tunnel_from_dict({name: value for name, value in fields.items() if value is not None})
 
     @property
     def is_l3(self) -> bool:
@@ -221,6 +250,11 @@ class Peer(ABC):
         self.lab = lab
 
     @classmethod
+    def topology(cls, topology: Topology) -> Topology:
+        """What its lab has beside the two nodes."""
+        return topology
+
+    @classmethod
     @abstractmethod
     def cases(cls) -> list[Case]:
         """All that is tried with it."""
@@ -261,6 +295,10 @@ class Peer(ABC):
     @abstractmethod
     def serving(self, place: Place, version: int, size: int) -> AbstractContextManager[Server]:
         """A TCP server at the peer's inner address that sends `size` random bytes; gone at the end."""
+
+    def complaints(self, place: Place) -> str:
+        """What the peer has logged so far, if it logs."""
+        return ""
 
     @abstractmethod
     def send_oversized(self, place: Place, data: bytes) -> None:
