@@ -18,6 +18,7 @@
 #define MPTM_LISTEN_PROBES	4
 #define MPTM_TERMINATION_SLOTS	(1 << 16)
 #define MPTM_TERMINATION_PROBES 4
+#define MPTM_TRACE_STEPS	64
 #define MPTM_GROUPS		256
 #define MPTM_GROUP_SLOTS	4096 /* a power of two */
 
@@ -359,6 +360,49 @@ struct drop_key {
 struct drop_value {
 	__u64 packets;
 	__u64 bytes;
+};
+
+/* ---- what a traced packet goes through -------------------------------------------------------------- */
+
+/* Each step has up to three values and an address (IPv4: the first word, or ::ffff:a.b.c.d for outer ones).
+ */
+enum trace_step {
+	TRACE_NO_PORT = 1,  /* ifindex: no port of ours, or one of the other role */
+	TRACE_PORT = 2,	    /* ifindex, role, network */
+	TRACE_UNPARSED = 3, /* length: cut short, left to the kernel */
+	TRACE_PACKET = 4,   /* IP version (0: no IP), protocol, length of the frame; destination */
+	TRACE_QUESTION = 5, /* 4: ARP, 6: neighbour solicitation; 1: duplicate address detection; target */
+	TRACE_NEXT_HOP = 6, /* enum trace_table, enum next_hop_kind, id */
+	TRACE_GROUP = 7,    /* group, hash slot, slot in tunnels + 1 */
+	TRACE_TUNNEL = 8,   /* slot in tunnels, counter, length of the outgoing frame */
+	TRACE_TOO_BIG = 9,  /* largest inner IP packet that fits; 1: its sender is told */
+	TRACE_ENCAPSULATED = 10,  /* egress ifindex, bytes of outer header, flow hash */
+	TRACE_TO_STACK = 11,	  /* handed to the kernel's stack */
+	TRACE_DELIVERED = 12,	  /* ifindex, length */
+	TRACE_ANSWERED = 13,	  /* ifindex: the answer leaves there */
+	TRACE_NOT_LISTENING = 14, /* IP protocol, number, IP version: no tunnel packet of ours */
+	TRACE_NOT_FOR_US = 15,	  /* the frame is for another MAC address */
+	TRACE_OUTER = 16,	  /* IP version, listener's number, parser; outer source */
+	TRACE_HEADER = 17,	  /* parser, identifier, reason */
+	TRACE_TERMINATION = 18,	  /* network, counter, parser */
+	TRACE_ECN = 19,		  /* inner, outer, what leaves */
+	TRACE_STRIPPED = 20,	  /* bytes of outer header, kind of payload */
+	TRACE_RELAYED = 21,	  /* TTL or hop limit that the packet has now */
+	TRACE_REASON = 22,	  /* enum reason, enum drop_scope, id */
+};
+
+/* Where a next hop was found. */
+enum trace_table {
+	TABLE_NONE = 0,
+	TABLE_FLOWS = 1,
+	TABLE_HOSTS = 2,
+	TABLE_PREFIXES = 3,
+};
+
+struct trace_record {
+	__u32 step; /* enum trace_step; in slot 0 the number of steps */
+	__u32 values[3];
+	__u8 address[16];
 };
 
 #endif

@@ -37,6 +37,7 @@ static __always_inline int deliver(struct xdp_md *ctx, const struct packet *pack
 	if (bpf_redirect_map(&tx_ports, next_hop->id, XDP_DROP) != XDP_REDIRECT)
 		return drop_on_port(REASON_PORT_GONE, next_hop->id, packet->len);
 	count_port_tx(port_slot, packet->len);
+	trace(TRACE_DELIVERED, next_hop->id, packet->len, 0);
 	return XDP_REDIRECT;
 }
 

@@ -8,15 +8,13 @@
 #define MPTM_TOO_BIG_H
 
 #include "checksum.h"
+#include "icmp.h"
 #include "maps.h"
 #include "packet.h"
 
-#define ICMP_ECHO_REPLY		   0
 #define ICMP_UNREACHABLE	   3
 #define ICMP_FRAGMENTATION_NEEDED  4
-#define ICMP_ECHO_REQUEST	   8
 #define ICMPV6_PACKET_TOO_BIG	   2
-#define ICMP_ANSWER_TTL		   64
 #define ICMP4_QUOTED		   548	/* RFC 1812 §4.3.2.3: an answer of at most 576 bytes */
 #define ICMP6_QUOTED		   1232 /* RFC 4443 §2.4: an answer of at most 1280 bytes */
 #define ICMPV6_FIRST_INFORMATIONAL 128
@@ -24,7 +22,6 @@
 #define ANSWERS_PER_SECOND	   100
 #define ANSWER_INTERVAL_NS	   (1000000000ULL / ANSWERS_PER_SECOND)
 #define ANSWER_BURST		   10
-#define IPV4_DONT_FRAGMENT	   0x4000
 
 /* ICMP and ICMPv6 have the MTU at the same place: ICMP uses the lower half of the word. */
 struct icmp_error {
@@ -32,14 +29,6 @@ struct icmp_error {
 	__u8 code;
 	__be16 checksum;
 	__be32 mtu;
-};
-
-/* What an answer needs beside the packet. */
-struct too_big {
-	__u32 network;
-	__u32 mtu;	    /* largest IP packet that fits */
-	__u32 port_slot;    /* for the rate limit */
-	__u8 mac[ETH_ALEN]; /* of the port, as its workload knows it */
 };
 
 /* Whether a port may answer now: a token bucket whose time, not its tokens, is stored. */
@@ -95,7 +84,7 @@ static __always_inline bool write_fragmentation_needed(struct xdp_md *ctx, __u32
 	ip->version = 4;
 	ip->ihl = 5;
 	ip->tot_len = bpf_htons(sizeof(*ip) + sizeof(*icmp) + ICMP4_QUOTED);
-	ip->ttl = ICMP_ANSWER_TTL;
+	ip->ttl = ANSWER_TTL;
 	ip->protocol = IPPROTO_ICMP;
 	ip->saddr = gateway->address_v4;
 	ip->daddr = packet->source[0];
@@ -130,7 +119,7 @@ static __always_inline bool write_packet_too_big(struct xdp_md *ctx, __u32 at, c
 	ip->version = 6;
 	ip->payload_len = bpf_htons(len);
 	ip->nexthdr = IPPROTO_ICMPV6;
-	ip->hop_limit = ICMP_ANSWER_TTL;
+	ip->hop_limit = ANSWER_TTL;
 	__builtin_memcpy(&ip->saddr, gateway->address_v6, sizeof(ip->saddr));
 	__builtin_memcpy(&ip->daddr, packet->source, sizeof(ip->daddr));
 	icmp->type = ICMPV6_PACKET_TOO_BIG;
@@ -147,25 +136,25 @@ static __always_inline bool write_packet_too_big(struct xdp_md *ctx, __u32 at, c
 }
 
 /*
- * Turns the packet into the answer to its sender; VLAN tags stay. 0: it deserves none, may have none now, or
- * its network has no gateway address; the packet is then to be dropped. A global function: the verifier sees
- * it once.
+ * Turns the packet of `network` into the answer to its sender, from the port of `port_slot`: `mtu` is the
+ * largest IP packet that fits. VLAN tags stay. 0: it deserves none, may have none now, or its network has no
+ * gateway address; the packet is then to be dropped. A global function: the verifier sees it once.
  */
-__noinline int write_too_big(struct xdp_md *ctx, const struct packet *packet, const struct too_big *info)
+__noinline int write_too_big(struct xdp_md *ctx, const struct packet *packet, __u32 network, __u32 mtu,
+			     __u32 port_slot)
 {
 	struct {
 		struct mac_pair macs;
 		__be16 rest[5]; /* EtherType, and two tags before it if they are there */
 	} l2 = {};
-	__u32 network, slot, quoted, header_len, l3_offset;
+	struct port *port = bpf_map_lookup_elem(&ports, &port_slot);
+	__u32 quoted, header_len, l3_offset;
 	struct gateway *gateway;
 	__be16 *rest;
 	void *start;
 
-	if (!packet || !info)
+	if (!packet || !port)
 		return 0;
-	network = info->network;
-	slot = info->port_slot;
 	gateway = bpf_map_lookup_elem(&gateways, &network);
 	if (!gateway || !deserves_answer(ctx, packet))
 		return 0;
@@ -176,7 +165,7 @@ __noinline int write_too_big(struct xdp_md *ctx, const struct packet *packet, co
 					 : sizeof(struct ipv6hdr) + sizeof(struct icmp_error);
 	l3_offset = packet->l3_offset;
 	if (l3_offset < ETH_HLEN || l3_offset > L2_MAX || packet->end < l3_offset + quoted ||
-	    !may_answer(slot))
+	    !may_answer(port_slot))
 		return 0;
 
 	rest = (void *)(long)ctx->data + MACS_LEN;
@@ -187,7 +176,7 @@ __noinline int write_too_big(struct xdp_md *ctx, const struct packet *packet, co
 		l2.rest[i] = rest[i];
 	}
 	__builtin_memcpy(l2.macs.destination, packet->macs.source, ETH_ALEN);
-	__builtin_memcpy(l2.macs.source, info->mac, ETH_ALEN);
+	__builtin_memcpy(l2.macs.source, port->mac, ETH_ALEN);
 	if (bpf_xdp_adjust_tail(ctx, (int)(l3_offset + quoted) - (int)packet->len) ||
 	    bpf_xdp_adjust_head(ctx, -(int)header_len))
 		return 0;
@@ -197,8 +186,8 @@ __noinline int write_too_big(struct xdp_md *ctx, const struct packet *packet, co
 	/* All that a header with two tags would have; what belongs to a shorter one's IP header is written
 	 * next. */
 	__builtin_memcpy(start, &l2, sizeof(l2));
-	return packet->family == 4 ? write_fragmentation_needed(ctx, l3_offset, packet, gateway, info->mtu)
-				   : write_packet_too_big(ctx, l3_offset, packet, gateway, info->mtu);
+	return packet->family == 4 ? write_fragmentation_needed(ctx, l3_offset, packet, gateway, mtu)
+				   : write_packet_too_big(ctx, l3_offset, packet, gateway, mtu);
 }
 
 #endif

@@ -14,7 +14,7 @@ import re
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
-from typing import Annotated, Any, Literal, NamedTuple, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -185,6 +185,12 @@ def _item_type(annotation: Any) -> Any:
     return typing.get_args(annotation)[0] if origin is tuple else None
 
 
+def _part_type(annotation: Any) -> type[Checked] | None:
+    """The class of a list field's items where they have fields themselves."""
+    item = _item_type(annotation)
+    return item if isinstance(item, type) and issubclass(item, Checked) else None
+
+
 def _extra(annotation: Any, key: str) -> Any:
     return next((meta.extra[key] for meta in _metas(annotation) if meta.extra and key in meta.extra), None)
 
@@ -227,6 +233,8 @@ def _expected(annotation: Any, hexadecimal: bool) -> str:
     if origin is Literal:
         values = typing.get_args(annotation)
         return _alternatives(v if isinstance(v, str) else show_value(v, hexadecimal) for v in values)
+    if isinstance(annotation, type) and issubclass(annotation, Checked):
+        return annotation.expected
     plain = {int: "a whole number", bool: "true or false", str: "text"}
     if annotation in plain:
         return plain[annotation]
@@ -257,12 +265,17 @@ def check_value(field: Field, value: Any) -> Any:
     try:
         if isinstance(value, Checked):
             return value
+        if _item_type(field.type) is not None and isinstance(value, str | int | Mapping):
+            value = (value,)  # a list of one may be written without brackets
+        if (part := _part_type(field.type)) is not None and isinstance(value, list | tuple):
+            return tuple(map(part.from_value, value))
         value = msgspec.convert(value, field.type)
         if field.normalise and isinstance(value, tuple):
             return tuple(map(field.normalise, value))
         return field.normalise(value) if field.normalise and isinstance(value, str) else value
     except InvalidIntent as error:
-        raise InvalidIntent(error.message, error.hint, field=field.name) from None
+        within = f"{error.field}: " if error.field else ""
+        raise InvalidIntent(f"{within}{error.message}", error.hint, field=field.name) from None
     except (msgspec.ValidationError, ValueError, OverflowError):
         shown = show_value(value, field.hexadecimal)
         raise InvalidIntent(f"{shown} is not {field.expected}", field=field.name) from None
@@ -299,12 +312,17 @@ def _plain_types(annotation: Any) -> set[type]:
     return {annotation} if isinstance(annotation, type) else set()
 
 
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
+def _plain(value: Any, defaults: bool) -> Any:
+    if isinstance(value, tuple):
+        return [each.to_dict(defaults=defaults) if isinstance(each, Checked) else each for each in value]
+    return value
 
 
 class Checked(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Base of what an operator writes: built from right values only. InvalidIntent names the field otherwise."""
+
+    expected: ClassVar[str] = "one of its options"
+    """What stands for such an object, in words that follow "is not"."""
 
     def __post_init__(self) -> None:
         for field in fields_of(type(self)):
@@ -329,7 +347,7 @@ class Checked(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     def to_dict(self, *, defaults: bool = False) -> dict[str, Any]:
         """The fields by the names of the file, without those that are at their default unless `defaults`."""
         return {
-            field.name: _plain(getattr(self, field.attribute))
+            field.name: _plain(getattr(self, field.attribute), defaults)
             for field in fields_of(type(self))
             if defaults or field.required or getattr(self, field.attribute) != field.default
         }
@@ -347,6 +365,24 @@ class Checked(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             named = names[:1] if "name" in values else names
             raise labelled(error, " ".join([kind, *map(str, named)])) from None
         return cls(**keywords)
+
+    @classmethod
+    def from_value(cls, value: Any) -> Self:
+        """From what stands for such an object in a list: its fields. InvalidIntent: there is none like that."""
+        if isinstance(value, cls):
+            return value
+        if isinstance(value, Mapping):
+            return cls.from_dict(value)
+        raise InvalidIntent(f"{show_value(value)} is not {cls.expected}")
+
+
+def parts_of(obj: Checked) -> dict[str, tuple[Checked, ...]]:
+    """The fields whose items have fields themselves, by name."""
+    return {
+        field.name: getattr(obj, field.attribute)
+        for field in fields_of(type(obj))
+        if _part_type(field.type) is not None
+    }
 
 
 _AnyChecked = TypeVar("_AnyChecked", bound=Checked)

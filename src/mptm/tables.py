@@ -126,6 +126,7 @@ class LocalKey(NamedTuple):
 class Tables:
     """Every table that the control plane writes, by the map's name in bpf/maps.h; ARRAYs hold used slots only."""
 
+    gateways: dict[int, Gateway] = field(default_factory=dict)
     ports: dict[int, Port] = field(default_factory=dict)
     flows_v4: dict[FlowKeyV4, NextHop] = field(default_factory=dict)
     flows_v6: dict[FlowKeyV6, NextHop] = field(default_factory=dict)
@@ -134,6 +135,7 @@ class Tables:
     prefixes_v4: dict[PrefixKeyV4, NextHop] = field(default_factory=dict)
     prefixes_v6: dict[PrefixKeyV6, NextHop] = field(default_factory=dict)
     tunnels: dict[int, Tunnel] = field(default_factory=dict)
+    groups: dict[int, Group] = field(default_factory=dict)
     listeners: dict[int, Listener] = field(default_factory=dict)
     terminations: dict[int, Termination] = field(default_factory=dict)
     locals: dict[LocalKey, int] = field(default_factory=dict)

@@ -371,9 +371,16 @@ def meaning(node: Node, tables: Bytes | None = None) -> dict[str, list[str]]:
             if name == "terminations":
                 value["tunnel"] = templates.get(value["tunnel"])
                 del value["counter"]
-            elif isinstance(value, dict) and value.get("kind") == 2 and "id" in value:  # NEXT_HOP_TUNNEL
+            elif name == "groups":
+                value["tunnels"] = [slot and templates[slot - 1] for slot in value["tunnels"]]
+    groups = {slot["value"]: value for slot, value in readable["groups"]}
+    for entries in readable.values():
+        for _, value in entries:
+            if isinstance(value, dict) and value.get("kind") == 2 and "id" in value:  # NEXT_HOP_TUNNEL
                 value["id"] = templates[value["id"]]
-    by_slot = ("tunnels", "ports", "listeners", "terminations")
+            elif isinstance(value, dict) and value.get("kind") == 5 and "id" in value:  # NEXT_HOP_GROUP
+                value["id"] = groups[value["id"]]
+    by_slot = ("tunnels", "groups", "ports", "listeners", "terminations")
     readable["tunnels"] = list(templates.items())
     return {
         name: sorted(repr(value) if name in by_slot else repr((key, value)) for key, value in entries)

@@ -309,12 +309,14 @@ def nsh(first: int = 0x0FC2, md_type: int = 2, following: int = 3, extra: bytes 
 def test_nsh_context_is_skipped(node, words):
     node.apply(between("nsh", vni=5), here())
     assert_delivered(node, nsh(0x0FC2 + words, extra=b"c" * 4 * words))
+    node.apply(between("nsh", vni=5, payload="l3"), here())
     assert_delivered(node, nsh(0x0FC2 + words, following=1, extra=b"c" * 4 * words))
 
 
 @pytest.mark.parametrize(
-    "wire", [nsh(0x4FC2), nsh(0x2FC2), nsh(0x0FC1), nsh(0x0002), nsh(0x0FFF), nsh(following=5)],
-    ids=["version", "oam", "too short", "ttl 0", "too long", "payload"],
+    "wire",
+    [nsh(0x4FC2), nsh(0x2FC2), nsh(0x0FC1), nsh(0x0FFF), nsh(following=5), nsh(0x0FC2, md_type=1), nsh(md_type=0)],
+    ids=["version", "oam", "too short", "too long", "payload", "MD type 1 of another length", "MD type 0"],
 )  # fmt: skip
 def test_nsh_that_is_not_taken(node, wire):
     node.apply(between("nsh", vni=5), here())
@@ -493,7 +495,7 @@ def test_gue_that_is_not_taken(node, header):
 
 
 def test_gue_carries_etherip(node):
-    node.apply(between("gue"), here())
+    node.apply(between("gue", payload="l2"), here())
     assert_delivered(node, over_udp(6080, bytes.fromhex("00610000 3000") + bytes(their_frame())))
 
 
