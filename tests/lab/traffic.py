@@ -195,20 +195,20 @@ def transfer(
         far = stack.enter_context(listener.accept()[0])
         far.settimeout(SOCKET_TIMEOUT_SECONDS)
         with ThreadPoolExecutor(4) as pool:
-            sent = [pool.submit(_send_all, end, os.urandom(size)) for end in (near, far)]
-            received = [pool.submit(_receive_all, end) for end in (far, near)]
+            sent = [pool.submit(send_all, end, os.urandom(size)) for end in (near, far)]
+            received = [pool.submit(receive_all, end) for end in (far, near)]
         for direction in (0, 1):
             assert received[direction].result() == (size, sent[direction].result())
     assert [checksum_errors(lab, target) for target in (client, server)] == errors
 
 
-def _send_all(end: socket.socket, data: bytes) -> str:
+def send_all(end: socket.socket, data: bytes) -> str:
     end.sendall(data)
     end.shutdown(socket.SHUT_WR)
     return hashlib.sha256(data).hexdigest()
 
 
-def _receive_all(end: socket.socket) -> tuple[int, str]:
+def receive_all(end: socket.socket) -> tuple[int, str]:
     digest, size = hashlib.sha256(), 0
     while chunk := end.recv(MEGABYTE):
         digest.update(chunk)
