@@ -125,11 +125,13 @@ class World:
 
     # ---- what the node is told ----
 
-    def apply(self, *objects: Object | dict[str, object], down: Sequence[str] = ()) -> Compiled:
+    def apply(
+        self, *objects: Object | dict[str, object], down: Sequence[str] = (), keep_counters: bool = False
+    ) -> Compiled:
         """Bring the tables to these objects (a dict is a tunnel) and nothing else; counters start at zero.
 
         Networks blue and green and the ports are there anyhow; one of `objects` of the same key takes the place.
-        Tunnels in `down` have no neighbour.
+        Tunnels in `down` have no neighbour. With `keep_counters` those of tunnels that stay go on.
         """
         tunnels = [tunnel_from_dict(dict(each)) for each in objects if isinstance(each, dict)]
         rest = [each for each in objects if not isinstance(each, dict)]
@@ -161,7 +163,7 @@ class World:
         compiled = compile_tables(intent, Facts(self.links, paths), self._allocations)
         compiled = dataclasses.replace(compiled, attachments=[])
         with netns.inside(self.namespace):
-            sync.apply(self.data_plane, compiled, None)
+            sync.apply(self.data_plane, compiled, self._allocations if keep_counters else None)
         self._allocations = compiled.allocations
         self.data_plane.maps["drops"].delete(list(self.data_plane.maps["drops"].items()))
         return compiled
