@@ -12,10 +12,10 @@ import hashlib
 import ipaddress
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from ipaddress import IPv4Address, IPv4Network
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -24,7 +24,7 @@ from mptm.errors import TableFull
 from mptm.facts import Facts, Link, Path
 from mptm.fields import mac_bytes
 from mptm.intent import Flow, Group, Intent, Network, Port, Route, Tunnel, find_protocol
-from mptm.protocols.base import IpOptions
+from mptm.protocols.base import IpOptions, Parser, Protocol
 from mptm.tables import Attachment, Tables
 from mptm.template import InnerFamily, Template
 
@@ -93,6 +93,9 @@ class TerminationFlag(IntEnum):
     ACCEPT_IPV6 = 32
 
 
+ACCEPT_ANY = TerminationFlag.ACCEPT_ETHERNET | TerminationFlag.ACCEPT_IPV4 | TerminationFlag.ACCEPT_IPV6
+
+
 class TunnelAllocation(msgspec.Struct, frozen=True):
     """Slots of a tunnel in `tunnels` and `tunnel_counters`; `digest` is that of the entry in the first."""
 
@@ -147,6 +150,27 @@ class Compiled:
 
 
 @dataclass(frozen=True)
+class _Acceptance:
+    """What a tunnel accepts at one listener: packets with this header, from and to these ends (16 bytes each)."""
+
+    tunnel: Tunnel
+    """As if it sent what is accepted (`Tunnel.variants`)."""
+    listener: tables.Listener
+    parser: Parser
+    tunnel_id: int
+    source: bytes
+    destination: bytes
+    flags: int
+
+    @property
+    def key(self) -> str:
+        """The termination's key in hexadecimal."""
+        return termination_key(
+            self.source, self.destination, self.tunnel_id, self.listener.number, self.parser
+        ).hex()
+
+
+@dataclass(frozen=True)
 class _Way:
     """How a tunnel stands: `template` None where it can't send, `state` then says why."""
 
@@ -185,7 +209,7 @@ def allocate(
         groups=groups,
         ports=_allocate_ports(intent, facts, previous),
         listeners=_allocate_listeners(intent, previous),
-        terminations=_allocate_terminations(_keys_of(intent, ways), previous),
+        terminations=_allocate_terminations(_acceptances(intent, ways)[0], previous),
         next_slot=next_slot,
         next_counter=next_counter,
         next_group=next_group,
@@ -199,22 +223,25 @@ def _way(tunnel: Tunnel, facts: Facts) -> _Way:
     protocol = find_protocol(tunnel.protocol)
     path = facts.paths.get(tunnel.name)
     if tunnel.remote_address is None and protocol.over_ip:
-        return _Way(path, None, RECEIVE_ONLY)
+        return _Way(path or _path_by_link(tunnel, facts), None, RECEIVE_ONLY)
     if path is None and tunnel.remote_address is None:
         path = _path_by_link(tunnel, facts)
     if path is None:
         problem = facts.problems.get(tunnel.name) or _missing_path(tunnel)
         return _Way(None, None, f"down: {problem}")
-    if (
-        not protocol.over_ip
-        and tunnel.remote_mac is None
-        and path.gateway not in (None, tunnel.remote_address)
-    ):
-        problem = f"{tunnel.remote} is behind {path.gateway}; {protocol.name} reaches neighbours only"
-        return _Way(None, None, f"down: {problem}")
+    if (too_far := _too_far(tunnel, path)) is not None:
+        return _Way(None, None, f"down: {too_far}")
     if path.next_hop_mac is None and tunnel.remote_mac is None and tunnel.remote_address is not None:
         return _Way(path, None, f"down: {path.problem or 'the next hop has no MAC address'}")
     return _Way(path, protocol.build(tunnel, path), UP)
+
+
+def _too_far(tunnel: Tunnel, path: Path) -> str | None:
+    """Why a protocol without IP can't reach the remote, in words."""
+    protocol = find_protocol(tunnel.protocol)
+    if protocol.over_ip or tunnel.remote_mac is not None or path.gateway in (None, tunnel.remote_address):
+        return None
+    return f"{tunnel.remote} is behind {path.gateway}; {protocol.name} reaches neighbours only"
 
 
 def _path_by_link(tunnel: Tunnel, facts: Facts) -> Path | None:
@@ -373,8 +400,9 @@ def _allocate_listeners(intent: Intent, previous: Allocations) -> dict[str, int]
 def _listeners(intent: Intent) -> dict[str, tables.Listener]:
     found: dict[str, tables.Listener] = {}
     for tunnel in intent.tunnels.values():
-        for listener in find_protocol(tunnel.protocol).listeners(tunnel.options):
-            found[f"{int(listener.kind)} {listener.number}"] = listener
+        for variant in tunnel.variants():
+            for listener in find_protocol(variant.protocol).listeners(variant.options):
+                found[f"{int(listener.kind)} {listener.number}"] = listener
     return found
 
 
@@ -400,27 +428,44 @@ def termination_homes(key: bytes) -> tuple[int, int]:
     return number >> 16 & (TERMINATION_SLOTS - 1), number >> 40 & (TERMINATION_SLOTS - 1)
 
 
-def _keys_of_tunnel(tunnel: Tunnel, way: _Way) -> dict[str, tuple[Tunnel, tables.Listener, bytes]]:
-    """Terminations of a tunnel by hexadecimal key; none while its own address isn't known."""
-    protocol = find_protocol(tunnel.protocol)
-    ends = protocol.accepted(tunnel, way.path)
-    if ends is None:
-        return {}
-    found = {}
-    parser = protocol.accepted_parser(tunnel.options)
-    for listener in protocol.listeners(tunnel.options):
-        key = termination_key(*ends, protocol.tunnel_id(tunnel.options), listener.number, parser)
-        found[key.hex()] = tunnel, listener, key
+def _accepted_by(tunnel: Tunnel, way: _Way) -> dict[str, _Acceptance]:
+    """What a tunnel accepts by key, the protocol that it sends first; nothing while its own address isn't known."""
+    found: dict[str, _Acceptance] = {}
+    for variant in tunnel.variants():
+        protocol = find_protocol(variant.protocol)
+        ends = protocol.accepted(variant, way.path)
+        if ends is None or (way.path is not None and _too_far(variant, way.path)):
+            continue
+        for listener in protocol.listeners(variant.options):
+            accepted = _Acceptance(
+                variant,
+                listener,
+                protocol.accepted_parser(variant.options),
+                protocol.tunnel_id(variant.options),
+                *ends,
+                flags=_termination_flags(protocol, variant),
+            )
+            if (known := found.get(accepted.key)) is not None:
+                # Headers that can't be told apart may carry what either of them may.
+                accepted = replace(known, flags=known.flags | accepted.flags & ACCEPT_ANY)
+            found[accepted.key] = accepted
     return found
 
 
-def _keys_of(intent: Intent, ways: Mapping[str, _Way]) -> dict[str, tuple[Tunnel, tables.Listener, bytes]]:
-    """Terminations by hexadecimal key; the first tunnel (by name) has what several would accept."""
-    found: dict[str, tuple[Tunnel, tables.Listener, bytes]] = {}
+def _acceptances(
+    intent: Intent, ways: Mapping[str, _Way]
+) -> tuple[dict[str, _Acceptance], list[tuple[_Acceptance, _Acceptance]]]:
+    """What is accepted by key; and where several tunnels would accept the same, who doesn't get it and who does.
+
+    The first tunnel (by name) does.
+    """
+    kept: dict[str, _Acceptance] = {}
+    lost: list[tuple[_Acceptance, _Acceptance]] = []
     for name in sorted(intent.tunnels):
-        for key, held in _keys_of_tunnel(intent.tunnels[name], ways[name]).items():
-            found.setdefault(key, held)
-    return found
+        for key, accepted in _accepted_by(intent.tunnels[name], ways[name]).items():
+            if (first := kept.setdefault(key, accepted)) is not accepted:
+                lost.append((accepted, first))
+    return kept, lost
 
 
 def _allocate_terminations(keys: Iterable[str], previous: Allocations) -> dict[str, int]:
@@ -504,10 +549,13 @@ class _Compilation:
         if record.egress_ifindex:
             self.tables.tx_ports[record.egress_ifindex] = record.egress_ifindex
             self._check_egress(tunnel, record.egress_ifindex)
-        protocol = find_protocol(tunnel.protocol)
-        ends = protocol.accepted(tunnel, way.path) if protocol.over_ip else None
-        if ends is not None:
-            self.tables.locals[tables.LocalKey(ends[1])] = 1
+        for variant in tunnel.variants():
+            protocol = find_protocol(variant.protocol)
+            ends = protocol.accepted(variant, way.path) if protocol.over_ip else None
+            if ends is not None:
+                self.tables.locals[tables.LocalKey(ends[1])] = 1
+            if variant is not tunnel and way.path is not None and (problem := _too_far(variant, way.path)):
+                self.warnings.append(f"tunnel {tunnel.name} accepts no {variant.protocol}: {problem}")
         own = self.facts.addresses
         if own is not None and tunnel.local_address is not None and tunnel.local_address not in own:
             self.warnings.append(
@@ -552,17 +600,17 @@ class _Compilation:
         return {link.ifindex: link for link in self.facts.links.values()}
 
     def _add_terminations(self) -> None:
-        kept = _keys_of(self.intent, self.ways)
-        for key, (tunnel, listener, raw) in kept.items():
+        kept, lost = _acceptances(self.intent, self.ways)
+        for key, accepted in kept.items():
+            tunnel = accepted.tunnel
             held = self.allocations.tunnels[tunnel.name]
-            protocol = find_protocol(tunnel.protocol)
-            verification = protocol.verification(tunnel.options)
+            verification = find_protocol(tunnel.protocol).verification(tunnel.options)
             self.tables.terminations[self.allocations.terminations[key]] = tables.Termination(
-                source=raw[:16],
-                destination=raw[16:32],
-                tunnel_id=protocol.tunnel_id(tunnel.options),
-                number=listener.number,
-                parser=int(protocol.accepted_parser(tunnel.options)),
+                source=accepted.source,
+                destination=accepted.destination,
+                tunnel_id=accepted.tunnel_id,
+                number=accepted.listener.number,
+                parser=int(accepted.parser),
                 can_reply=int(self.ways[tunnel.name].template is not None),
                 network=self._network_id(tunnel.network),
                 tunnel=held.slot,
@@ -570,23 +618,18 @@ class _Compilation:
                 lookups=self.lookups.get(tunnel.network, 0),
                 cookie_len=len(verification.cookie),
                 sublayer_len=verification.sublayer_len,
-                flags=_accepted_payloads(protocol.inner_families(tunnel.options))
-                | (TerminationFlag.ACCEPT_BAD_CHECKSUM if verification.ignores_checksum else 0),
+                flags=accepted.flags,
                 cookie=verification.cookie,
             )
-        receiving = {tunnel.name for tunnel, _, _ in kept.values()}
-        for name in self.ways.keys() - receiving:
-            self._note_conflict(self.intent.tunnels[name], kept)
+        for accepted, first in lost:
+            self._note_conflict(accepted, first)
 
-    def _note_conflict(
-        self, tunnel: Tunnel, kept: Mapping[str, tuple[Tunnel, tables.Listener, bytes]]
-    ) -> None:
+    def _note_conflict(self, accepted: _Acceptance, first: _Acceptance) -> None:
         """Two tunnels turned out to have the same ends, which the intent alone doesn't show."""
-        other = next(
-            (kept[key][0] for key in _keys_of_tunnel(tunnel, self.ways[tunnel.name]) if key in kept), None
-        )
-        if other is not None:
-            problem = f"accepts the same packets as tunnel {other.name}, which gets them"
+        tunnel = self.intent.tunnels[accepted.tunnel.name]
+        of_protocol = "" if accepted.tunnel.protocol == tunnel.protocol else f" of {accepted.tunnel.protocol}"
+        problem = f"accepts the same packets{of_protocol} as tunnel {first.tunnel.name}, which gets them"
+        if not self.states["tunnel", tunnel.name].startswith("conflict"):
             self._set_state(tunnel, f"conflict: {problem}", f"tunnel {tunnel.name} {problem}")
 
     def _add_gateway(self, network: Network) -> None:
@@ -676,13 +719,16 @@ def _flags_of(obj: Route | Flow) -> int:
     return (NextHopFlag.MAC if obj.mac else 0) | (NextHopFlag.RELAY if obj.relay else 0)
 
 
-def _accepted_payloads(families: InnerFamily | None) -> int:
-    """Flags of a termination by what its tunnel carries."""
+def _termination_flags(protocol: Protocol[Any], tunnel: Tunnel) -> int:
+    """Flags of a termination: what its tunnel carries, and what isn't looked at."""
+    families = protocol.inner_families(tunnel.options)
     if families is None:
-        return TerminationFlag.ACCEPT_ETHERNET
-    return (TerminationFlag.ACCEPT_IPV4 if families & InnerFamily.IPV4 else 0) | (
-        TerminationFlag.ACCEPT_IPV6 if families & InnerFamily.IPV6 else 0
-    )
+        flags = int(TerminationFlag.ACCEPT_ETHERNET)
+    else:
+        flags = TerminationFlag.ACCEPT_IPV4 if families & InnerFamily.IPV4 else 0
+        flags |= TerminationFlag.ACCEPT_IPV6 if families & InnerFamily.IPV6 else 0
+    verification = protocol.verification(tunnel.options)
+    return flags | (TerminationFlag.ACCEPT_BAD_CHECKSUM if verification.ignores_checksum else 0)
 
 
 def _lookups(intent: Intent) -> dict[str, int]:

@@ -26,7 +26,7 @@ from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from mptm.errors import InvalidIntent
 from mptm.fields import Checked, fields_of, parts_of, show_value, suggestion
-from mptm.intent import KINDS, Intent, Object, Tunnel, object_from_dict
+from mptm.intent import KINDS, Encapsulation, Intent, Object, Tunnel, object_from_dict
 
 SECTIONS: dict[str, str] = {f"{kind}s": kind for kind in KINDS}
 """Top-level key -> kind of its objects, in the order of the file."""
@@ -95,7 +95,7 @@ def dump(intent: Intent) -> str:
 
 def _written(obj: Checked) -> dict[str, Any]:
     fields = list(fields_of(type(obj)))
-    if isinstance(obj, Tunnel):
+    if isinstance(obj, Encapsulation | Tunnel):
         fields += fields_of(type(obj.options))
     hexadecimal = {field.name for field in fields if field.hexadecimal}
     parts = {name: list(map(_written, items)) for name, items in parts_of(obj).items()}

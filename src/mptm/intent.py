@@ -15,7 +15,7 @@ Objects are immutable. An `Intent` holds them by key; its methods return a new o
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 import msgspec
@@ -37,6 +37,7 @@ from mptm.fields import (
     labelled,
     show_value,
     suggestion,
+    value_from_text,
 )
 from mptm.protocols import PROTOCOLS, Protocol
 from mptm.protocols.base import IpOptions
@@ -136,6 +137,53 @@ class Port(Checked, frozen=True, kw_only=True):
                 )
 
 
+class Encapsulation(Checked, frozen=True, kw_only=True):
+    """A protocol with its options. Files write the options beside the protocol's name."""
+
+    kind: ClassVar[str] = "encapsulation"
+    expected: ClassVar[str] = "a protocol with its options, such as vxlan,vni=100"
+
+    protocol: str
+    options: Checked
+
+    def __str__(self) -> str:
+        given = self.options.to_dict()
+        words = [
+            f"{field.name}={_option_text(given[field.name], field.hexadecimal)}"
+            for field in fields_of(type(self.options))
+            if field.name in given
+        ]
+        return ",".join([self.protocol, *words])
+
+    def label(self) -> str:
+        """See Checked."""
+        return self.protocol
+
+    def check(self) -> None:
+        """See Checked."""
+        _check_options(self.protocol, self.options, self.label())
+
+    def to_dict(self, *, defaults: bool = False) -> dict[str, Any]:
+        """Flat: the options follow the protocol."""
+        return {"protocol": self.protocol, **self.options.to_dict(defaults=defaults)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """See Checked; an option of another protocol is an error that lists those there are."""
+        protocol = _protocol_in(values, "")
+        options = {name: value for name, value in values.items() if name != "protocol"}
+        return cls(protocol=protocol.name, options=_options_from(protocol, options, (), protocol.name))
+
+    @classmethod
+    def from_value(cls, value: Any) -> Self:
+        """See Checked; PROTOCOL,OPTION=VALUE,... will do."""
+        return (
+            cls.from_dict(encapsulation_values(value))
+            if isinstance(value, str)
+            else super().from_value(value)
+        )
+
+
 class Tunnel(Checked, frozen=True, kw_only=True):
     """A protocol to a remote. Files and commands write the protocol's options beside the other fields."""
 
@@ -166,6 +214,12 @@ class Tunnel(Checked, frozen=True, kw_only=True):
         Annotated[int, Meta(ge=1, le=255)] | None,
         Meta(description="nothing is relayed between tunnels of the same number"),
     ] = None
+    accept: Annotated[
+        tuple[Encapsulation, ...],
+        Meta(
+            description="what is accepted from the remote beside what is sent: protocols, each with its options"
+        ),
+    ] = ()
     annotations: Annotated[dict[str, str], Meta(description="notes of programs that made the tunnel")] = (
         msgspec.field(default_factory=dict)
     )
@@ -192,23 +246,53 @@ class Tunnel(Checked, frozen=True, kw_only=True):
         found = None if self.remote in (None, "any") else find_protocol(self.protocol).destination(self)
         return self.remote if found is None else str(found)
 
+    def variants(self) -> tuple[Tunnel, ...]:
+        """The tunnel itself, and what it would be if it sent what it only accepts: the same ends and network."""
+        if not self.accept:
+            return (self,)
+        return (
+            self,
+            *(
+                msgspec.structs.replace(self, protocol=each.protocol, options=each.options, accept=())
+                for each in self.accept
+            ),
+        )
+
     def label(self) -> str:
         """See Checked."""
         return f"tunnel {self.name}"
 
     def check(self) -> None:
         """See Checked."""
-        protocol = find_protocol(self.protocol, self.label())
-        if not isinstance(self.options, protocol.options):
-            raise InvalidIntent(
-                f"{self.label()}: {type(self.options).__name__} are no options of {protocol.name}; "
-                f"it takes {protocol.options.__name__}",
-                field="options",
-            )
+        protocol = _check_options(self.protocol, self.options, self.label())
         try:
             protocol.check(self)
         except InvalidIntent as error:
             raise labelled(error, self.label()) from None
+        if self.accept:
+            self._check_accepted()
+
+    def _check_accepted(self) -> None:
+        if twice := [each.protocol for each in self.accept if _count(each.protocol, self.accept) > 1]:
+            raise InvalidIntent(f"{self.label()}: {twice[0]} is accepted twice", field="accept")
+        try:
+            variants = self.variants()
+        except InvalidIntent as error:
+            raise InvalidIntent(error.message, error.hint, field="accept") from None
+        cookies: dict[tuple[Listener, int, int], tuple[bytes, int]] = {}
+        for variant in variants:
+            protocol, options = find_protocol(variant.protocol), variant.options
+            verification = protocol.verification(options)
+            cookie = verification.cookie, verification.sublayer_len
+            for listener in protocol.listeners(options):
+                packets = listener, protocol.accepted_parser(options), protocol.tunnel_id(options)
+                if cookies.setdefault(packets, cookie) != cookie:
+                    raise InvalidIntent(
+                        f"{self.label()}: identifier {packets[2]} of {protocol.name} can't have "
+                        "two cookies or sublayers",
+                        "give what is accepted another identifier",
+                        field="accept",
+                    )
 
     def to_dict(self, *, defaults: bool = False) -> dict[str, Any]:
         """Flat: the protocol's options follow the common fields."""
@@ -221,27 +305,86 @@ class Tunnel(Checked, frozen=True, kw_only=True):
     def from_dict(cls, values: Mapping[str, Any]) -> Tunnel:
         """See Checked; an option of another protocol is an error that lists those there are."""
         label = f"tunnel {values['name']}" if isinstance(values.get("name"), str) else "tunnel"
-        if "protocol" not in values:
-            raise InvalidIntent(f"{label}: needs protocol: {', '.join(PROTOCOLS)}", field="protocol")
-        protocol = find_protocol(values["protocol"], label)
-        options_type: type[Checked] = protocol.options
-        options = {field.name for field in fields_of(options_type)}
+        protocol = _protocol_in(values, label)
         common = {field.name for field in fields_of(cls)} - {"options"}
-        for name in values:
-            if name not in options | common:
-                raise InvalidIntent(
-                    f"{label}: {protocol.name} has no option {name}; it has {', '.join(sorted(options))}",
-                    suggestion(str(name), options | common),
-                    field=str(name),
-                )
+        given = {name: value for name, value in values.items() if name not in common}
+        built = _options_from(protocol, given, common, label)
+        rest = {name: value for name, value in values.items() if name in common}
         try:
-            given = {name: value for name, value in values.items() if name in options}
-            built = options_type(**arguments(options_type, given, f"a {protocol.name} tunnel"))
-            rest = {name: value for name, value in values.items() if name in common}
             keywords = arguments(cls, rest | {"options": built}, "a tunnel")
         except InvalidIntent as error:
             raise labelled(error, label) from None
         return cls(**keywords)
+
+
+def _protocol_in(values: Mapping[str, Any], label: str) -> Protocol[Any]:
+    if "protocol" not in values:
+        needs = InvalidIntent(f"needs protocol: {', '.join(PROTOCOLS)}", field="protocol")
+        raise labelled(needs, label)
+    return find_protocol(values["protocol"], label)
+
+
+def _options_from(
+    protocol: Protocol[Any], values: Mapping[str, Any], common: Collection[str], label: str
+) -> Checked:
+    """A protocol's options. InvalidIntent, labelled: one is unknown, missing or wrong; `common` may be meant."""
+    options_type: type[Checked] = protocol.options
+    known = {field.name for field in fields_of(options_type)}
+    for name in values:
+        if name not in known:
+            raise InvalidIntent(
+                f"{label}: {protocol.name} has no option {name}; it has {', '.join(sorted(known))}",
+                suggestion(str(name), {*known, *common}),
+                field=str(name),
+            )
+    try:
+        return options_type(**arguments(options_type, values, f"a {protocol.name} tunnel"))
+    except InvalidIntent as error:
+        raise labelled(error, label) from None
+
+
+def _check_options(protocol_name: str, options: Checked, label: str) -> Protocol[Any]:
+    """The protocol that the options are of. InvalidIntent: they are another's."""
+    protocol = find_protocol(protocol_name, label)
+    if not isinstance(options, protocol.options):
+        raise InvalidIntent(
+            f"{label}: {type(options).__name__} are no options of {protocol.name}; "
+            f"it takes {protocol.options.__name__}",
+            field="options",
+        )
+    return protocol
+
+
+def _count(protocol: str, encapsulations: Iterable[Encapsulation]) -> int:
+    return sum(each.protocol == protocol for each in encapsulations)
+
+
+def _option_text(value: object, hexadecimal: bool) -> str:
+    if isinstance(value, list):
+        return ",".join(_option_text(each, hexadecimal) for each in value)
+    return show_value(value, hexadecimal) if isinstance(value, int) else str(value)
+
+
+def encapsulation_values(text: str) -> dict[str, Any]:
+    """The fields in PROTOCOL,OPTION=VALUE,...; the items of a list are separated by commas, too. InvalidIntent."""
+    name, *given = (part.strip() for part in text.split(","))
+    words: dict[str, str] = {}
+    last = ""
+    for part in given:
+        option, equals, value = part.partition("=")
+        if equals:
+            last = option.strip().replace("-", "_")
+            words[last] = value.strip()
+        elif last:
+            words[last] += f",{part}"
+        else:
+            raise InvalidIntent(f"{show_value(text)} is not {Encapsulation.expected}")
+    options_type: type[Checked] = find_protocol(name).options
+    fields = {field.name: field for field in fields_of(options_type)}
+    return {
+        "protocol": name,
+        **{key: value_from_text(fields[key], word) if key in fields else word for key, word in words.items()},
+    }
 
 
 class Member(Checked, frozen=True, kw_only=True):
@@ -636,23 +779,33 @@ class Intent(msgspec.Struct, frozen=True, kw_only=True):
         listening: dict[tuple[int, int], tuple[Tunnel, int]] = {}
         accepting: dict[tuple[Listener, int, int, str | None], list[Tunnel]] = {}
         for tunnel in self.tunnels.values():
-            protocol = find_protocol(tunnel.protocol)
-            for listener in protocol.listeners(tunnel.options):
-                first, parser = listening.setdefault(
-                    (listener.kind, listener.number), (tunnel, listener.parser)
-                )
-                if parser != listener.parser:
-                    message = f"port {listener.number} is taken by {first.protocol} (tunnel {first.name})"
-                    yield Problem("tunnel", tunnel.key, "port", message, "one UDP port carries one protocol")
-                # By MAC, senders can be told apart where remote isn't an address.
-                sender = tunnel.remote or tunnel.remote_mac
-                kind, number = protocol.accepted_parser(tunnel.options), protocol.tunnel_id(tunnel.options)
-                same = accepting.setdefault((listener, kind, number, sender), [])
-                for other in same:
-                    if _may_meet(tunnel, other):
-                        yield _same_packets(tunnel, other)
-                        break
-                same.append(tunnel)
+            for variant in tunnel.variants():
+                yield from self._variant_problems(tunnel, variant, listening, accepting)
+
+    def _variant_problems(
+        self,
+        tunnel: Tunnel,
+        variant: Tunnel,
+        listening: dict[tuple[int, int], tuple[Tunnel, int]],
+        accepting: dict[tuple[Listener, int, int, str | None], list[Tunnel]],
+    ) -> Iterator[Problem]:
+        """What of a tunnel, or of what it accepts, is in the way of what was before; `variant` is added to that."""
+        protocol = find_protocol(variant.protocol)
+        for listener in protocol.listeners(variant.options):
+            first, parser = listening.setdefault((listener.kind, listener.number), (variant, listener.parser))
+            if parser != listener.parser:
+                message = f"port {listener.number} is taken by {first.protocol} (tunnel {first.name})"
+                field = "port" if variant is tunnel else "accept"
+                yield Problem("tunnel", tunnel.key, field, message, "one UDP port carries one protocol")
+            # By MAC, senders can be told apart where remote isn't an address.
+            sender = variant.remote or variant.remote_mac
+            kind, number = protocol.accepted_parser(variant.options), protocol.tunnel_id(variant.options)
+            same = accepting.setdefault((listener, kind, number, sender), [])
+            for other in same:
+                if other.name != tunnel.name and _may_meet(variant, other):
+                    yield _same_packets(variant, other, "remote" if variant is tunnel else "accept")
+                    break
+            same.append(variant)
 
     def _with(self, obj: Object) -> Intent:
         section = _section(obj.kind)
@@ -707,7 +860,7 @@ def _not_for_the_stack(obj: Route | Flow, tunnel: Tunnel, told: Route | Port) ->
     return Problem(obj.kind, obj.key, field, message, hint)
 
 
-def _same_packets(tunnel: Tunnel, other: Tunnel) -> Problem:
+def _same_packets(tunnel: Tunnel, other: Tunnel, field: str) -> Problem:
     protocol = find_protocol(tunnel.protocol)
     number = protocol.tunnel_id(tunnel.options)
     sender = tunnel.remote or tunnel.remote_mac
@@ -716,4 +869,4 @@ def _same_packets(tunnel: Tunnel, other: Tunnel) -> Problem:
         f"({protocol.name}, identifier {number}, from {sender})"
     )
     differ = "remote, local or port" if protocol.over_ip else "remote or egress"
-    return Problem("tunnel", tunnel.key, "remote", message, f"let them differ in identifier, {differ}")
+    return Problem("tunnel", tunnel.key, field, message, f"let them differ in identifier, {differ}")

@@ -406,7 +406,8 @@ def _show(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, list):
-        return ",".join(map(_show, value)) or "none"
+        shown = list(map(_show, value))
+        return ("; " if any("," in each for each in shown) else ",").join(shown) or "none"
     return "none" if value is None else str(value)
 
 

@@ -114,6 +114,58 @@ def test_a_networks_gateway_is_given_changed_shown_and_taken_away(run):
     assert networks() == [{"name": "blue", "id": 1}]
 
 
+def test_a_tunnel_goes_from_one_protocol_to_another_in_three_steps(up):
+    def tunnel() -> dict[str, object]:
+        (found,) = json.loads(up("tunnel", "list", "--json")[1])
+        return {key: found.get(key) for key in ("protocol", "vni", "accept")}
+
+    for line, expected in (
+        (
+            "--accept vxlan,vni=200",
+            {"protocol": "geneve", "vni": 100, "accept": [{"protocol": "vxlan", "vni": 200}]},
+        ),
+        (
+            "--protocol vxlan --vni 200",
+            {"protocol": "vxlan", "vni": 200, "accept": [{"protocol": "geneve", "vni": 100}]},
+        ),
+        ("--no-accept geneve", {"protocol": "vxlan", "vni": 200, "accept": None}),
+    ):
+        assert up(*f"tunnel set to-node2 {line}".split()) == (0, "", "")
+        assert tunnel() == expected
+
+
+def test_what_a_tunnel_accepts_is_shown_and_survives_the_file(up, tmp_path):
+    line = "tunnel set to-node2 --accept vxlan,vni=0xc8 --accept vlan,vid=7,tpid=0x88a8"
+    assert up(*line.split()) == (0, "", "")
+    assert "accept         vxlan,vni=200, vlan,vid=7,tpid=0x88a8\n" in up("tunnel", "show", "to-node2")[1]
+    assert re.search(r"^to-node2 +geneve +vxlan, vlan +blue", up("tunnel", "list")[1], re.MULTILINE)
+    _, exported, _ = up("export")
+    assert "tpid: 0x88a8" in exported
+    path = tmp_path / "again.yaml"
+    path.write_text(exported)
+    assert up("apply", "-f", str(path))[2] == "mptm: nothing to change\n"
+    path.write_text(exported.replace("vni: 200", "vni: 201"))
+    _, planned, _ = up("plan", "-f", str(path))
+    assert planned == (
+        "~ tunnel to-node2: accept vxlan,vni=200; vlan,vid=7,tpid=0x88a8 "
+        "-> vxlan,vni=201; vlan,vid=7,tpid=0x88a8\n"
+    )
+
+
+def test_tunnel_set_changes_what_is_given_and_nothing_else(up):
+    line = "tunnel set to-node2 --ttl 9 --local 10.30.30.1 --split-horizon 4 --note a=b --vni 0x65"
+    assert up(*line.split())[0] == 0
+    (found,) = json.loads(up("tunnel", "list", "--json")[1])
+    assert found == {
+        "name": "to-node2", "protocol": "geneve", "network": "blue", "remote": "10.30.30.2", "vni": 101, "ttl": 9,
+        "local": "10.30.30.1", "split_horizon": 4, "annotations": {"a": "b"},
+    }  # fmt: skip
+    line = "tunnel set to-node2 --default local --default split-horizon --default ttl"
+    assert up(*line.split()) == (0, "", "")
+    (found,) = json.loads(up("tunnel", "list", "--json")[1])
+    assert not found.keys() & {"local", "split_horizon", "ttl"}
+
+
 def test_a_group_is_made_changed_shown_and_taken_away(up):
     for line in (
         "tunnel add other --protocol geneve --network blue --remote 10.30.30.3 --vni 100 --split-horizon 1",
@@ -223,6 +275,11 @@ def test_json_is_exactly_one_document_and_the_table_is_for_people(up, line):
             "route add 10.0.0.0/24 --network blue --drop --relay",
             "--relay: route blue 10.0.0.0/24: relay can't",
         ),
+        ("tunnel set t", "nothing to change is given"),
+        (
+            "tunnel add t --protocol gre --network blue --remote 10.0.0.1 --accept vxlan",
+            "a vxlan tunnel needs vni",
+        ),
         ("group add g --network blue", "a group needs one member at least"),
         ("group add g --network blue --member a:x", "'a:x' is not a tunnel with a weight from 1 to 256"),
         ("group set g --member a:300", "300 is not a whole number from 1 to 256"),
@@ -249,6 +306,8 @@ def test_wrong_usage_is_status_2_and_says_what_is_wrong(run, line, message):
         ("network add red --id 1", "id 1 is taken by network blue"),
         ("network del blue", "in use by"),
         ("tunnel show to-node3", "there is no tunnel to-node3"),
+        ("tunnel set to-node3 --ttl 7", "there is no tunnel to-node3"),
+        ("tunnel set to-node2 --no-accept vxlan", "tunnel to-node2 doesn't accept vxlan"),
         ("route show 1.2.3.4/32", "there is no route 1.2.3.4/32"),
         ("route add 10.9.0.0/16 --network blue --via to-nowhere", "there is no tunnel to-nowhere"),
         ("route add 10.9.0.0/16 --network nowhere --drop", "there is no network nowhere"),

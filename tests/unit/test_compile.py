@@ -367,6 +367,78 @@ def test_as_many_terminations_as_there_can_be_tunnels_find_room_near_their_homes
         assert min((slot - home) % 65536 for home in termination_homes(bytes.fromhex(key))) < 4
 
 
+def test_what_is_accepted_beside_what_is_sent_has_terminations_and_listeners_of_its_own():
+    made = compiled(geneve(accept=["vxlan,vni=200", "vlan,vid=42", "gre"]))
+    held = made.allocations.tunnels["to-node2"]
+    found = {each.parser: each for each in made.tables.terminations.values()}
+    assert set(found) == {Parser.GENEVE, Parser.VXLAN, Parser.VLAN, Parser.GRE}
+    assert {(each.network, each.tunnel, each.counter, each.can_reply) for each in found.values()} == {
+        (5, held.slot, held.counter, 1)
+    }
+    sent, vxlan, vlan_ = found[Parser.GENEVE], found[Parser.VXLAN], found[Parser.VLAN]
+    assert (vxlan.source, vxlan.destination) == (sent.source, sent.destination)
+    assert (vxlan.tunnel_id, vxlan.number, vlan_.tunnel_id) == (200, 4789, 42)
+    assert vlan_.source == NEXT_MAC.ljust(16, b"\0")
+    assert found[Parser.GRE].flags == TerminationFlag.ACCEPT_IPV4 | TerminationFlag.ACCEPT_IPV6
+    numbers = {each.number for each in made.tables.listeners.values()}
+    assert numbers == {6081, 4789, 0x8100, 47}
+    assert len(made.tables.locals) == 1
+    assert made.tables.tunnels[held.slot] == next(iter(compiled(geneve()).tables.tunnels.values()))
+
+
+def test_changing_what_is_sent_changes_no_termination_but_for_the_tunnels_slot():
+    first = compiled(geneve(accept=["vxlan,vni=200"]))
+    other = tunnel_from_dict(GENEVE | {"protocol": "vxlan", "vni": 200, "accept": ["geneve,vni=100"]})
+    second = compiled(other, previous=first.allocations)
+    assert second.allocations.terminations == first.allocations.terminations
+    assert second.allocations.listeners == first.allocations.listeners
+    slots = [made.allocations.tunnels["to-node2"].slot for made in (first, second)]
+    for slot, before in first.tables.terminations.items():
+        assert second.tables.terminations[slot] == before._replace(tunnel=slots[1])
+    assert slots[0] != slots[1]
+
+
+def test_headers_that_can_not_be_told_apart_may_carry_what_either_may():
+    made = compiled(geneve(accept=["geneve,vni=100,payload=l3"]))
+    (termination,) = made.tables.terminations.values()
+    assert termination.flags == compile_module.ACCEPT_ANY
+    made = compiled(geneve(accept=["geneve,vni=101,payload=l3"]))
+    assert sorted(each.flags for each in made.tables.terminations.values()) == [
+        TerminationFlag.ACCEPT_ETHERNET,
+        TerminationFlag.ACCEPT_IPV4 | TerminationFlag.ACCEPT_IPV6,
+    ]
+
+
+def test_a_receive_only_tunnel_may_accept_several_protocols():
+    hub = geneve(remote="any", local="10.30.30.1", egress="eth0", accept=["vxlan,vni=1", "vlan,vid=7"])
+    made = compiled(hub, facts=replace(FACTS, paths={}))
+    assert {each.source for each in made.tables.terminations.values()} == {bytes(16)}
+    assert len(made.tables.terminations) == 3
+    assert made.states["tunnel", "to-node2"] == "receive-only"
+
+
+def test_a_protocol_without_ip_is_not_accepted_from_beyond_a_gateway():
+    path = replace(PATH, gateway=ip_address("10.30.30.254"))
+    made = compiled(geneve(accept=["vlan,vid=7"]), facts=replace(FACTS, paths={"to-node2": path}))
+    assert [each.parser for each in made.tables.terminations.values()] == [Parser.GENEVE]
+    assert made.states["tunnel", "to-node2"] == "up"
+    assert made.warnings == [
+        "tunnel to-node2 accepts no vlan: 10.30.30.2 is behind 10.30.30.254; vlan reaches neighbours only"
+    ]
+
+
+def test_a_conflict_over_what_is_accepted_beside_what_is_sent_names_the_protocol():
+    facts = replace(FACTS, paths={"a": PATH, "b": PATH})
+    made = compiled(
+        vlan(name="a", remote="10.30.30.2"),
+        geneve(name="b", remote="10.30.30.3", accept=["vlan,vid=42"]),
+        facts=facts,
+    )
+    problem = "accepts the same packets of vlan as tunnel a, which gets them"
+    assert made.states["tunnel", "b"] == f"conflict: {problem}"
+    assert f"tunnel b {problem}" in made.warnings
+
+
 def test_tunnels_that_turn_out_to_accept_the_same_packets_are_told():
     facts = replace(FACTS, paths={"a": PATH, "b": PATH})
     made = compiled(vlan(name="a", remote="10.30.30.2"), vlan(name="b", remote="10.30.30.3"), facts=facts)

@@ -193,6 +193,38 @@ def error_of(make, *arguments, **keywords) -> InvalidIntent:
             "tunnel", GENEVE | {"split_horizon": 0},
             "split_horizon: tunnel to-node2: 0 is not a whole number from 1 to 255",
         ),
+        (
+            "tunnel", GENEVE | {"accept": [{"protocol": "vxlan", "vni": 2**24}]},
+            "accept: tunnel to-node2: vni: vxlan: 16777216 is not a whole number from 0 to 16777215",
+        ),
+        (
+            "tunnel", GENEVE | {"accept": [{"protocol": "vxlan", "vnl": 1}]},
+            "accept: tunnel to-node2: vnl: vxlan: vxlan has no option vnl; "
+            "it has df, dscp, port, source_port, to_stack, ttl, udp_checksum, vni\n  did you mean vni?",
+        ),
+        (
+            "tunnel", GENEVE | {"accept": [{"vni": 1}]},
+            f"accept: tunnel to-node2: protocol: needs protocol: {', '.join(PROTOCOLS)}",
+        ),
+        (
+            "tunnel", GENEVE | {"accept": "vxlan,vni"},
+            "accept: tunnel to-node2: 'vxlan,vni' is not a protocol with its options, such as vxlan,vni=100",
+        ),
+        (
+            "tunnel", GENEVE | {"accept": ["vxlan,vni=1", "vxlan,vni=2"]},
+            "accept: tunnel to-node2: vxlan is accepted twice",
+        ),
+        (
+            "tunnel", GENEVE | {"accept": ["ip4ip6"]},
+            "accept: tunnel to-node2: 10.30.30.2 is IPv4, but ip4ip6 runs over IPv6 only",
+        ),
+        (
+            "tunnel",
+            {"name": "l", "protocol": "l2tp", "network": "blue", "remote": "10.30.30.2", "session_id": 7,
+             "accept": ["l2tp,session-id=7,cookie=01020304"]},
+            "accept: tunnel l: identifier 7 of l2tp can't have two cookies or sublayers"
+            "\n  give what is accepted another identifier",
+        ),
         ("group", {"name": "g", "network": "blue"}, "members: group g: a group needs members: a list, each a tunnel "
          "with a weight from 1 to 256, such as to-node2 or to-node2:3"),
         (
@@ -256,6 +288,20 @@ def test_addresses_and_macs_take_one_form():
     assert (made.remote, made.remote_mac) == ("fd00::1", "02:00:00:ab:cd:ef")
     assert Route(network="b", prefix="FD00::/64", drop=True).prefix == "fd00::/64"
     assert Route(network="b", prefix="10.0.0.1", drop=True).prefix == "10.0.0.1/32"
+
+
+def test_a_tunnel_says_what_it_accepts_beside_what_it_sends():
+    made = geneve(accept=[{"protocol": "vxlan", "vni": 7, "port": 8472}, "mpls,labels=16,17"])
+    assert made.to_dict()["accept"] == [
+        {"protocol": "vxlan", "vni": 7, "port": 8472}, {"protocol": "mpls", "labels": [16, 17]},
+    ]  # fmt: skip
+    assert [each.from_value(str(each)) for each in made.accept] == list(made.accept)
+    assert tunnel_from_dict(made.to_dict()) == tunnel_from_dict(made.to_dict(defaults=True)) == made
+    first, second, third = made.variants()
+    assert first is made
+    assert (second.protocol, second.remote, second.accept) == ("vxlan", "10.30.30.2", ())
+    assert third.options == made.accept[1].options
+    assert TUNNEL.variants() == (TUNNEL,)
 
 
 def test_members_of_a_group_may_be_written_in_short():
@@ -504,6 +550,25 @@ def test_a_right_intent_has_no_problems():
         (
             tunnel_from_dict(GENEVE | {"name": "other", "protocol": "vxlan", "port": 6081}),
             "port: tunnel other: port 6081 is taken by geneve (tunnel to-node2)\n  one UDP port carries one protocol",
+        ),
+        (
+            tunnel_from_dict(GENEVE | {"name": "other", "vni": 101, "accept": ["vxlan,vni=1,port=6081"]}),
+            "accept: tunnel other: port 6081 is taken by geneve (tunnel to-node2)\n  one UDP port carries one protocol",
+        ),
+        (
+            tunnel_from_dict(GENEVE | {"name": "other", "protocol": "vxlan", "accept": ["geneve,vni=100"]}),
+            "accept: tunnel other: accepts the same packets as tunnel to-node2 of network blue "
+            "(geneve, identifier 100, from 10.30.30.2)\n  let them differ in identifier, remote, local or port",
+        ),
+        (
+            tunnel_from_dict(GENEVE | {"name": "other", "vni": 101, "accept": ["vxlan,vni=1,port=6081"]}),
+            "accept: tunnel other: port 6081 is taken by geneve (tunnel to-node2)\n  one UDP port carries one protocol",
+        ),
+        (
+            tunnel_from_dict(
+                GENEVE | {"name": "two", "vni": 1, "port": 99, "accept": ["vxlan,vni=1,port=99"]}
+            ),
+            "accept: tunnel two: port 99 is taken by geneve (tunnel two)\n  one UDP port carries one protocol",
         ),
     ],
 )

@@ -32,7 +32,16 @@ OBJECTS: list[Object] = [
     tunnel_from_dict(
         {"name": "g", "protocol": "geneve", "network": "blue", "remote": "10.30.30.2", "vni": 1}
     ),
-    tunnel_from_dict({"name": "x", "protocol": "vxlan", "network": "red", "remote": "10.30.30.3", "vni": 2}),
+    tunnel_from_dict(
+        {
+            "name": "x",
+            "protocol": "vxlan",
+            "network": "red",
+            "remote": "10.30.30.3",
+            "vni": 2,
+            "accept": ["gre,key=5"],
+        }
+    ),
     tunnel_from_dict({"name": "v", "protocol": "vlan", "network": "red", "remote": "10.30.30.4", "vid": 7}),
     tunnel_from_dict(
         {
@@ -173,6 +182,42 @@ def test_a_changed_template_gets_a_new_slot_before_the_old_one_is_freed():
     assert [(change.old is None, change.new is None) for change in touched] == [(True, False), (False, True)]
 
 
+def test_a_migration_never_leaves_what_is_sent_or_accepted_without_its_entries():
+    """After every single write: what either node may send at that moment has a termination with a live tunnel."""
+    plane, kernel = FakeDataPlane(), FakeKernel()
+    previous = None
+    values = {"name": "t", "network": "blue", "remote": "10.30.30.2", "vni": 1}
+    steps = [
+        ({"protocol": "vxlan"}, set()),
+        ({"protocol": "vxlan", "accept": ["geneve,vni=1"]}, {"vxlan"}),
+        ({"protocol": "geneve", "accept": ["vxlan,vni=1"]}, {"vxlan", "geneve"}),
+        ({"protocol": "geneve"}, {"geneve"}),
+    ]
+    ports = {"vxlan": 4789, "geneve": 6081}
+    route = Route(network="blue", prefix="10.1.0.1/32", via="t")
+    needed: set[str] = set()
+
+    def check() -> None:
+        FakeDataPlane.check(plane)
+        parsers = {record["number"] for _, record in plane.maps["listeners"].records()}
+        accepted = {
+            record["number"] for _, record in plane.maps["terminations"].records() if record["parser"]
+        }
+        assert {ports[name] for name in needed} <= parsers & accepted
+        if needed:
+            (host,) = (record for _, record in plane.maps["hosts_v4"].records() if record["kind"] == 2)
+            templates = {key["value"]: record for key, record in plane.maps["tunnels"].records()}
+            assert templates[host["id"]]["outer_len"]
+
+    plane.check = check  # type: ignore[method-assign]
+    for fields, accepted_throughout in steps:
+        tunnel = tunnel_from_dict(values | fields)
+        made = compiled(Intent.of([*OBJECTS[:5], tunnel, route]), kernel, previous)
+        needed = accepted_throughout
+        sync.apply(plane, made, previous)
+        previous = made.allocations
+
+
 def test_groups_lead_to_a_changed_template_before_the_old_one_is_freed():
     plane, kernel = FakeDataPlane(), FakeKernel()
     made = compiled(FULL, kernel)
@@ -304,7 +349,7 @@ def test_a_termination_never_has_its_key_without_its_own_value():
     sync.apply(plane, first)
     sync.apply(plane, compiled(Intent(), kernel, first.allocations), first.allocations)
     unpack = table.value.unpack
-    assert len(seen) == 16
+    assert len(seen) == 20
     for old, new in seen:
         before = unpack(old) if old else None
         after = unpack(new) if new else None
