@@ -12,12 +12,12 @@ from model.decap.l2tp import strip_cookie
 from model.encap.base import Fields
 from model.flow import hash_flow
 from model.frames import ETHERNET_LEN, is_summed_right, updated_checksum
-from model.node import Acceptance, Access, NextHop, Node
+from model.node import FRAMES, Acceptance, Access, NextHop, Node
 from model.parse import Frame, parse_frame, parse_ip_packet
 from model.way import Way
 from mptm.intent import Tunnel
 
-__all__ = ["Acceptance", "Count", "Model", "Outcome"]
+__all__ = ["Count", "Model", "Outcome"]
 
 Count = tuple[str, ...]
 """("port", name, "rx" or "tx"), ("tunnel", name, "encap" or "decap"), ("drop", reason, "port" or "tunnel", name)."""
@@ -51,6 +51,7 @@ class Outcome:
 class Arrived:
     """An inner frame that came out of a tunnel, by way of an uplink.
 
+    tunnel     as if it sent what came: its protocol and options
     is_frame   it came as an Ethernet frame; else as an IP packet, and its MAC addresses are zero
     """
 
@@ -247,10 +248,10 @@ class Model(Node):
         if found is None:
             self._refuse(outer, "SENDER_OR_ID", port)
             return
-        tunnel, payload = found
-        arrived = self._open(tunnel, outer, reading, payload, port)
+        accepted, payload = found
+        arrived = self._open(accepted, outer, reading, payload, port)
         if isinstance(arrived, str):
-            self._drop(arrived, "tunnel", tunnel.name, len(data))
+            self._drop(arrived, "tunnel", accepted.tunnel.name, len(data))
         else:
             self._forward(arrived)
 
@@ -270,7 +271,7 @@ class Model(Node):
 
     def _find_tunnel(
         self, outer: decap.Outer, reading: decap.Reading, port: Access
-    ) -> tuple[Tunnel, decap.Payload | None] | None:
+    ) -> tuple[Acceptance, decap.Payload | None] | None:
         """Who accepts the packet: by the more specific name first, and the known sender before anyone."""
         interface = 0 if outer.version else port.ifindex
         own_of_anyone = outer.destination if outer.version else None
@@ -278,12 +279,12 @@ class Model(Node):
             for sender, own in ((outer.source, outer.destination), (None, own_of_anyone)):
                 key = outer.arrival, header, identifier, sender, own, interface
                 if key in self.acceptances:
-                    return self.intent.tunnels[self.acceptances[key].tunnel], payload
+                    return self.acceptances[key], payload
         return None
 
     def _open(
         self,
-        tunnel: Tunnel,
+        accepted: Acceptance,
         outer: decap.Outer,
         reading: decap.Reading,
         payload: decap.Payload | None,
@@ -294,8 +295,8 @@ class Model(Node):
             return reading.fault
         assert payload is not None
         data, says = payload
-        options: Any = tunnel.options
-        if tunnel.protocol == "l2tp":
+        options: Any = accepted.tunnel.options
+        if accepted.tunnel.protocol == "l2tp":
             data, fault = strip_cookie(options, data)
             if fault:
                 return fault
@@ -307,16 +308,14 @@ class Model(Node):
             return "BAD_INNER"
         if says and frame.version != says:
             return "INNER_VERSION"
-        carries = encap.carried_by(tunnel.protocol, options)
-        is_carried = carries is None if says is None else frame.version in (carries or ())
-        if not is_carried:
+        if (FRAMES if says is None else frame.version) not in accepted.carried:
             return "INNER_FAMILY"
         if frame.version:
             leaving = ecn.LEAVING[frame.tos & ecn.ECN_MASK, outer.tos & ecn.ECN_MASK]
             if leaving is None:
                 return "ECN_CE"
             frame = replaced(frame, ecn.set_ecn(frame, leaving))
-        return Arrived(tunnel, frame, port, is_frame=says is None)
+        return Arrived(accepted.tunnel, frame, port, is_frame=says is None)
 
     def _forward(self, arrived: Arrived) -> None:
         """An inner frame in its network."""

@@ -89,17 +89,33 @@ class Access:
         return len(frame.data) - frame.l3 <= self.mtu and len(frame.data) <= self.mtu + ETHERNET_LEN + TAG_LEN
 
 
+FRAMES = 0
+"""In `Acceptance.carried`: Ethernet frames; 4 and 6: IP packets."""
+
+
 @dataclass(frozen=True)
 class Acceptance:
-    """What a tunnel takes: sender None is anyone; for frames without IP also `interface`."""
+    """What a tunnel takes.
 
-    tunnel: str
+    tunnel       as if it sent what is accepted here: its protocol and options
+    sender       None: anyone
+    interface    for frames without IP: where they come in
+    carried      what may be inside
+    """
+
+    tunnel: Tunnel
     arrival: tuple[str, int]
     header: str
     identifier: int
     sender: bytes | None
     own: bytes | None
-    interface: int = 0
+    interface: int
+    carried: frozenset[int]
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """By what a packet says."""
+        return self.arrival, self.header, self.identifier, self.sender, self.own, self.interface
 
 
 class Node:
@@ -159,45 +175,55 @@ class Node:
     # ---- what tunnels accept ----
 
     def _add_acceptances(self, tunnel: Tunnel) -> None:
-        options = tunnel.options
-        arrivals = decap.arrivals(tunnel.protocol, options)
-        self.arrivals |= arrivals
-        header, identifier = decap.name(tunnel.protocol, options)
-        for arrival in arrivals:
-            made: Acceptance | None = Acceptance(tunnel.name, arrival, header, identifier, None, None)
-            assert made is not None
-            if encap.is_over_ip(tunnel.protocol):
-                made = self._accept_packets(tunnel, made)
-            else:
-                made = self._accept_frames(tunnel, made)
-            if made is not None:
-                key = made.arrival, made.header, made.identifier, made.sender, made.own, made.interface
-                self.acceptances.setdefault(key, made)
+        """What it sends, and what else it accepts; what another tunnel has is not accepted twice."""
+        found: dict[tuple[Any, ...], Acceptance] = {}
+        for variant in tunnel.variants():
+            for made in self._acceptances_of(variant):
+                known = found.setdefault(made.key, made)
+                # Headers that can't be told apart may carry what either of them may.
+                found[made.key] = replace(known, carried=known.carried | made.carried)
+        self.acceptances = found | self.acceptances
 
-    def _accept_packets(self, tunnel: Tunnel, made: Acceptance) -> Acceptance | None:
+    def _acceptances_of(self, variant: Tunnel) -> Iterable[Acceptance]:
+        arrivals = decap.arrivals(variant.protocol, variant.options)
+        self.arrivals |= arrivals
+        is_over_ip = encap.is_over_ip(variant.protocol)
+        ends = self._packet_ends(variant) if is_over_ip else self._frame_ends(variant)
+        if ends is None:
+            return
+        carried = encap.carried_by(variant.protocol, variant.options)
+        for arrival in arrivals:
+            yield Acceptance(
+                variant,
+                arrival,
+                *decap.name(variant.protocol, variant.options),
+                *ends,
+                frozenset({FRAMES} if carried is None else carried),
+            )
+
+    def _packet_ends(self, variant: Tunnel) -> tuple[bytes | None, bytes, int] | None:
         """From the remote, to our address."""
-        path = self.facts.paths.get(tunnel.name)
-        local = tunnel.local_address or (path.local if path else None)
+        path = self.facts.paths.get(variant.name)
+        local = variant.local_address or (path.local if path else None)
         if local is None:
             return None
-        options: Any = tunnel.options
-        if tunnel.protocol == "srv6" and options.local_sid is not None:
+        options: Any = variant.options
+        if variant.protocol == "srv6" and options.local_sid is not None:
             local = ipaddress.ip_address(options.local_sid)
         self.locals.add(local.packed)
-        remote = tunnel.remote_address
-        return replace(made, sender=remote.packed if remote else None, own=local.packed)
+        remote = variant.remote_address
+        return remote.packed if remote else None, local.packed, 0
 
-    def _accept_frames(self, tunnel: Tunnel, made: Acceptance) -> Acceptance | None:
+    def _frame_ends(self, variant: Tunnel) -> tuple[bytes | None, bytes | None, int] | None:
         """Without IP the MAC addresses tell, at the interface that the tunnel sends from."""
-        path = _path_on_segment(tunnel, self.facts)
+        path = _path_on_segment(variant, self.facts)
         if path is None:
             return None
-        made = replace(made, interface=path.egress_ifindex)
-        if tunnel.remote == "any":
-            return made
-        remote_mac = mac_bytes(tunnel.remote_mac) if tunnel.remote_mac else path.next_hop_mac
-        local_mac = mac_bytes(tunnel.local_mac) if tunnel.local_mac else path.local_mac
-        return None if remote_mac is None else replace(made, sender=remote_mac, own=local_mac)
+        if variant.remote == "any":
+            return None, None, path.egress_ifindex
+        remote_mac = mac_bytes(variant.remote_mac) if variant.remote_mac else path.next_hop_mac
+        local_mac = mac_bytes(variant.local_mac) if variant.local_mac else path.local_mac
+        return None if remote_mac is None else (remote_mac, local_mac, path.egress_ifindex)
 
 
 def highest_weighted(members: Iterable[tuple[str, int]], slot: int) -> str | None:

@@ -559,7 +559,7 @@ def tunnel_packet(
     random: Random, model: Model, acceptance: Acceptance, place: Places, edges: Sequence[int]
 ) -> bytes:
     """A frame that a tunnel of the node takes, or one that differs from it in a thing or two."""
-    tunnel = model.intent.tunnels[acceptance.tunnel]
+    tunnel = acceptance.tunnel
     frame = inner_frame(random, place, edges=edges)
     version = (
         place.version(random) if acceptance.header != "ip" else _version_wanted(random, acceptance, place)
@@ -679,8 +679,7 @@ def from_underlay(
         port = random.choice([port for port in model.ports.values() if port.role == "uplink"])
         return port.name, inner_frame(random, Places({4: SPECIAL[4], 6: SPECIAL[6]}))[:LONGEST]
     acceptance = random.choice(list(model.acceptances.values()))
-    network = model.intent.tunnels[acceptance.tunnel].network
-    frame = tunnel_packet(random, model, acceptance, found[network], edges)
+    frame = tunnel_packet(random, model, acceptance, found[acceptance.tunnel.network], edges)
     if random.random() < 0.1:
         frame = spoiled(random, frame)
     return _uplink_of(random, model, acceptance, frame), frame[:LONGEST]

@@ -114,6 +114,10 @@ def tunnels(draw: st.DrawFn, name: str) -> dict[str, Any]:
             fields["egress"] = draw(st.sampled_from(["up0", "up1"]))
     elif draw(st.integers(0, 9)) == 0:
         fields |= {"remote_mac": MACS[0], "local_mac": MACS[1]}
+    for _ in range(draw(st.sampled_from([0, 0, 0, 1, 2]))):
+        accepted = draw(st.sampled_from(sorted(PROTOCOLS)))
+        variant = {"protocol": accepted, **draw(OPTIONS[accepted])}
+        fields["accept"] = [*fields.get("accept", []), variant]
     if draw(st.integers(0, 3)) == 0:
         fields["split_horizon"] = draw(st.integers(1, 2))
     options = draw(OPTIONS[protocol])

@@ -120,7 +120,9 @@ def test_answers_are_limited(node: World):
 
 def test_a_packet_too_big_for_a_port_of_the_node_is_answered_too(node: World):
     node.apply(
-        BLUE, Route(network="blue", prefix=THEIRS[4], port="c2"), Route(network="blue", prefix=OURS[4], port="c1")
+        BLUE,
+        Route(network="blue", prefix=THEIRS[4], port="c2"),
+        Route(network="blue", prefix=OURS[4], port="c1"),
     )
     got = node.send("c1", big(4, 1501))
     assert (got.verdict, node.drops()) == ("REDIRECT", {"PORT_TOO_BIG": 1})
@@ -198,5 +200,3 @@ def test_kinds_of_frames_still_pass_untouched(node: World):
     node.apply(BLUE)
     for packet in inner_kinds().values():
         assert node.send("c1", packet).verdict == "PASS"
-
-

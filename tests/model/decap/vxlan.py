@@ -9,8 +9,8 @@ from model.decap.underlay import Outer
 I_FLAG, VERSION, P_FLAG, O_FLAG = 0x08, 0x30, 0x04, 0x01
 NEXT_ETHERNET, NEXT_NSH = 3, 4
 NEXT_IP = {1: 4, 2: 6}
-RESERVED_MD_TYPE = 0
 MD_TYPE_1_LEN = 24
+"""Bytes; of type 2 it is any, and there are no others (§2.2)."""
 
 
 def read_vxlan(outer: Outer) -> Reading:
@@ -49,8 +49,7 @@ def _read_nsh(vni: int, data: bytes) -> Reading:
         version == 0
         and not is_oam
         and 8 <= length <= len(data)
-        and kind != RESERVED_MD_TYPE
-        and (kind != 1 or length == MD_TYPE_1_LEN)
+        and (length == MD_TYPE_1_LEN if kind == 1 else kind == 2)
         and payload is not None
     )
     return of_one("nsh", vni, payload, "" if is_sound else "NSH_HEADER")
