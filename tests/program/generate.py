@@ -17,8 +17,10 @@ from typing import Any
 from world import GATEWAY_MAC, OUR_MAC, REMOTE_MAC, STRANGER
 
 from model import encap
+from model.encap.base import Fields
 from model.forwarding import Model
 from model.node import Acceptance
+from model.parse import parse_frame, parse_ip_packet
 from mptm.intent import Tunnel
 
 LONGEST = 3400
@@ -533,6 +535,16 @@ def _l2tp(over_udp: bool) -> Wrap:
     return wrap
 
 
+def _as_modelled(random: Random, identifier: int, tunnel: Tunnel, frame: bytes, packet: bytes) -> bytes:
+    """What the tunnel itself sends: for headers that nobody made odd ones of."""
+    is_l3 = encap.carried_by(tunnel.protocol, tunnel.options) is not None
+    inner = parse_ip_packet(packet) if is_l3 else parse_frame(frame)
+    if inner is None:
+        return random.randbytes(40)
+    header = encap.SHAPES[tunnel.protocol].header(tunnel.options, inner, Fields(random.getrandbits(32)))
+    return header + (packet if is_l3 else frame)
+
+
 WRAPS: dict[str, Wrap] = {
     "geneve": _geneve,
     "vxlan": _vxlan,
@@ -574,7 +586,7 @@ def tunnel_packet(
     if acceptance.header == "srv6":
         number, payload = srv6_parts(random, tunnel, frame, packet)
     else:
-        payload = WRAPS[acceptance.header](random, identifier, tunnel, frame, packet)
+        payload = WRAPS.get(acceptance.header, _as_modelled)(random, identifier, tunnel, frame, packet)
     payload += random.randbytes(mixed(random, (20, 0), (1, random.randint(1, 30))))
     if random.random() < 0.04:
         payload = payload[: random.randrange(28)]  # outer lengths agree: only what is inside is cut short
