@@ -285,8 +285,9 @@ def minimised(bench: Bench, found: Difference, history: list[tuple[str, bytes]])
     for obj in reversed(found.scenario.objects):  # what refers to others comes after them
         fewer = tuple(other for other in found.scenario.objects if other is not obj)
         found = _retry(bench, replace(found.scenario, objects=fewer), found.port, found.packet) or found
-    for field in ("mtus", "paths", "macs", "gateways"):
-        found = _retry(bench, replace(found.scenario, **{field: {}}), found.port, found.packet) or found
+    for field in ("mtus", "paths", "macs", "gateways", "missing"):
+        plainer = replace(found.scenario, **{field: () if field == "missing" else {}})
+        found = _retry(bench, plainer, found.port, found.packet) or found
     for number, obj in enumerate(found.scenario.objects):
         for name in [name for name in obj if name not in ("kind", "name", "protocol", "network")]:
             objects = list(found.scenario.objects)

@@ -37,6 +37,7 @@ class Scenario:
               egress, mtu, behind_router, is_silent (the next hop doesn't answer)
     macs      gateway MAC of access ports that have one of their own
     gateways  gateway addresses of networks
+    missing   ports whose interface isn't there
     is_far    it is the node at the other end of the underlay
     """
 
@@ -45,13 +46,14 @@ class Scenario:
     paths: dict[str, dict[str, Any] | None] = field(default_factory=dict)
     macs: dict[str, str] = field(default_factory=dict)
     gateways: dict[str, list[str]] = field(default_factory=dict)
+    missing: tuple[str, ...] = ()
     is_far: bool = False
 
     def as_code(self, indent: int) -> str:
         """What makes it, to be pasted behind an `=` that is indented so far."""
         start, inside = "\n" + " " * (indent + 4), "\n" + " " * (indent + 8)
         code = f"Scenario({start}({inside}{f',{inside}'.join(map(repr, self.objects))},{start}),"
-        for name in ("mtus", "paths", "macs", "gateways", "is_far"):
+        for name in ("mtus", "paths", "macs", "gateways", "missing", "is_far"):
             if value := getattr(self, name):
                 code += f"{start}{name}={value!r},"
         return code + "\n" + " " * indent + ")"
@@ -85,6 +87,7 @@ class Scenario:
                 peer_mac=_mac(WORKLOAD_MACS[name]) if name in WORKLOAD_MACS else None,
             )
             for name in World.PORTS
+            if name not in self.missing
         }
         paths = {
             tunnel.name: made
@@ -95,7 +98,7 @@ class Scenario:
 
     def _path(self, tunnel: Tunnel, links: dict[str, Link]) -> Path | None:
         given = self.paths.get(tunnel.name, {})
-        if given is None:
+        if given is None or given.get("egress", "up0") not in links:
             return None
         version = ip_address(str(tunnel.destination)).version
         egress = links[given.get("egress", "up0")]

@@ -184,6 +184,7 @@ def scenarios(draw: st.DrawFn) -> Scenario:
         paths={name: draw(_paths()) for name in intent.tunnels},
         macs=macs,
         gateways=gateways,
+        missing=draw(st.sampled_from([(), (), (), (), (), ("c2",), ("up1",)])),
     )
 
 
