@@ -115,43 +115,43 @@ class Model(Node):
             return hop.name
         return self.choose_member(self.intent.groups[hop.name], hash_flow(frame))
 
-    def _encapsulate(
-        self, frame: Frame, name: str, mac: bytes | None, port: Access, *, is_error: bool = False
-    ) -> int | None:
-        """Send a frame through a tunnel. A number: it is too big and was counted; this many bytes of IP would fit.
-
-        An error about a packet that was counted isn't counted itself.
-        """
-        tunnel, way = self.intent.tunnels[name], self.ways[name]
+    def _encapsulate(self, frame: Frame, name: str, mac: bytes | None, port: Access) -> int | None:
+        """Send a frame through a tunnel. A number: it is too big and was counted; this many bytes of IP would fit."""
         size = len(frame.data)
-        if way is None:
-            self._drop("TUNNEL_DOWN", "tunnel", name, size)
-            return None
-        options: Any = tunnel.options
-        carries = encap.carried_by(tunnel.protocol, options)
-        if carries is not None and frame.version not in carries:
-            self._drop("INNER_FAMILY", "tunnel", name, size)
-            return None
+        reason, inner_mtu = self._problem(frame, name)
+        if reason:
+            self._drop(reason, "tunnel", name, size)
+            return inner_mtu
         if mac is not None:
             frame = with_macs(frame, mac + frame.data[6:12])
+        tunnel, way = self.intent.tunnels[name], self.ways[name]
+        assert way is not None
+        options: Any = tunnel.options
         fields = self._fields(name, way, frame)
         wire = encap.encapsulate(tunnel.protocol, options, way, frame, fields)
-        counted = encap.counted_by_mtu(tunnel.protocol, wire)
-        if counted > way.mtu and is_error:
-            return None
-        if counted > way.mtu:
-            self._drop("TOO_BIG", "tunnel", name, size)
-            return way.mtu - counted + (len(frame.ip) if carries else size - frame.l3)
         self.sequences[name] += 1
         if tunnel.protocol == "erspan" and options.version == 3:
             self._outcome.clock = fields.time
         # Both ends count the inner frame; of an IP packet alone that is the packet and an Ethernet header.
-        self._count(("tunnel", name, "encap"), ETHERNET_LEN + len(frame.ip) if carries else size)
+        is_l3 = encap.carried_by(tunnel.protocol, options) is not None
+        self._count(("tunnel", name, "encap"), ETHERNET_LEN + len(frame.ip) if is_l3 else size)
         if getattr(options, "to_stack", False):
             self._pass(wire, port)
         else:
             self._send(way.egress, wire)
         return None
+
+    def _problem(self, frame: Frame, name: str) -> tuple[str, int | None]:
+        """Why a frame can't go through a tunnel, a reason; and, if it is too big, how many bytes of IP would fit."""
+        tunnel, way = self.intent.tunnels[name], self.ways[name]
+        if way is None:
+            return "TUNNEL_DOWN", None
+        carries = encap.carried_by(tunnel.protocol, tunnel.options)
+        if carries is not None and frame.version not in carries:
+            return "INNER_FAMILY", None
+        overhead = encap.overhead(tunnel.protocol, tunnel.options, way, frame)
+        size = len(frame.ip) if carries else len(frame.data) - frame.l3
+        return ("TOO_BIG", way.mtu - overhead) if size + overhead > way.mtu else ("", None)
 
     def _fields(self, name: str, way: Way, frame: Frame) -> Fields:
         time_at = ETHERNET_LEN + (20 if way.version == 4 else 40) + 12
@@ -380,10 +380,10 @@ class Model(Node):
             frame = one_hop_less(frame)
             mtu = self._encapsulate(frame, name, hop.mac, port)
             error = self._error(frame, mtu, tunnel.network, port) if mtu is not None else None
-            if error is not None and self.ways[tunnel.name] is not None:
-                answer = parse_frame(error)
-                assert answer is not None
-                self._encapsulate(answer, tunnel.name, None, port, is_error=True)
+            answer = parse_frame(error) if error is not None else None
+            # An error that can't go isn't counted: what it is about was.
+            if answer is not None and not self._problem(answer, tunnel.name)[0]:
+                self._encapsulate(answer, tunnel.name, None, port)
 
     def _same_horizon(self, one: Tunnel, other: Tunnel) -> bool:
         return one.split_horizon is not None and one.split_horizon == other.split_horizon

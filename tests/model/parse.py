@@ -75,16 +75,21 @@ class Frame:
         """Of IPv4; IPv6 has an extension header for it, behind which nothing is read."""
         return self.version == 4 and bool(struct.unpack_from("!H", self.data, self.l3 + 6)[0] & IPV4_FRAGMENT)
 
-    def with_right_checksums(self) -> bytes:
-        """The frame as it would be if the checksums that it carries were right.
+    def summed(self, *, is_l3: bool) -> bytes:
+        """The frame, or its IP packet alone, as it would be if the checksums that it carries were right.
 
         What an outer checksum is made from (Linux, Documentation/networking/checksum-offloads.rst, "LCO"): a
         transport checksum that is there is taken to be right, so nobody has to walk over the payload. Of no use for
-        fragments, for UDP without a checksum, and behind padding, where all bytes are added up as they are.
+        fragments, for UDP without a checksum, and in front of padding, where all bytes are added up as they are.
         """
+        if is_l3:
+            return self._with_right_checksums()[self.l3 : self.end]
+        return self._with_right_checksums() if self.end == len(self.data) else self.data
+
+    def _with_right_checksums(self) -> bytes:
         length = self.end - self.transport
         at = CHECKSUM_AT.get(self.protocol)
-        if not self.version or self.end != len(self.data) or self.is_fragment:
+        if not self.version or self.is_fragment:
             return self.data
         if at is None or length < at + 2 or self.protocol == {4: ICMPV6, 6: ICMP}[self.version]:
             return self.data

@@ -19,7 +19,6 @@ from scenario import Scenario
 from world import VERDICTS, World
 
 from model import encap
-from model.encap.base import Fields
 from model.forwarding import Count, Model, Outcome
 from model.parse import parse_frame
 from mptm.errors import MptmError
@@ -208,7 +207,7 @@ class Bench:
                 self.happened[count[2], self.model.intent.tunnels[count[1]].protocol] += 1
         for reason in outcome.reasons:
             self.happened["drop", reason] += 1
-        assert len(outcome.reasons) == 1 if outcome.verdict == "DROP" else len(outcome.reasons) <= 1
+        assert len(outcome.reasons) == 1 if outcome.verdict == "DROP" else len(outcome.reasons) <= 1, outcome
 
 
 def _is_between(before: int, time_field: int, after: int) -> bool:
@@ -265,9 +264,7 @@ def _edges(model: Model) -> Iterable[int]:
         )
         frame = parse_frame(bytes(12) + (b"\x08\0" if version == 4 else b"\x86\xdd") + packet)
         if way is not None and frame is not None:
-            fields = Fields(0, destination=way.destination)
-            wire = encap.encapsulate(tunnel.protocol, tunnel.options, way, frame, fields)
-            yield way.mtu - encap.counted_by_mtu(tunnel.protocol, wire) + len(packet)
+            yield way.mtu - encap.overhead(tunnel.protocol, tunnel.options, way, frame)
 
 
 # ---- a smaller example -----------------------------------------------------------------------------------

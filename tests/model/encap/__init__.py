@@ -89,10 +89,7 @@ def encapsulate(protocol: str, options: Any, way: Way, frame: Frame, fields: Fie
     payload = header + (frame.ip if is_l3 else frame.data)
     next_header = shape.under(options)
     if next_header == frames.UDP:
-        # What it would be if inner checksums were right: see Frame.with_right_checksums.
-        summed = frame.with_right_checksums()
-        payload_summed = header + (summed[frame.l3 : frame.end] if is_l3 else summed)
-        payload = _udp(options, way, payload, payload_summed, fields)
+        payload = _udp(options, way, payload, header + frame.summed(is_l3=is_l3), fields)
     elif protocol == "srv6":
         next_header = srv6.next_header(options, frame)
     tos = ecn.encapsulated(frame.tos, options.dscp)
@@ -121,19 +118,30 @@ def encapsulate(protocol: str, options: Any, way: Way, frame: Frame, fields: Fie
     return frames.ethernet(way.next_hop_mac, way.local_mac, frames.ETHERTYPE_IPV6, packet)
 
 
-def _udp(options: Any, way: Way, payload: bytes, payload_summed: bytes, fields: Fields) -> bytes:
-    """No checksum over IPv4 (RFC 7348 §5, RFC 8926 §3.3); over IPv6 the right one, or none (RFC 6935)."""
+def _udp(options: Any, way: Way, payload: bytes, summed: bytes, fields: Fields) -> bytes:
+    """`summed` is what the checksum is made from.
+
+    No checksum over IPv4 (RFC 7348 §5, RFC 8926 §3.3); over IPv6 the right one, or none (RFC 6935).
+    """
     source_port = options.source_port
     if source_port == "flow":
         source_port = flow.source_port(fields.flow_hash)
     checksum = 0
     if way.version == 6 and options.udp_checksum:
-        datagram = frames.udp(source_port, options.port, payload_summed)
+        datagram = frames.udp(source_port, options.port, summed)
         pseudo = frames.ipv6_pseudo_header(way.local, way.destination, len(datagram), frames.UDP)
         checksum = frames.udp_checksum(pseudo, datagram)
     return frames.udp(source_port, options.port, payload, checksum)
 
 
-def counted_by_mtu(protocol: str, wire: bytes) -> int:
-    """Bytes of a frame that the egress MTU counts: all behind the Ethernet header but one VLAN tag."""
-    return len(wire) - frames.ETHERNET_LEN - (0 if is_over_ip(protocol) else frames.TAG_LEN)
+def overhead(protocol: str, options: Any, way: Way, frame: Frame) -> int:
+    """Bytes that the egress MTU counts beside the inner IP packet: all behind the Ethernet header but one VLAN tag.
+
+    Where frames are carried, the inner Ethernet header and its tags are among them.
+    """
+    header = SHAPES[protocol].header(options, frame, Fields(0, destination=way.destination))
+    if not is_over_ip(protocol):
+        return len(header) - frames.TAG_LEN + frame.l3 - frames.ETHERNET_LEN
+    outer = 20 if way.version == 4 else 40
+    outer += 8 if SHAPES[protocol].under(options) == frames.UDP else 0
+    return outer + len(header) + (0 if carried_by(protocol, options) else frame.l3)

@@ -41,9 +41,7 @@ def _gre(options: Any, frame: Frame, fields: Fields, *, is_l3: bool) -> bytes:
     if not options.checksum:
         return struct.pack("!HH", flags, ethertype) + after_checksum
     start = struct.pack("!HH", flags | C_FLAG, ethertype)
-    summed = frame.with_right_checksums()
-    payload = summed[frame.l3 : frame.end] if is_l3 else summed
-    checksum = ones_complement(start + bytes(4) + after_checksum + payload)
+    checksum = ones_complement(start + bytes(4) + after_checksum + frame.summed(is_l3=is_l3))
     return start + struct.pack("!HH", checksum, 0) + after_checksum
 
 
