@@ -77,6 +77,7 @@ __noinline int parse_arrival(struct xdp_md *ctx, struct outer *outer, struct inn
 		return REASON_NONE;
 	}
 	trace_address(TRACE_OUTER, outer->family, outer->number, outer->parser, outer->source);
+	trace_address(TRACE_OUTER_DESTINATION, outer->protocol, outer->tos, 0, outer->destination);
 	if (outer->is_fragment)
 		return REFUSED_FRAGMENT;
 	if (outer->problem)
