@@ -484,9 +484,9 @@ class _Story:
         name, leads, why = self._target(kind, number)
         by = self._entry(table, kind)
         fields |= {
-            "table": TraceTable(table).name.lower(),
+            "table": _member(TraceTable, table),
             "entry": by,
-            "kind": NextHopKind(kind).name.lower(),
+            "kind": _member(NextHopKind, kind),
             "to": name,
         }
         yield Step("next_hop", f"{by} {leads}", fields, why)
@@ -714,14 +714,19 @@ class _Story:
         reason, scope, number = record.values
         self.reason = name = reasons.name_of(reason)
         caption = reasons.caption_of(name)
-        at = {
+        at: tuple[str, str] | None = {
             SCOPE_PORT: ("port", self._names.interface(number)),
             SCOPE_TUNNEL: ("tunnel", self._names.tunnel_of_counter(number)),
-        }.get(scope, ("", ""))
+        }.get(scope)
         yield Step(
             "reason",
-            f"{caption} ({name} at {' '.join(at)})",
-            {"reason": name, "caption": caption, "scope": at[0] or None, "name": at[1] or None},
+            f"{caption} ({name}{f' at {at[0]} {at[1]}' if at else ''})",
+            {
+                "reason": name,
+                "caption": caption,
+                "scope": at and at[0],
+                "name": at and at[1],
+            },
             caption if reasons.is_refusal(name) else "",
         )
         if reason == reasons.Reason.REFUSED_SENDER_OR_ID:
@@ -751,6 +756,10 @@ def _outer_end(fields: Mapping[str, Any]) -> str:
 def _wire16(value: int) -> int:
     """A __be16 that was recorded as a number of this machine."""
     return int(struct.unpack("!H", struct.pack("=H", value))[0])
+
+
+def _member(kind: type[IntEnum], number: int) -> str:
+    return kind(number).name.lower() if number in set(kind) else str(number)
 
 
 def _parser_name(parser: int) -> str:

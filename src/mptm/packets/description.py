@@ -13,7 +13,7 @@ import importlib
 import ipaddress
 import logging
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from types import ModuleType
@@ -46,7 +46,6 @@ _FURTHER = (
     "scapy.contrib.erspan",
     "scapy.contrib.etherip",
     "scapy.contrib.gtp",
-    "scapy.contrib.igmp",
 )
 """Imported one after the other until a layer is found: they take long."""
 
@@ -174,7 +173,7 @@ class _Builder:
                     f"{kind.__name__} has no {shown}", f"it has {', '.join(fields) or 'no fields'}"
                 )
             values[keyword.arg] = self._value(keyword.value)
-            _check_mac(kind, fields[keyword.arg], values[keyword.arg])
+            _check_address(kind, fields[keyword.arg], values[keyword.arg])
         if node.args:
             if kind.__name__ not in ("Raw", "Padding") or len(node.args) > 1 or values:
                 _refuse(self._text, node.args[0], f"the fields of {kind.__name__} are given by name")
@@ -209,16 +208,28 @@ class _Builder:
         return left * right
 
 
-def _check_mac(kind: Any, field_: Any, value: Any) -> None:
-    """InvalidPacket: text that is no MAC address, where one belongs; scapy would make some of it."""
-    from scapy.fields import MACField
+def _check_address(kind: Any, field_: Any, value: Any) -> None:
+    """InvalidPacket: text that is no address, where one belongs and scapy would make something else of it."""
+    from scapy.fields import IPField, MACField
+    from scapy.layers.l2 import ARP
 
-    if not isinstance(getattr(field_, "fld", field_), MACField) or not isinstance(value, str):
+    if not isinstance(value, str):
         return
+    # What an ARP packet has there depends on its other fields; for us it is Ethernet and IPv4.
+    forms = [form for form, _ in getattr(field_, "flds", ())] if kind is ARP else [field_]
+    expected = ""
+    read: Callable[[str], object] | None = None
+    if any(isinstance(getattr(form, "fld", form), MACField) for form in forms):
+        expected, read = "MAC", mac_bytes
+    elif kind is ARP and any(isinstance(form, IPField) for form in forms):
+        expected, read = "IPv4", ipaddress.IPv4Address
     try:
-        mac_bytes(value)
+        if read is not None:
+            read(value)
     except ValueError:
-        raise InvalidPacket(f"{value!r} as {field_.name} of {kind.__name__} is no MAC address") from None
+        raise InvalidPacket(
+            f"{value!r} as {field_.name} of {kind.__name__} is no {expected} address"
+        ) from None
 
 
 def _find_layer(name: str) -> Any:
