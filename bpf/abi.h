@@ -18,6 +18,9 @@
 #define MPTM_LISTEN_PROBES	4
 #define MPTM_TERMINATION_SLOTS	(1 << 16)
 #define MPTM_TERMINATION_PROBES 4
+#define MPTM_TRACE_STEPS	64
+#define MPTM_GROUPS		256
+#define MPTM_GROUP_SLOTS	4096 /* a power of two */
 
 /* ---- what a packet is steered by ------------------------------------------------------------------ */
 
@@ -49,12 +52,19 @@ enum next_hop_kind {
 	NEXT_HOP_TUNNEL = 2, /* id: slot in tunnels */
 	NEXT_HOP_PASS = 3,   /* to the kernel's stack */
 	NEXT_HOP_DROP = 4,
+	NEXT_HOP_GROUP = 5,   /* id: slot in groups */
+	NEXT_HOP_GATEWAY = 6, /* the network's gateway address: neighbours and pings are answered */
+};
+
+enum next_hop_flag {
+	NEXT_HOP_MAC = 1,   /* mac is the inner destination MAC to write, and what ARP is answered with */
+	NEXT_HOP_RELAY = 2, /* packets that came out of a tunnel may go here, too */
 };
 
 /* Value of flows, hosts and prefixes. */
 struct next_hop {
-	__u8 kind;    /* enum next_hop_kind */
-	__u8 has_mac; /* 1: mac is the inner destination MAC to write, and what ARP is answered with */
+	__u8 kind;  /* enum next_hop_kind */
+	__u8 flags; /* enum next_hop_flag */
 	__u8 mac[6];
 	__u32 id;
 };
@@ -92,6 +102,14 @@ struct prefix_key_v6 {
 	__u32 prefix_len;
 	__be32 network;
 	__u8 address[16];
+};
+
+/*
+ * groups: who gets a flow, by 12 bits of its hash. The control plane gives each slot to the member with the
+ * highest weighted score (rendezvous hashing), so that only a leaving member's flows move.
+ */
+struct group {
+	__u16 tunnels[MPTM_GROUP_SLOTS]; /* slot in tunnels + 1; 0: nobody */
 };
 
 /* known_addresses: what a look-up of an address found last, as long as `generation` is that of the tables. */
@@ -162,7 +180,8 @@ struct tunnel {
 	__u8 tos_mask; /* bits of TOS / traffic class taken from the inner packet: 0x03 ECN only, 0xff all */
 	__u8 ttl_mask; /* 0xff: TTL / hop limit of the inner packet, 0: the template's */
 	__u8 inner_families; /* enum inner_family, of an L3 tunnel */
-	__u8 reserved[65];
+	__u8 split_horizon;  /* packets of a tunnel with the same number aren't relayed into this; 0: none */
+	__u8 reserved[64];
 };
 
 /* ---- decapsulation: listener -> parser -> termination ---------------------------------------------- */
@@ -193,7 +212,8 @@ enum parser {
 	PARSER_MPLS = 15,
 	PARSER_SRV6 = 16, /* with or without a segment routing header */
 	PARSER_QINQ = 17,
-	PARSER_NSH = 18, /* behind VXLAN-GPE */
+	PARSER_NSH = 18,       /* behind VXLAN-GPE */
+	PARSER_GTPU_ECHO = 19, /* in terminations only: whose echo requests are answered */
 };
 
 /* listeners: found by linear probing from (number + kind) % MPTM_LISTEN_SLOTS. */
@@ -228,7 +248,12 @@ struct termination {
 };
 
 enum termination_flag {
-	ACCEPT_BAD_CHECKSUM = 1, /* a GRE checksum that is there is not verified */
+	ACCEPT_BAD_CHECKSUM = 1,  /* a GRE checksum that is there is not verified */
+	VERIFY_UDP_CHECKSUM = 2,  /* an outer UDP checksum that is there must be right */
+	REQUIRE_UDP_CHECKSUM = 4, /* and it must be there */
+	ACCEPT_ETHERNET = 8,	  /* what the tunnel may carry */
+	ACCEPT_IPV4 = 16,
+	ACCEPT_IPV6 = 32,
 };
 
 /* gateways: the address of a network from which its workloads are told that a packet was too big. */
@@ -300,7 +325,7 @@ enum reason {
 	REASON_GPE_TRUNCATED = 29,
 	REASON_GPE_FLAGS = 30, /* version, no VNI, OAM */
 	REASON_GPE_PROTOCOL = 31,
-	REASON_NSH_HEADER = 32, /* version, length, OAM, TTL or next protocol */
+	REASON_NSH_HEADER = 32, /* version, MD type, length, OAM or next protocol */
 	REASON_ETHERIP_HEADER = 33,
 	REASON_GTPU_TRUNCATED = 34,
 	REASON_GTPU_HEADER = 35,    /* version, protocol type or length */
@@ -310,6 +335,11 @@ enum reason {
 	REASON_GUE_HEADER = 39,	   /* length, version or payload */
 	REASON_MPLS_STACK = 40,	   /* no bottom of stack within reach */
 	REASON_SRV6_HEADER = 41,   /* length or payload of the segment routing header */
+	REASON_INNER_VERSION = 42, /* inner IP version other than the tunnel header says */
+	REASON_UDP_CHECKSUM = 43,  /* outer UDP checksum: wrong, or missing where one is required */
+	REASON_SPLIT_HORIZON = 44, /* relay into the tunnel it came by, or one of the same split horizon */
+	REASON_HOP_LIMIT = 45,	   /* relay of a packet whose TTL or hop limit is used up */
+	REASON_GROUP_EMPTY = 46,   /* the group has no tunnel for the flow */
 	REFUSED_SENDER_OR_ID = 64, /* no termination for this sender, VNI and port */
 	REFUSED_FRAGMENT = 65,	   /* an outer fragment: the kernel may put it together */
 	REFUSED_CONTROL = 66,	   /* a control message of a tunnel protocol: for a daemon of this host */
@@ -330,6 +360,49 @@ struct drop_key {
 struct drop_value {
 	__u64 packets;
 	__u64 bytes;
+};
+
+/* ---- what a traced packet goes through -------------------------------------------------------------- */
+
+/* Each step has up to three values and an address (IPv4: the first word, or ::ffff:a.b.c.d for outer ones).
+ */
+enum trace_step {
+	TRACE_NO_PORT = 1,  /* ifindex: no port of ours, or one of the other role */
+	TRACE_PORT = 2,	    /* ifindex, role, network */
+	TRACE_UNPARSED = 3, /* length: cut short, left to the kernel */
+	TRACE_PACKET = 4,   /* IP version (0: no IP), protocol, length of the frame; destination */
+	TRACE_QUESTION = 5, /* 4: ARP, 6: neighbour solicitation; 1: duplicate address detection; target */
+	TRACE_NEXT_HOP = 6, /* enum trace_table, enum next_hop_kind, id */
+	TRACE_GROUP = 7,    /* group, hash slot, slot in tunnels + 1 */
+	TRACE_TUNNEL = 8,   /* slot in tunnels, counter, length of the outgoing frame */
+	TRACE_TOO_BIG = 9,  /* largest inner IP packet that fits; 1: its sender is told */
+	TRACE_ENCAPSULATED = 10,  /* egress ifindex, bytes of outer header, flow hash */
+	TRACE_TO_STACK = 11,	  /* handed to the kernel's stack */
+	TRACE_DELIVERED = 12,	  /* ifindex, length */
+	TRACE_ANSWERED = 13,	  /* ifindex: the answer leaves there */
+	TRACE_NOT_LISTENING = 14, /* IP protocol, number, IP version: no tunnel packet of ours */
+	TRACE_NOT_FOR_US = 15,	  /* the frame is for another MAC address */
+	TRACE_OUTER = 16,	  /* IP version, listener's number, parser; outer source */
+	TRACE_HEADER = 17,	  /* parser, identifier, reason */
+	TRACE_TERMINATION = 18,	  /* network, counter, parser */
+	TRACE_ECN = 19,		  /* inner, outer, what leaves */
+	TRACE_STRIPPED = 20,	  /* bytes of outer header, kind of payload */
+	TRACE_RELAYED = 21,	  /* TTL or hop limit that the packet has now */
+	TRACE_REASON = 22,	  /* enum reason, enum drop_scope, id */
+};
+
+/* Where a next hop was found. */
+enum trace_table {
+	TABLE_NONE = 0,
+	TABLE_FLOWS = 1,
+	TABLE_HOSTS = 2,
+	TABLE_PREFIXES = 3,
+};
+
+struct trace_record {
+	__u32 step; /* enum trace_step; in slot 0 the number of steps */
+	__u32 values[3];
+	__u8 address[16];
 };
 
 #endif

@@ -8,9 +8,11 @@
 
 #include "packet.h"
 
-#define SUM_OFFSET_MASK 0x3fff /* packets of up to 16 KB */
-#define SUM_CHUNK	512    /* bytes at most that one helper call adds up */
-#define SUM_CHUNKS	(SUM_OFFSET_MASK / SUM_CHUNK + 1)
+#define SUM_OFFSET_MASK	  0x3fff /* packets of up to 16 KB */
+#define SUM_CHUNK	  512	 /* bytes at most that one helper call adds up */
+#define TCP_CHECKSUM_END  18	 /* where its checksum field ends, in a TCP header */
+#define ICMP_CHECKSUM_END 4
+#define SUM_CHUNKS	  (SUM_OFFSET_MASK / SUM_CHUNK + 1)
 
 /* Adds up `size` bytes, a constant, when `len` has that bit. */
 #define SUM_STEP(size)                                                                                       \
@@ -36,8 +38,8 @@
 		}                                                                                            \
 	} while (0)
 
-/* Sum of `len` bytes at `offset`. A global function: the verifier sees the loop once. */
-__noinline int sum_bytes(struct xdp_md *ctx, __u32 offset, __u32 len)
+/* Sum of `len` bytes at `offset`. */
+static __always_inline int sum_bytes_inline(const struct xdp_md *ctx, __u32 offset, __u32 len)
 {
 	__u32 sum = 0;
 	void *at;
@@ -60,6 +62,12 @@ __noinline int sum_bytes(struct xdp_md *ctx, __u32 offset, __u32 len)
 	SUM_TAIL(__u16, 2, *value);
 	SUM_TAIL(__u8, 1, bpf_htons((__u16)*value << 8));
 	return fold_checksum(sum);
+}
+
+/* The same as a global function: the verifier sees the loop once. */
+__noinline int sum_bytes(struct xdp_md *ctx, __u32 offset, __u32 len)
+{
+	return sum_bytes_inline(ctx, offset, len);
 }
 
 /*
@@ -88,7 +96,7 @@ static __always_inline int sum_checksummed_ip(const struct xdp_md *ctx, const st
 	switch (packet->protocol) {
 	case IPPROTO_ICMP:
 		/* The header's sum and the message's are both all ones. */
-		return packet->family == 4 ? 0 : -1;
+		return packet->family == 4 && transport_at - at - header_len >= ICMP_CHECKSUM_END ? 0 : -1;
 	case IPPROTO_UDP:
 		udp_checksum = (void *)(long)ctx->data + ((at + header_len) & SUM_OFFSET_MASK) + 6;
 		if ((void *)(udp_checksum + 1) > end || !*udp_checksum ||
@@ -96,9 +104,11 @@ static __always_inline int sum_checksummed_ip(const struct xdp_md *ctx, const st
 			return -1;
 		break;
 	case IPPROTO_TCP:
+		if (transport_at - at - header_len < TCP_CHECKSUM_END)
+			return -1;
 		break;
 	case IPPROTO_ICMPV6:
-		if (packet->family == 6)
+		if (packet->family == 6 && transport_at - at - header_len >= ICMP_CHECKSUM_END)
 			break;
 		return -1;
 	default:
@@ -119,22 +129,25 @@ static __always_inline int sum_checksummed_ip(const struct xdp_md *ctx, const st
 /*
  * Sum of everything from `offset` to the end of a packet of `len` bytes whose inner frame or packet begins at
  * inner_at with its IP header at l3_at: by the inner transport checksum where it has one, else byte by byte.
+ * A global function, and calls none: together the frames of who calls are near what BPF allows.
  */
 __noinline int sum_outer(struct xdp_md *ctx, const struct packet *packet, __u32 offset, __u32 l3_at,
 			 __u32 len)
 {
-	int head, tail;
+	int sum, tail = 0;
 
 	if (!packet || len < offset)
 		return -1;
-	if (packet->family && packet->end == packet->len) {
+	len -= offset;
+	if (packet->family && packet->end == packet->len && l3_at >= offset) {
 		tail = sum_checksummed_ip(ctx, packet, l3_at);
-		if (tail >= 0 && l3_at >= offset) {
-			head = sum_bytes(ctx, offset, l3_at - offset);
-			return head < 0 ? head : fold_checksum((__u64)head + tail);
-		}
+		if (tail >= 0)
+			len = l3_at - offset;
+		else
+			tail = 0;
 	}
-	return sum_bytes(ctx, offset, len - offset);
+	sum = sum_bytes_inline(ctx, offset, len);
+	return sum < 0 ? sum : fold_checksum((__u64)sum + tail);
 }
 
 #endif

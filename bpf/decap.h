@@ -61,13 +61,36 @@ static __always_inline enum reason parse_tunnel_header(struct xdp_md *ctx, const
 }
 
 /*
- * The termination for what the outer headers and the tunnel header say, by its more specific name first;
- * NULL: nobody may send us this.
+ * Whose packet is this, and which tunnel header does it have? Fills in *outer and *inner, both zero before,
+ * as far as the packet goes. outer->parser stays PARSER_NONE for what we don't listen for.
  */
-static __always_inline struct termination *find_termination(const struct outer *outer, struct inner *inner)
+static __always_inline enum reason parse_arrival(struct xdp_md *ctx, struct outer *outer, struct inner *inner)
+{
+	enum reason reason;
+
+	parse_outer(ctx, frame_len(ctx), outer);
+	if (!outer->parser) {
+		trace(TRACE_NOT_LISTENING, outer->protocol, outer->number, outer->family);
+		return REASON_NONE;
+	}
+	trace_address(TRACE_OUTER, outer->family, outer->number, outer->parser, outer->source);
+	if (outer->is_fragment)
+		return REFUSED_FRAGMENT;
+	if (outer->problem)
+		return outer->problem;
+	reason = parse_tunnel_header(ctx, outer, inner);
+	trace(TRACE_HEADER, inner->parser, inner->tunnel_id, reason);
+	return reason;
+}
+
+/*
+ * The slot of the termination for what the outer headers and the tunnel header say, by its more specific name
+ * first; NOT_FOUND: nobody may send us this.
+ */
+static __always_inline int find_termination(const struct outer *outer, struct inner *inner)
 {
 	struct termination_key key;
-	struct termination *found = NULL;
+	int found = NOT_FOUND;
 
 #pragma unroll
 	for (int i = 0; i < 2; i++) {
@@ -75,7 +98,7 @@ static __always_inline struct termination *find_termination(const struct outer *
 		__builtin_memcpy(&key.words[2], outer->destination, 16);
 		key.words[4] = inner->tunnel_id | (__u64)outer->number << 32 | (__u64)inner->parser << 48;
 		found = lookup_termination(&key, !outer->family);
-		if (found || !inner->other_parser)
+		if (found != NOT_FOUND || !inner->other_parser)
 			break;
 		inner->tunnel_id = inner->other_id;
 		inner->parser = inner->other_parser;
@@ -85,10 +108,52 @@ static __always_inline struct termination *find_termination(const struct outer *
 	return found;
 }
 
+/*
+ * Whether the outer UDP checksum is what the termination wants: RFC 768, RFC 8200 §8.1, RFC 6935. A global
+ * function: off the fast path.
+ */
+__noinline int is_udp_checksum_right(struct xdp_md *ctx, const struct outer *outer, __u32 flags)
+{
+	const __u32 *source, *destination;
+	__u32 at, len;
+	struct udphdr *udp;
+	__u64 pseudo;
+	int sum;
+
+	if (!outer)
+		return 0;
+	at = outer->payload_offset - sizeof(*udp);
+	len = outer->payload_len + sizeof(*udp);
+	udp = packet_at(ctx, at);
+	if ((void *)(udp + 1) > packet_end(ctx))
+		return 0;
+	if (!udp->check)
+		return !(flags & REQUIRE_UDP_CHECKSUM);
+	/* ::ffff:0:0/96 in front of IPv4 addresses would count, so only their last word does. */
+	source = (const void *)outer->source;
+	destination = (const void *)outer->destination;
+	pseudo = (__u64)source[3] + destination[3] + bpf_htons(len) + bpf_htons(IPPROTO_UDP);
+	if (outer->family == 6)
+		pseudo += (__u64)source[0] + source[1] + source[2] + destination[0] + destination[1] +
+			  destination[2];
+	sum = sum_bytes(ctx, at, len);
+	return sum >= 0 && fold_checksum(pseudo + (__u32)sum) == 0xffff;
+}
+
+static __always_inline __u8 accept_flag(const struct payload *payload, const struct packet *packet)
+{
+	if (payload->kind == INNER_ETHERNET)
+		return ACCEPT_ETHERNET;
+	return packet->family == 4 ? ACCEPT_IPV4 : ACCEPT_IPV6;
+}
+
 /* What only the termination knows how to check: cookies and checksums. */
 static __always_inline enum reason check_accepted(struct xdp_md *ctx, const struct termination *accepted,
-						  struct inner *inner)
+						  const struct outer *outer, struct inner *inner)
 {
+	if (accepted->flags & VERIFY_UDP_CHECKSUM && outer->protocol == IPPROTO_UDP &&
+	    !is_udp_checksum_right(ctx, outer, accepted->flags))
+		return REASON_UDP_CHECKSUM;
 	if (inner->parser == PARSER_L2TP_IP || inner->parser == PARSER_L2TP_UDP)
 		return parse_l2tp_cookie(ctx, accepted, inner);
 	if (inner->checksum_at && !(accepted->flags & ACCEPT_BAD_CHECKSUM) &&
@@ -97,36 +162,27 @@ static __always_inline enum reason check_accepted(struct xdp_md *ctx, const stru
 	return REASON_NONE;
 }
 
-static __always_inline bool parse_inner(const struct xdp_md *ctx, const struct inner *inner,
-					const struct outer *outer, struct packet *packet)
+/* Reads the inner frame or packet into *packet, which is zero before. */
+static __always_inline enum reason parse_inner(const struct xdp_md *ctx, const struct inner *inner,
+					       const struct outer *outer, struct packet *packet)
 {
-	__u32 len = inner->payload.end - inner->payload.offset;
+	__u32 len;
 
-	if (inner->payload.kind == INNER_IP)
-		return parse_ip_packet(ctx, inner->payload.offset, len, packet);
+	len = inner->payload.end - inner->payload.offset;
+	if (inner->payload.kind == INNER_IP) {
+		if (!parse_ip_packet(ctx, inner->payload.offset, len, packet))
+			return REASON_BAD_INNER;
+		return inner->payload.version && inner->payload.version != packet->family
+			   ? REASON_INNER_VERSION
+			   : REASON_NONE;
+	}
 	if (!parse_frame(ctx, inner->payload.offset, len, packet))
-		return false;
+		return REASON_BAD_INNER;
 	if (inner->payload.keeps_macs) {
 		__builtin_memcpy(packet->macs.destination, outer->destination, ETH_ALEN);
 		__builtin_memcpy(packet->macs.source, outer->source, ETH_ALEN);
 	}
-	return true;
-}
-
-/* A packet with a problem, and no tunnel known for it: a drop when it is for us, else left as it came. */
-static __always_inline int reject(const struct outer *outer, enum reason reason, __u32 ifindex, __u64 len)
-{
-	if (!is_local(outer->destination))
-		return XDP_PASS;
-	return drop_on_port(reason, ifindex, len);
-}
-
-/* A sound packet that we don't take: counted when it is addressed to us, and left as it came either way. */
-static __always_inline int refuse(const struct outer *outer, enum reason reason, __u32 ifindex, __u64 len)
-{
-	if (!is_local(outer->destination))
-		return XDP_PASS;
-	return refuse_on_port(reason, ifindex, len);
+	return REASON_NONE;
 }
 
 /* RFC 6040 §4.2: the ECN field that leaves the tunnel, or -1 for "drop". */
@@ -169,8 +225,7 @@ static __always_inline bool write_ecn(const struct xdp_md *ctx, const struct pac
  * writes. False: the packet could not be cut.
  */
 static __always_inline bool strip_outer(struct xdp_md *ctx, const struct payload *payload,
-					const struct packet *packet, __u64 len, int ecn,
-					const __u8 *gateway_mac)
+					struct packet *packet, __u64 len, int ecn, const __u8 *gateway_mac)
 {
 	int strip = (int)payload->offset - (payload->kind == INNER_IP ? ETH_HLEN : 0);
 	struct ethhdr *eth;
@@ -186,11 +241,16 @@ static __always_inline bool strip_outer(struct xdp_md *ctx, const struct payload
 		__builtin_memcpy(eth->h_dest, gateway_mac, ETH_ALEN);
 		__builtin_memcpy(eth->h_source, gateway_mac, ETH_ALEN);
 		eth->h_proto = packet->ethertype;
+		__builtin_memcpy(&packet->macs, eth, MACS_LEN);
 	} else if (payload->keeps_macs) {
 		__builtin_memcpy(eth, &packet->macs, MACS_LEN);
 	}
-	if (packet->family && ecn != (packet->tos & ECN_MASK))
-		return write_ecn(ctx, packet, ecn);
+	trace(TRACE_STRIPPED, strip, payload->kind, 0);
+	if (packet->family && ecn != (packet->tos & ECN_MASK)) {
+		if (!write_ecn(ctx, packet, ecn))
+			return false;
+		packet->tos = (packet->tos & ~ECN_MASK) | ecn;
+	}
 	return true;
 }
 

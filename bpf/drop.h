@@ -7,6 +7,7 @@
 #include <bpf/bpf_helpers.h>
 
 #include "maps.h"
+#include "trace.h"
 
 /*
  * Counts one packet of `bytes` under `reason`. When the table is full, the reason is kept and the scope is
@@ -18,6 +19,7 @@ static __noinline void count_reason(__u32 reason, __u32 scope, __u32 id, __u64 b
 	struct drop_value first = {.packets = 1, .bytes = bytes};
 	struct drop_value *value = bpf_map_lookup_elem(&drops, &key);
 
+	trace(TRACE_REASON, reason, scope, id);
 	if (!value) {
 		if (bpf_map_update_elem(&drops, &key, &first, BPF_NOEXIST) == 0)
 			return;

@@ -11,7 +11,7 @@
 #include "drop.h"
 #include "forward.h"
 #include "lookup.h"
-#include "too_big.h"
+#include "trace.h"
 
 #define EPHEMERAL_FIRST	    0xc000 /* 49152: RFC 7348 §5, RFC 8926 §3.3 */
 #define EPHEMERAL_MASK	    0x3fff
@@ -198,61 +198,65 @@ static __always_inline bool is_carried(const struct tunnel *tunnel, const struct
 	return tunnel->inner_families & wanted;
 }
 
-/* Counts a packet that doesn't fit its tunnel, and tells its sender if it is behind an access port. */
-static __always_inline int answer_too_big(struct xdp_md *ctx, const struct packet *packet,
-					  const struct tunnel *tunnel, bool is_l3, const struct port *ingress,
-					  __u32 ingress_slot)
-{
-	struct too_big info = {.network = ingress->network, .port_slot = ingress_slot};
+/* What goes into which tunnel, and what came of it. */
+struct sending {
+	__u32 slot;	  /* in tunnels */
+	__u32 mtu;	  /* filled in with TOO_BIG: the largest inner IP packet that fits */
+	__u16 writes_mac; /* 1: the inner destination MAC becomes `mac` */
+	__u16 is_answer;  /* 1: our own answer to a packet that is counted already */
+	__u8 mac[ETH_ALEN];
+};
 
-	count_reason(REASON_TOO_BIG, SCOPE_TUNNEL, tunnel->counter, packet->len);
-	info.mtu = tunnel->max_len - tunnel->outer_len - (is_l3 ? 0 : packet->l3_offset - tunnel->strip);
-	__builtin_memcpy(info.mac, ingress->mac, ETH_ALEN);
-	if (!write_too_big(ctx, packet, &info))
-		return XDP_DROP;
-	count_port_tx(ingress_slot, frame_len(ctx));
-	return bpf_redirect_map(&tx_ports, ingress->ifindex, XDP_DROP);
+#define TOO_BIG -1 /* no XDP verdict */
+
+static __always_inline void write_inner_mac(struct ethhdr *eth, struct packet *packet, const __u8 *mac)
+{
+	__builtin_memcpy(eth->h_dest, mac, ETH_ALEN);
+	__builtin_memcpy(packet->macs.destination, mac, ETH_ALEN);
 }
 
 /*
- * Puts the frame at the start of the packet into the tunnel of `slot` and sends it. `inner_mac`, if not NULL,
- * becomes the inner destination MAC; `ingress` is the port that the packet came by, and `answers` says that
- * its sender is told when it is too big. Nothing is modified
- * unless the packet can go. Returns the XDP verdict; drops are counted.
+ * Puts the frame at the start of the packet into a tunnel and sends it. Nothing is modified unless the packet
+ * can go. Returns the XDP verdict, or TOO_BIG for a packet that doesn't fit; drops are counted, and so is
+ * that.
  */
-static __always_inline int encap(struct xdp_md *ctx, struct packet *packet, __u32 slot, const __u8 *inner_mac,
-				 const struct port *ingress, __u32 ingress_slot, bool answers)
+static __always_inline int encap_inline(struct xdp_md *ctx, struct packet *packet, struct sending *sending)
 {
+	__u32 slot = sending->slot;
 	struct tunnel *tunnel = bpf_map_lookup_elem(&tunnels, &slot);
 	struct patching patching = {};
 	__u32 strip, frame_bytes = packet->len, inner_bytes, port_slot;
+	struct port *ingress;
+	struct ethhdr *eth;
 	bool is_l3;
 
 	if (!tunnel || !tunnel->outer_len)
 		return drop_on_tunnel(REASON_TUNNEL_DOWN, tunnel ? tunnel->counter : slot, packet->len);
 	is_l3 = tunnel->flags & TUNNEL_L3;
 	if (is_l3 && !is_carried(tunnel, packet))
-		return drop_on_tunnel(REASON_INNER_FAMILY, tunnel->counter, packet->len);
+		return sending->is_answer ? XDP_DROP
+					  : drop_on_tunnel(REASON_INNER_FAMILY, tunnel->counter, packet->len);
 	strip = is_l3 ? packet->l3_offset : tunnel->strip;
 	if (is_l3)
 		frame_bytes = packet->end; /* padding isn't IP's */
 	patching.len = frame_bytes - strip + tunnel->outer_len;
 	inner_bytes = frame_bytes - strip + (is_l3 ? ETH_HLEN : tunnel->strip);
-	if (patching.len > tunnel->max_len && !answers)
-		return drop_on_tunnel(REASON_TOO_BIG, tunnel->counter, packet->len);
-	if (patching.len > tunnel->max_len)
-		return answer_too_big(ctx, packet, tunnel, is_l3, ingress, ingress_slot);
+	trace(TRACE_TUNNEL, slot, tunnel->counter, patching.len);
+	if (patching.len > tunnel->max_len) {
+		sending->mtu =
+		    tunnel->max_len - tunnel->outer_len - (is_l3 ? 0 : packet->l3_offset - tunnel->strip);
+		if (!sending->is_answer)
+			count_reason(REASON_TOO_BIG, SCOPE_TUNNEL, tunnel->counter, packet->len);
+		return TOO_BIG;
+	}
 	if (frame_bytes != packet->len && bpf_xdp_adjust_tail(ctx, (int)frame_bytes - (int)packet->len))
 		return drop_on_tunnel(REASON_BAD_INNER, tunnel->counter, packet->len);
 	packet->len = frame_bytes;
-	if (inner_mac) {
-		struct ethhdr *eth = (void *)(long)ctx->data;
-
-		if ((void *)(eth + 1) > packet_end(ctx))
-			return drop_on_tunnel(REASON_BAD_INNER, tunnel->counter, packet->len);
-		__builtin_memcpy(eth->h_dest, inner_mac, ETH_ALEN);
-		__builtin_memcpy(packet->macs.destination, inner_mac, ETH_ALEN);
-	}
+	eth = (void *)(long)ctx->data;
+	if ((void *)(eth + 1) > packet_end(ctx))
+		return drop_on_tunnel(REASON_BAD_INNER, tunnel->counter, packet->len);
+	if (sending->writes_mac)
+		write_inner_mac(eth, packet, sending->mac);
 	if (bpf_xdp_adjust_head(ctx, (int)(strip - tunnel->outer_len)))
 		return drop_on_tunnel(REASON_NO_HEADROOM, tunnel->counter, packet->len);
 	if (!copy_template(ctx, tunnel, tunnel->outer_len))
@@ -269,7 +273,11 @@ static __always_inline int encap(struct xdp_md *ctx, struct packet *packet, __u3
 	}
 
 	if (tunnel->flags & TUNNEL_TO_STACK) {
+		ingress = lookup_port(ctx->ingress_ifindex, &port_slot);
+		if (!ingress)
+			return drop_on_tunnel(REASON_PORT_GONE, tunnel->counter, packet->len);
 		count_encap(tunnel->counter, inner_bytes);
+		trace(TRACE_TO_STACK, tunnel->outer_len, patching.hash, 0);
 		return pass_to_stack(ctx, ingress);
 	}
 	if (bpf_redirect_map(&tx_ports, tunnel->egress_ifindex, XDP_DROP) != XDP_REDIRECT)
@@ -277,7 +285,16 @@ static __always_inline int encap(struct xdp_md *ctx, struct packet *packet, __u3
 	count_encap(tunnel->counter, inner_bytes);
 	if (lookup_port(tunnel->egress_ifindex, &port_slot))
 		count_port_tx(port_slot, patching.len);
+	trace(TRACE_ENCAPSULATED, tunnel->egress_ifindex, tunnel->outer_len, patching.hash);
 	return XDP_REDIRECT;
+}
+
+/* The same as a global function, which the verifier goes through once: for paths that are long without it. */
+__noinline int encap(struct xdp_md *ctx, struct packet *packet, struct sending *sending)
+{
+	if (!packet || !sending)
+		return XDP_DROP;
+	return encap_inline(ctx, packet, sending);
 }
 
 #endif

@@ -32,11 +32,12 @@ static __always_inline int deliver(struct xdp_md *ctx, const struct packet *pack
 
 	if ((void *)(eth + 1) > packet_end(ctx))
 		return drop_on_port(REASON_BAD_INNER, next_hop->id, packet->len);
-	if (next_hop->has_mac)
+	if (next_hop->flags & NEXT_HOP_MAC)
 		__builtin_memcpy(eth->h_dest, next_hop->mac, ETH_ALEN);
 	if (bpf_redirect_map(&tx_ports, next_hop->id, XDP_DROP) != XDP_REDIRECT)
 		return drop_on_port(REASON_PORT_GONE, next_hop->id, packet->len);
 	count_port_tx(port_slot, packet->len);
+	trace(TRACE_DELIVERED, next_hop->id, packet->len, 0);
 	return XDP_REDIRECT;
 }
 

@@ -8,6 +8,7 @@
 
 #include "maps.h"
 #include "packet.h"
+#include "trace.h"
 
 /*
  * A look-up in one table and no other. Left alone, clang merges the calls for two tables into one, and a call
@@ -59,7 +60,10 @@ struct termination_key {
 						    */
 #define TERMINATION_KEY_MASK 0x00ffffffffffffffULL /* of the last word: what is key, not value */
 
-static __always_inline struct termination *probe_termination(__u32 home, const struct termination_key *key)
+#define NOT_FOUND -1
+
+/* The slot that holds the key, of a few from `home` on, or NOT_FOUND. */
+static __always_inline int probe_termination(__u32 home, const struct termination_key *key)
 {
 #pragma clang loop unroll(disable)
 	for (__u32 probe = 0; probe < MPTM_TERMINATION_PROBES; probe++) {
@@ -70,33 +74,34 @@ static __always_inline struct termination *probe_termination(__u32 home, const s
 		if (found && (words[4] & TERMINATION_KEY_MASK) == key->words[4] &&
 		    words[0] == key->words[0] && words[1] == key->words[1] && words[2] == key->words[2] &&
 		    words[3] == key->words[3])
-			return found;
+			return at;
 	}
-	return NULL;
+	return NOT_FOUND;
 }
 
-static __always_inline struct termination *lookup_termination_exact(const struct termination_key *key)
+static __always_inline int lookup_termination_exact(const struct termination_key *key)
 {
 	__u64 hash = key->words[0] * 0x9E3779B97F4A7C15ULL + key->words[1] * 0xC2B2AE3D27D4EB4FULL +
 		     key->words[2] * 0x165667B19E3779F9ULL + key->words[3] * 0x27D4EB2F165667C5ULL +
 		     key->words[4] * 0x85EBCA77C2B2AE63ULL;
-	struct termination *found;
+	int found;
 
 	hash ^= hash >> 32;
 	hash *= 0x9E3779B97F4A7C15ULL;
 	found = probe_termination(hash >> 16, key);
-	return found ? found : probe_termination(hash >> 40, key);
+	return found != NOT_FOUND ? found : probe_termination(hash >> 40, key);
 }
 
 /*
- * Who accepts this packet: the termination for its sender, else one that accepts any sender, else NULL. Where
- * destinations are MAC addresses, who accepts any sender accepts any destination, at its own interface.
+ * Who accepts this packet: the slot of the termination for its sender, else of one that accepts any sender,
+ * else NOT_FOUND. Where destinations are MAC addresses, who accepts any sender accepts any destination, at
+ * its own interface.
  */
-static __always_inline struct termination *lookup_termination(struct termination_key *key, bool is_l2)
+static __always_inline int lookup_termination(struct termination_key *key, bool is_l2)
 {
-	struct termination *found = lookup_termination_exact(key);
+	int found = lookup_termination_exact(key);
 
-	if (found)
+	if (found != NOT_FOUND)
 		return found;
 	key->words[0] = 0;
 	key->words[1] = 0;
@@ -113,7 +118,8 @@ static __always_inline bool is_local(const __u8 *address)
 	return bpf_map_lookup_elem(&locals, address) != NULL;
 }
 
-static __always_inline struct next_hop *lookup_flow(__u32 network, const struct packet *packet)
+/* Not inlined: its keys have no room in the frame of who calls. */
+static __noinline struct next_hop *lookup_flow(__u32 network, const struct packet *packet)
 {
 	if (packet->family == 4) {
 		struct flow_key_v4 key = {network, packet->source[0], packet->destination[0]};
@@ -171,11 +177,42 @@ static __always_inline bool is_known(const struct known_address *known, __u32 ge
 	       known->address[2] == address[2] && known->address[3] == address[3];
 }
 
+/* Four words, zero behind an IPv4 address. */
+struct ip_address {
+	__be32 words[4];
+};
+
 /*
- * Where a network has an address (four words, zero behind an IPv4 one): the exact one, else the longest
- * prefix, else NULL. What was found last for an address is kept per CPU, where no look-up needs a call, until
+ * Where a network has an address, by the tables: the exact one, else the longest prefix if `uses_prefixes`;
+ * 0: nowhere. A global function: off the fast path, with room of its own for the keys.
+ */
+__noinline int find_address(struct next_hop *next_hop, const struct ip_address *address, __u32 network,
+			    __u32 family, __u32 uses_prefixes)
+{
+	struct next_hop *found;
+
+	if (!next_hop || !address)
+		return 0;
+	found = lookup_host(network, family, address->words);
+	if (found)
+		trace(TRACE_NEXT_HOP, TABLE_HOSTS, found->kind, found->id);
+	if (!found && uses_prefixes) {
+		found = lookup_prefix(network, family, address->words);
+		if (found)
+			trace(TRACE_NEXT_HOP, TABLE_PREFIXES, found->kind, found->id);
+	}
+	if (!found) {
+		trace(TRACE_NEXT_HOP, TABLE_NONE, 0, 0);
+		return 0;
+	}
+	*next_hop = *found;
+	return 1;
+}
+
+/*
+ * The same, where what was found last for an address is kept per CPU, where no look-up needs a call, until
  * the tables change: the generation is read before them, so that a result from before a change is never taken
- * for one from after it.
+ * for one from after it. NULL: nowhere.
  */
 static __always_inline struct next_hop *lookup_address(__u32 network, __u8 lookups, __u8 family,
 						       const __be32 *address)
@@ -187,23 +224,20 @@ static __always_inline struct next_hop *lookup_address(__u32 network, __u8 looku
 	__u32 at = (hash >> 40) % MPTM_KNOWN_SLOTS;
 	struct known_address *known = bpf_map_lookup_elem(&known_addresses, &at);
 	__u32 *generation_now = bpf_map_lookup_elem(&generation, &zero);
-	struct next_hop *found;
 
 	if (!known || !generation_now)
 		return NULL;
 	now = *(volatile __u32 *)generation_now;
-	if (is_known(known, now, network, kind, address))
+	if (!TRACING && is_known(known, now, network, kind, address))
 		return &known->next_hop;
-	found = lookup_host(network, family, address);
-	if (!found && uses_prefixes)
-		found = lookup_prefix(network, family, address);
-	if (!found)
+	/* Whoever looks while this changes is on another CPU, and has its own. */
+	known->generation = 0;
+	if (!find_address(&known->next_hop, (const void *)address, network, family, uses_prefixes))
 		return NULL;
 	known->generation = now;
 	known->network = network;
 	known->kind = kind;
 	__builtin_memcpy(known->address, address, sizeof(known->address));
-	known->next_hop = *found;
 	return &known->next_hop;
 }
 
@@ -217,10 +251,31 @@ static __always_inline struct next_hop *lookup_next_hop(__u32 network, __u8 look
 		return NULL;
 	if (lookups & LOOKUP_FLOWS)
 		found = lookup_flow(network, packet);
+	if (found)
+		trace(TRACE_NEXT_HOP, TABLE_FLOWS, found->kind, found->id);
 	/* What is sent to everybody on the link isn't routed (RFC 1812 §5.3.4). */
 	if (packet->macs.destination[0] & MAC_GROUP)
 		lookups &= ~LOOKUP_PREFIXES;
 	return found ? found : lookup_address(network, lookups, packet->family, packet->destination);
+}
+
+/*
+ * The slot of the tunnel that a packet takes at this next hop, a tunnel or a group: for one flow always the
+ * same, fragments included, as their ports are never looked at. -1: the group has nobody.
+ */
+static __always_inline int choose_tunnel(const struct next_hop *next_hop, const struct packet *packet)
+{
+	__u32 id = next_hop->id, at;
+	struct group *group;
+
+	if (next_hop->kind == NEXT_HOP_TUNNEL)
+		return id;
+	group = bpf_map_lookup_elem(&groups, &id);
+	if (!group)
+		return -1;
+	at = hash_group(hash_flow(packet)) % MPTM_GROUP_SLOTS;
+	trace(TRACE_GROUP, id, at, group->tunnels[at]);
+	return group->tunnels[at] - 1;
 }
 
 #endif

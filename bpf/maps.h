@@ -61,6 +61,8 @@ TABLE_ARRAY(generation, BPF_MAP_TYPE_ARRAY, 1, __u32);
 TABLE_ARRAY(known_addresses, BPF_MAP_TYPE_PERCPU_ARRAY, MPTM_KNOWN_SLOTS, struct known_address);
 /* slot -> template. Control plane writes, encapsulation reads. */
 TABLE_ARRAY(tunnels, BPF_MAP_TYPE_ARRAY, MPTM_TUNNELS, struct tunnel);
+/* slot -> which tunnel gets which flows. Control plane writes, forwarding reads. */
+TABLE_ARRAY(groups, BPF_MAP_TYPE_ARRAY, MPTM_GROUPS, struct group);
 /* slot -> listener. Control plane writes, decapsulation reads. */
 TABLE_ARRAY(listeners, BPF_MAP_TYPE_ARRAY, MPTM_LISTEN_SLOTS, struct listener);
 /* slot -> who may send what to us. Control plane writes, decapsulation reads. */

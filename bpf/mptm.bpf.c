@@ -3,10 +3,12 @@
  * The path of a packet through MPTM, both ways, top to bottom.
  *
  * mptm_encap_xdp   on access ports: workload -> network -> next hop -> tunnel or local port
- * mptm_decap_xdp   on uplinks: underlay -> listener -> parser -> termination -> network -> local port
+ * mptm_decap_xdp   on uplinks: underlay -> listener -> parser -> termination -> network -> local port or
+ * tunnel
  *
  * Nothing is modified before the decision is made: what is not ours leaves the hook exactly as it came.
  */
+#include <stddef.h>
 #include <linux/bpf.h>
 #include <bpf/bpf_helpers.h>
 
@@ -16,29 +18,80 @@
 #include "drop.h"
 #include "encap.h"
 #include "forward.h"
+#include "icmp.h"
 #include "lookup.h"
 #include "neighbour.h"
 #include "packet.h"
+#include "relay.h"
+#include "too_big.h"
+#include "trace.h"
+
+/* Sends what was written in place of a packet of an access port back out of that port. */
+static __always_inline int answer(struct xdp_md *ctx, __u32 ifindex, __u32 slot)
+{
+	count_port_tx(slot, frame_len(ctx));
+	trace(TRACE_ANSWERED, ifindex, 0, 0);
+	/* XDP_TX would not do: a veth whose other end has no XDP program leaves the frame in its ring. */
+	return bpf_redirect_map(&tx_ports, ifindex, XDP_DROP);
+}
+
+/* The MAC address that whoever is behind `port` is told for a next hop. */
+static __always_inline const __u8 *mac_for(const struct next_hop *next_hop, const struct port *port)
+{
+	return next_hop->flags & NEXT_HOP_MAC ? next_hop->mac : port->mac;
+}
 
 /* An access port's ARP request or neighbour solicitation: answered out of the same port, or the kernel's. */
-static __always_inline int answer_port(struct xdp_md *ctx, const struct packet *packet,
-				       struct question *question, const struct port *port, __u32 slot)
+static __always_inline int answer_question(struct xdp_md *ctx, const struct packet *packet,
+					   struct question *question, const struct port *port, __u32 slot)
 {
 	struct next_hop *next_hop = lookup_target(port->network, port->lookups, question);
 
 	if (!next_hop)
 		return XDP_PASS;
-	if (next_hop->kind == NEXT_HOP_PORT ? next_hop->id == port->ifindex
-					    : next_hop->kind != NEXT_HOP_TUNNEL)
+	switch (next_hop->kind) {
+	case NEXT_HOP_PORT:
+		if (next_hop->id == port->ifindex)
+			return XDP_PASS;
+		break;
+	case NEXT_HOP_TUNNEL:
+	case NEXT_HOP_GROUP:
+	case NEXT_HOP_GATEWAY:
+		break;
+	default:
 		return XDP_PASS;
-	__builtin_memcpy(question->answer_mac, next_hop->has_mac ? next_hop->mac : port->mac, ETH_ALEN);
-	/* XDP_TX would not do: a veth whose other end has no XDP program leaves the frame in its ring. */
-	if (bpf_redirect_map(&tx_ports, port->ifindex, XDP_DROP) != XDP_REDIRECT)
-		return XDP_PASS;
+	}
+	question->is_own = next_hop->kind == NEXT_HOP_GATEWAY;
+	__builtin_memcpy(question->answer_mac, mac_for(next_hop, port), ETH_ALEN);
 	if (!write_answer(ctx, packet, question))
 		return XDP_PASS;
-	count_port_tx(slot, frame_len(ctx));
-	return XDP_REDIRECT;
+	return answer(ctx, port->ifindex, slot);
+}
+
+/* A packet that didn't fit, and was counted: its sender behind the access port is told where it may be. */
+static __always_inline int answer_too_big(struct xdp_md *ctx, const struct packet *packet, __u32 mtu,
+					  const struct port *port, __u32 slot)
+{
+	if (!write_too_big(ctx, packet, port->network, mtu, slot))
+		return XDP_DROP;
+	return answer(ctx, port->ifindex, slot);
+}
+
+/* From an access port into the tunnel, or a tunnel of the group, of the next hop. */
+static __always_inline int send(struct xdp_md *ctx, struct packet *packet, const struct next_hop *next_hop,
+				const struct port *port, __u32 port_slot)
+{
+	struct sending sending = {.writes_mac = next_hop->flags & NEXT_HOP_MAC};
+	int slot = choose_tunnel(next_hop, packet), verdict;
+
+	if (slot < 0)
+		return drop_on_port(REASON_GROUP_EMPTY, port->ifindex, packet->len);
+	sending.slot = slot;
+	__builtin_memcpy(sending.mac, next_hop->mac, ETH_ALEN);
+	verdict = encap_inline(ctx, packet, &sending);
+	if (verdict != TOO_BIG)
+		return verdict;
+	return answer_too_big(ctx, packet, sending.mtu, port, port_slot);
 }
 
 SEC("xdp") int mptm_encap_xdp(struct xdp_md *ctx)
@@ -50,30 +103,41 @@ SEC("xdp") int mptm_encap_xdp(struct xdp_md *ctx)
 	__u32 slot, local_slot;
 
 	port = lookup_port(ctx->ingress_ifindex, &slot);
-	if (!port || port->role != PORT_ACCESS)
+	if (!port || port->role != PORT_ACCESS) {
+		trace(TRACE_NO_PORT, ctx->ingress_ifindex, 0, 0);
 		return XDP_PASS;
+	}
+	trace(TRACE_PORT, port->ifindex, port->role, port->network);
 	count_port_rx(slot, frame_len(ctx));
-	if (!parse_frame(ctx, 0, frame_len(ctx), &packet))
+	if (!parse_frame(ctx, 0, frame_len(ctx), &packet)) {
+		trace(TRACE_UNPARSED, frame_len(ctx), 0, 0);
 		return XDP_PASS;
-	if (parse_question(ctx, 0, &packet, &question))
-		return answer_port(ctx, &packet, &question, port, slot);
+	}
+	trace_address(TRACE_PACKET, packet.family, packet.protocol, packet.len, packet.destination);
+	if (parse_question(ctx, 0, &packet, &question)) {
+		trace_address(TRACE_QUESTION, question.family, question.is_probe, 0, question.target);
+		return answer_question(ctx, &packet, &question, port, slot);
+	}
 
 	next_hop = lookup_next_hop(port->network, port->lookups, &packet);
 	if (!next_hop)
 		return XDP_PASS;
 	switch (next_hop->kind) {
 	case NEXT_HOP_TUNNEL:
-		return encap(ctx, &packet, next_hop->id, next_hop->has_mac ? next_hop->mac : NULL, port, slot,
-			     true);
+	case NEXT_HOP_GROUP:
+		return send(ctx, &packet, next_hop, port, slot);
 	case NEXT_HOP_PORT:
 		if (next_hop->id == port->ifindex)
 			return XDP_PASS;
 		local_port = lookup_port(next_hop->id, &local_slot);
 		if (!local_port)
 			return drop_on_port(REASON_PORT_GONE, next_hop->id, packet.len);
-		if (!fits_port(local_port, &packet))
-			return drop_on_port(REASON_PORT_TOO_BIG, next_hop->id, packet.len);
-		return deliver(ctx, &packet, next_hop, local_slot);
+		if (fits_port(local_port, &packet))
+			return deliver(ctx, &packet, next_hop, local_slot);
+		count_reason(REASON_PORT_TOO_BIG, SCOPE_PORT, next_hop->id, packet.len);
+		return answer_too_big(ctx, &packet, local_port->mtu, port, slot);
+	case NEXT_HOP_GATEWAY:
+		return write_echo_reply(ctx, &packet, slot) ? answer(ctx, port->ifindex, slot) : XDP_PASS;
 	case NEXT_HOP_DROP:
 		return drop_on_port(REASON_ROUTE_DROP, port->ifindex, packet.len);
 	default:
@@ -89,112 +153,238 @@ static __always_inline bool is_for(const struct xdp_md *ctx, const struct port *
 	return (void *)(eth + 1) <= packet_end(ctx) && is_mac_of(port, eth->h_dest);
 }
 
-#define ACCEPTED -1 /* no XDP verdict */
-
-/*
- * Is it a tunnel packet, from somebody who may send it, and what is inside? ACCEPTED with *accepted, *inner,
- * *packet and the ECN field that leaves the tunnel filled in; else the verdict.
- */
-static __always_inline int accept(struct xdp_md *ctx, const struct port *port, __u64 len,
-				  struct termination **accepted, struct payload *payload,
-				  struct packet *packet, int *ecn)
+/* Whether whoever sent this addressed us, and isn't just passing by. */
+static __always_inline bool is_ours(const struct xdp_md *ctx, const struct port *port,
+				    const struct outer *outer)
 {
-	__u32 ifindex = ctx->ingress_ifindex;
-	struct outer outer = {};
-	struct inner inner = {};
-	enum reason reason;
-
-	parse_outer(ctx, len, &outer);
-	if (!outer.parser || (outer.family && !is_for(ctx, port)))
-		return XDP_PASS;
-	if (outer.is_fragment)
-		return refuse(&outer, REFUSED_FRAGMENT, ifindex, len);
-	if (outer.problem)
-		return reject(&outer, outer.problem, ifindex, len);
-	reason = parse_tunnel_header(ctx, &outer, &inner);
-	if (reason >= REFUSED_SENDER_OR_ID)
-		return refuse(&outer, reason, ifindex, len);
-	if (!inner.is_identified)
-		return reject(&outer, reason, ifindex, len);
-	*accepted = find_termination(&outer, &inner);
-	if (!*accepted)
-		return refuse(&outer, REFUSED_SENDER_OR_ID, ifindex, len);
-	if (!reason)
-		reason = check_accepted(ctx, *accepted, &inner);
-	if (reason)
-		return drop_on_tunnel(reason, (*accepted)->counter, len);
-	if (!parse_inner(ctx, &inner, &outer, packet))
-		return drop_on_tunnel(REASON_BAD_INNER, (*accepted)->counter, len);
-	*ecn = combine_ecn(packet->tos & ECN_MASK, outer.tos & ECN_MASK);
-	if (packet->family && *ecn < 0)
-		return drop_on_tunnel(REASON_ECN_CE, (*accepted)->counter, len);
-	*payload = inner.payload;
-	return ACCEPTED;
+	return outer->family ? is_local(outer->destination) : is_for(ctx, port);
 }
 
-SEC("xdp") int mptm_decap_xdp(struct xdp_md *ctx)
+/* A packet with a problem, and no tunnel known for it: a drop when it is for us, else left as it came. */
+static __always_inline int reject(const struct xdp_md *ctx, const struct port *port,
+				  const struct outer *outer, enum reason reason)
 {
-	struct payload payload;
-	struct packet packet = {};
+	return is_ours(ctx, port, outer) ? drop_on_port(reason, port->ifindex, frame_len(ctx)) : XDP_PASS;
+}
+
+/* A sound packet that we don't take: counted when it is addressed to us, and left as it came either way. */
+static __always_inline int refuse(const struct xdp_md *ctx, const struct port *port,
+				  const struct outer *outer, enum reason reason)
+{
+	return is_ours(ctx, port, outer) ? refuse_on_port(reason, port->ifindex, frame_len(ctx)) : XDP_PASS;
+}
+
+/* A known sender asks whether we are there: answered out of the same uplink, or the host's. */
+static __always_inline int answer_echo(struct xdp_md *ctx, const struct outer *outer, const struct port *port,
+				       __u32 slot)
+{
+	return write_gtpu_echo(ctx, outer) ? answer(ctx, port->ifindex, slot) : XDP_PASS;
+}
+
+/* A packet of the underlay that is being looked at, as far as it was read. */
+struct arrival {
+	struct outer outer;
+	struct inner inner;
+	struct packet packet;
 	struct question question;
-	struct port *port, *local_port = NULL;
-	struct termination *accepted;
+	int ecn; /* the ECN field that leaves the tunnel */
+};
+
+/*
+ * 0 -> the arrival at hand, per CPU. Decapsulation writes and reads. It isn't on the stack, where there would
+ * be no room for it, and where older verifiers go on telling apart all the ways in which it may have been
+ * filled in.
+ */
+TABLE_ARRAY(arrivals, BPF_MAP_TYPE_PERCPU_ARRAY, 1, struct arrival);
+
+/*
+ * Is it a tunnel packet, from somebody who may send it, and what is inside? The termination, with *arrival,
+ * zero before, filled in; NULL: *verdict says what becomes of the packet.
+ */
+static __always_inline struct termination *accept(struct xdp_md *ctx, const struct port *port,
+						  __u32 port_slot, struct arrival *arrival, int *verdict)
+{
+	struct outer *outer = &arrival->outer;
+	struct inner *inner = &arrival->inner;
+	struct packet *packet = &arrival->packet;
+	enum reason reason = parse_arrival(ctx, outer, inner);
+	struct termination *termination;
+	__u32 slot;
+
+	*verdict = XDP_PASS;
+	if (!outer->parser)
+		return NULL;
+	if (outer->family && !is_for(ctx, port)) {
+		trace(TRACE_NOT_FOR_US, 0, 0, 0);
+		return NULL;
+	}
+	if (reason >= REFUSED_SENDER_OR_ID) {
+		*verdict = refuse(ctx, port, outer, reason);
+		return NULL;
+	}
+	if (!inner->is_identified) {
+		*verdict = reject(ctx, port, outer, reason);
+		return NULL;
+	}
+	slot = find_termination(outer, inner);
+	termination = bpf_map_lookup_elem(&terminations, &slot);
+	if (!termination) {
+		*verdict = refuse(ctx, port, outer,
+				  inner->parser == PARSER_GTPU_ECHO ? REFUSED_CONTROL : REFUSED_SENDER_OR_ID);
+		return NULL;
+	}
+	trace(TRACE_TERMINATION, termination->network, termination->counter, inner->parser);
+	if (!reason)
+		reason = check_accepted(ctx, termination, outer, inner);
+	if (!reason && inner->parser == PARSER_GTPU_ECHO) {
+		*verdict = answer_echo(ctx, outer, port, port_slot);
+		return NULL;
+	}
+	if (!reason)
+		reason = parse_inner(ctx, inner, outer, packet);
+	if (!reason && !(termination->flags & accept_flag(&inner->payload, packet)))
+		reason = REASON_INNER_FAMILY;
+	arrival->ecn = combine_ecn(packet->tos & ECN_MASK, outer->tos & ECN_MASK);
+	if (!reason && packet->family && arrival->ecn < 0)
+		reason = REASON_ECN_CE;
+	if (reason) {
+		*verdict = drop_on_tunnel(reason, termination->counter, frame_len(ctx));
+		return NULL;
+	}
+	trace(TRACE_ECN, packet->tos & ECN_MASK, outer->tos & ECN_MASK, arrival->ecn);
+	trace_address(TRACE_PACKET, packet->family, packet->protocol, packet->len, packet->destination);
+	return termination;
+}
+
+/* Sends the frame at the start of the packet, which is an answer, back through the tunnel that asked. */
+static __always_inline int answer_tunnel(struct xdp_md *ctx, struct packet *packet,
+					 const struct termination *accepted, struct sending *sending)
+{
+	int verdict;
+
+	sending->slot = accepted->tunnel;
+	sending->writes_mac = 0;
+	sending->is_answer = 1;
+	verdict = encap(ctx, packet, sending);
+	return verdict == TOO_BIG ? XDP_DROP : verdict;
+}
+
+/* Out of one tunnel, into the next, whose slot is in *sending; `port_slot` is of what the packet came by. */
+static __always_inline int relay(struct xdp_md *ctx, struct packet *packet, const struct next_hop *next_hop,
+				 const struct termination *accepted, struct sending *sending, __u32 port_slot)
+{
+	int verdict;
+
+	if (!decrement_ttl(ctx, packet))
+		return drop_on_tunnel(REASON_BAD_INNER, accepted->counter, packet->len);
+	sending->writes_mac = next_hop->flags & NEXT_HOP_MAC;
+	__builtin_memcpy(sending->mac, next_hop->mac, ETH_ALEN);
+	verdict = encap(ctx, packet, sending);
+	if (verdict != TOO_BIG)
+		return verdict;
+	/* It was counted; its sender, behind the tunnel that it came by, is told where it may be. */
+	if (!accepted->can_reply || !write_too_big(ctx, packet, accepted->network, sending->mtu, port_slot) ||
+	    !parse_again(ctx, packet))
+		return XDP_DROP;
+	return answer_tunnel(ctx, packet, accepted, sending);
+}
+
+/* An accepted packet, on which nothing was changed yet: where does it go, and off it goes. */
+static __always_inline int forward(struct xdp_md *ctx, const struct port *port,
+				   const struct termination *accepted, struct arrival *arrival,
+				   __u32 port_slot)
+{
+	const struct payload *payload = &arrival->inner.payload;
+	struct packet *packet = &arrival->packet;
+	struct question *question = NULL;
+	struct port *local_port = NULL;
+	struct sending sending = {};
 	struct next_hop *next_hop;
 	__u64 len = frame_len(ctx);
-	__u32 slot, local_slot = 0;
-	bool is_question;
-	int ecn, verdict;
+	__u32 local_slot = 0;
+	enum reason reason;
+	int to = -1;
 
-	port = lookup_port(ctx->ingress_ifindex, &slot);
-	if (!port || port->role != PORT_UPLINK)
-		return XDP_PASS;
-	count_port_rx(slot, len);
-	verdict = accept(ctx, port, len, &accepted, &payload, &packet, &ecn);
-	if (verdict != ACCEPTED)
-		return verdict;
-
-	/* Where does it go? */
-	is_question =
-	    payload.kind == INNER_ETHERNET && parse_question(ctx, payload.offset, &packet, &question);
-	next_hop = is_question ? lookup_target(accepted->network, accepted->lookups, &question)
-			       : lookup_next_hop(accepted->network, accepted->lookups, &packet);
+	if (payload->kind == INNER_ETHERNET)
+		question = parse_question(ctx, payload->offset, packet, &arrival->question);
+	if (question)
+		trace_address(TRACE_QUESTION, question->family, question->is_probe, 0, question->target);
+	next_hop = question ? lookup_target(accepted->network, accepted->lookups, question)
+			    : lookup_next_hop(accepted->network, accepted->lookups, packet);
 	/* With `remote: any` a VLAN may have others on it, whose frames are theirs. */
-	if (!next_hop && payload.keeps_macs && !is_mac_of(port, packet.macs.destination))
+	if (!next_hop && payload->keeps_macs && !is_mac_of(port, packet->macs.destination))
 		return XDP_PASS;
-	if (!next_hop)
+	if (!next_hop || next_hop->kind == NEXT_HOP_GATEWAY)
 		return drop_on_tunnel(REASON_NO_ROUTE, accepted->counter, len);
 	switch (next_hop->kind) {
 	case NEXT_HOP_PORT:
 		local_port = lookup_port(next_hop->id, &local_slot);
 		if (!local_port)
-			return drop_on_port(REASON_PORT_GONE, next_hop->id, packet.len);
-		if (!fits_port(local_port, &packet))
-			return drop_on_port(REASON_PORT_TOO_BIG, next_hop->id, packet.len);
+			return drop_on_port(REASON_PORT_GONE, next_hop->id, packet->len);
+		if (!fits_port(local_port, packet))
+			return drop_on_port(REASON_PORT_TOO_BIG, next_hop->id, packet->len);
 		break;
 	case NEXT_HOP_PASS:
 		break;
 	case NEXT_HOP_TUNNEL:
-		return drop_on_tunnel(REASON_NO_RELAY, accepted->counter, len);
+	case NEXT_HOP_GROUP:
+		if (!(next_hop->flags & NEXT_HOP_RELAY))
+			return drop_on_tunnel(REASON_NO_RELAY, accepted->counter, len);
+		to = choose_tunnel(next_hop, packet);
+		if (to < 0)
+			return drop_on_tunnel(REASON_GROUP_EMPTY, accepted->counter, len);
+		reason = check_relay(accepted, packet, to);
+		if (reason && !(question && reason == REASON_HOP_LIMIT))
+			return drop_on_tunnel(reason, accepted->counter, len);
+		break;
 	default:
 		return drop_on_tunnel(REASON_ROUTE_DROP, accepted->counter, len);
 	}
 
-	/* It is ours: from here on the packet is changed. */
-	if (!strip_outer(ctx, &payload, &packet, len, ecn, local_port ? local_port->mac : port->mac))
-		return drop_on_tunnel(REASON_BAD_INNER, accepted->counter, len);
-	count_decap(accepted->counter, packet.len);
-	if (next_hop->kind == NEXT_HOP_PASS)
-		return pass_to_stack(ctx, port);
-	if (!is_question)
-		return deliver(ctx, &packet, next_hop, local_slot);
-	/* The asker is behind the tunnel: the answer goes back through it. */
-	__builtin_memcpy(question.answer_mac, next_hop->mac, ETH_ALEN);
-	if (!accepted->can_reply || !write_answer(ctx, &packet, &question))
+	/* What we would answer goes back through the tunnel. */
+	if (question && next_hop->kind != NEXT_HOP_PASS && !accepted->can_reply)
 		return drop_on_tunnel(REASON_NO_ROUTE, accepted->counter, len);
-	__builtin_memcpy(packet.macs.destination, packet.macs.source, ETH_ALEN);
-	__builtin_memcpy(packet.macs.source, next_hop->mac, ETH_ALEN);
-	packet.len = frame_len(ctx);
-	return encap(ctx, &packet, accepted->tunnel, NULL, port, slot, false);
+
+	/* It is ours: from here on the packet is changed. */
+	sending.slot = to;
+	if (!strip_outer(ctx, payload, packet, len, arrival->ecn, local_port ? local_port->mac : port->mac))
+		return drop_on_tunnel(REASON_BAD_INNER, accepted->counter, len);
+	count_decap(accepted->counter, packet->len);
+	if (next_hop->kind == NEXT_HOP_PASS) {
+		trace(TRACE_TO_STACK, 0, 0, 0);
+		return pass_to_stack(ctx, port);
+	}
+	if (!question)
+		return to >= 0 ? relay(ctx, packet, next_hop, accepted, &sending, port_slot)
+			       : deliver(ctx, packet, next_hop, local_slot);
+	/* The asker is behind the tunnel: the answer goes back through it. */
+	__builtin_memcpy(question->answer_mac, mac_for(next_hop, port), ETH_ALEN);
+	if (!write_answer(ctx, packet, question))
+		return drop_on_tunnel(REASON_NO_ROUTE, accepted->counter, len);
+	if (!parse_again(ctx, packet))
+		return drop_on_tunnel(REASON_BAD_INNER, accepted->counter, len);
+	return answer_tunnel(ctx, packet, accepted, &sending);
+}
+
+SEC("xdp") int mptm_decap_xdp(struct xdp_md *ctx)
+{
+	struct termination *accepted;
+	struct arrival *arrival;
+	struct port *port;
+	__u32 slot, zero = 0;
+	int verdict;
+
+	port = lookup_port(ctx->ingress_ifindex, &slot);
+	arrival = bpf_map_lookup_elem(&arrivals, &zero);
+	if (!port || port->role != PORT_UPLINK || !arrival) {
+		trace(TRACE_NO_PORT, ctx->ingress_ifindex, 0, 0);
+		return XDP_PASS;
+	}
+	trace(TRACE_PORT, port->ifindex, port->role, port->network);
+	count_port_rx(slot, frame_len(ctx));
+	__builtin_memset(arrival, 0, offsetof(struct arrival, question));
+	accepted = accept(ctx, port, slot, arrival, &verdict);
+	return accepted ? forward(ctx, port, accepted, arrival, slot) : verdict;
 }
 
 /* Never loaded: keeps the enums in the object's BTF, where Python reads them. */
@@ -202,6 +392,7 @@ struct {
 	enum port_role port_role;
 	enum lookup_flag lookup_flag;
 	enum next_hop_kind next_hop_kind;
+	enum next_hop_flag next_hop_flag;
 	enum patch_op patch_op;
 	enum tunnel_flag tunnel_flag;
 	enum inner_family inner_family;
@@ -210,6 +401,8 @@ struct {
 	enum parser parser;
 	enum reason reason;
 	enum drop_scope drop_scope;
+	enum trace_step trace_step;
+	enum trace_table trace_table;
 } abi_enums SEC(".abi");
 
 char LICENSE[] SEC("license") = "GPL";

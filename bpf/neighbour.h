@@ -61,6 +61,7 @@ struct nd_advert {
 /* What is asked, and by whom. */
 struct question {
 	__u8 family;   /* 4: ARP, 6: neighbour solicitation */
+	__u8 is_own;   /* the target is a gateway address, which is ours; else we answer for somebody else */
 	__u8 is_probe; /* the asker looks for a duplicate of its own address (RFC 5227, RFC 4862) */
 	__u8 asker_mac[ETH_ALEN];
 	__be32 asker[4];
@@ -132,7 +133,7 @@ __noinline int check_nd_solicit(struct xdp_md *ctx, __u32 offset)
 			__u8 len; /* in units of 8 bytes */
 		} *option = packet_at(ctx, at);
 
-		if ((void *)(option + 1) > packet_end(ctx) || !option->len)
+		if (at > OFFSET_MAX || (void *)(option + 1) > packet_end(ctx) || !option->len)
 			return 0;
 		if (option->type == ND_SOURCE_LINK_LAYER)
 			has_source_mac = true;
@@ -160,16 +161,19 @@ static __always_inline bool parse_nd_solicit(struct xdp_md *ctx, __u64 offset, c
 	return check_nd_solicit(ctx, offset);
 }
 
-/* Whether the frame at `offset` asks for a neighbour; fills in *question. */
-static __always_inline bool parse_question(struct xdp_md *ctx, __u64 offset, const struct packet *packet,
-					   struct question *question)
+/* What the frame at `offset` asks of its neighbours, read into *question; NULL: nothing. */
+static __always_inline struct question *parse_question(struct xdp_md *ctx, __u64 offset,
+						       const struct packet *packet, struct question *question)
 {
 	offset += packet->l3_offset;
 	if (packet->ethertype == bpf_htons(ETH_P_ARP))
-		return parse_arp(ctx, offset, question);
+		return packet->l3_offset + sizeof(struct arp_packet) <= packet->len &&
+			       parse_arp(ctx, offset, question)
+			   ? question
+			   : NULL;
 	if (packet->family == 6 && packet->protocol == IPPROTO_ICMPV6)
-		return parse_nd_solicit(ctx, offset, packet, question);
-	return false;
+		return parse_nd_solicit(ctx, offset, packet, question) ? question : NULL;
+	return NULL;
 }
 
 /* The next hop of the address asked for. A probe is answered only where a host is known by that very address.
@@ -198,8 +202,10 @@ static __always_inline bool write_nd_advert(struct xdp_md *ctx, __u64 offset, co
 					    __u32 len)
 {
 	__u32 new_len = offset + sizeof(struct ipv6hdr) + sizeof(struct nd_advert);
+	/* RFC 4861 §7.2.8: who answers for others doesn't override what they say themselves. */
 	struct nd_advert advert = {.type = ND_ADVERT,
-				   .flags = bpf_htonl(ND_OVERRIDE | (question->is_probe ? 0 : ND_SOLICITED)),
+				   .flags = bpf_htonl((question->is_own ? ND_OVERRIDE : 0) |
+						      (question->is_probe ? 0 : ND_SOLICITED)),
 				   .option_type = ND_TARGET_LINK_LAYER,
 				   .option_len = 1};
 	__be32 asker[4] = {bpf_htonl(0xff020000), 0, 0, bpf_htonl(1)}; /* all nodes */

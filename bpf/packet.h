@@ -18,15 +18,22 @@
 
 #include "abi.h"
 
-#define OFFSET_MASK   0x3ff /* bound of every variable offset into a packet, for the verifier */
+#define OFFSET_MASK   0x3ff		  /* bound of every variable offset into a packet, for the verifier */
+#define OFFSET_MAX    (OFFSET_MASK - 127) /* what a parser goes to, and still reads a header behind */
 #define VLAN_LEN      4
 #define INNER_TAGS    2
 #define MACS_LEN      (2 * ETH_ALEN)
 #define MAC_GROUP     0x01 /* in the first byte: broadcast or multicast */
 #define IPV6_FRAGMENT 44
+#ifndef IPPROTO_ETHERNET
+#define IPPROTO_ETHERNET 143 /* RFC 8986 §4.9 */
+#endif
 
 #define IPV4_OFFSET_BITS    0x1fff
 #define IPV4_MORE_FRAGMENTS 0x2000
+#define IPV4_DONT_FRAGMENT  0x4000
+
+#define ANSWER_TTL 64 /* TTL or hop limit of what we write ourselves */
 
 /* Next protocol numbers that VXLAN-GPE and NSH share: draft-ietf-nvo3-vxlan-gpe §3.3, RFC 8300 §2.2. */
 #define GPE_IPV4     1
@@ -85,6 +92,16 @@ static __always_inline void *packet_end(const struct xdp_md *ctx)
 static __always_inline bool is_vlan(__be16 ethertype)
 {
 	return ethertype == bpf_htons(ETH_P_8021Q) || ethertype == bpf_htons(ETH_P_8021AD);
+}
+
+/* Whether an address can be that of one host, to which an answer may go (RFC 1122 §3.2.2, RFC 4443 §2.4). */
+static __always_inline bool is_single_host(__u8 family, const __be32 *address)
+{
+	__u32 first = bpf_ntohl(address[0]);
+
+	if (family == 4)
+		return first && first >> 24 != 127 && first >> 24 < 224;
+	return first >> 24 != 0xff && (address[0] | address[1] | address[2] | (address[3] & bpf_htonl(~1U)));
 }
 
 /* Protocols whose first four bytes are the source and the destination port. */
@@ -178,7 +195,7 @@ static __always_inline bool parse_frame(const struct xdp_md *ctx, __u64 offset, 
 	for (int tags = 0; tags < INNER_TAGS; tags++) {
 		if (!is_vlan(packet->ethertype))
 			break;
-		if ((void *)(tag + 1) > end)
+		if ((void *)(tag + 1) > end || packet->l3_offset + VLAN_LEN > len)
 			return false;
 		packet->ethertype = tag->ethertype;
 		packet->l3_offset += VLAN_LEN;
@@ -189,6 +206,18 @@ static __always_inline bool parse_frame(const struct xdp_md *ctx, __u64 offset, 
 	if (packet->ethertype == bpf_htons(ETH_P_IPV6))
 		return parse_ipv6(ctx, packet, tag);
 	return true;
+}
+
+/*
+ * Reads the frame at the start of the packet, after something else was written there; 0: it is cut short. A
+ * global function: off the fast path.
+ */
+__noinline int parse_again(struct xdp_md *ctx, struct packet *packet)
+{
+	if (!packet)
+		return 0;
+	__builtin_memset(packet, 0, sizeof(*packet));
+	return parse_frame(ctx, 0, frame_len(ctx), packet);
 }
 
 /*
@@ -224,6 +253,12 @@ static __always_inline __u32 hash_flow(const struct packet *packet)
 	hash ^= hash >> 32;
 	hash *= 0x9E3779B97F4A7C15ULL;
 	return hash >> 32;
+}
+
+/* The same hash stirred once more: members of a group get flows whose source ports still differ. */
+static __always_inline __u32 hash_group(__u32 hash)
+{
+	return hash * 0x9E3779B1U >> 16;
 }
 
 #endif

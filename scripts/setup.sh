@@ -13,7 +13,8 @@ distribution_packages() {
 	[ -r /etc/os-release ] && id=$(. /etc/os-release && echo "${ID:-unknown} ${ID_LIKE:-}")
 	echo clang llvm libbpf-dev linux-libc-dev \
 		iproute2 ethtool iputils-ping tcpdump tshark iperf3 xdp-tools \
-		python3 python3-venv python3-dev procps ca-certificates
+		python3 python3-venv python3-dev procps ca-certificates \
+		qemu-system-x86 busybox-static kmod cpio
 	# The library behind libbpf-dev is named after its soname in each distribution (libbpf1 today): it comes along.
 	case "$id" in
 	*ubuntu*) echo linux-tools-common linux-tools-generic ;;

@@ -48,18 +48,19 @@ static __always_inline enum reason parse_erspan(const struct xdp_md *ctx, const 
 	__u32 version = ethertype == bpf_htons(ETHERTYPE_ERSPAN_II) ? 1 : 2;
 	__u8 *last = packet_at(ctx, offset + ERSPAN_III_LEN - 1);
 
-	if (!(flags & GRE_SEQUENCE) || (void *)(erspan + 1) > packet_end(ctx))
+	if (!(flags & GRE_SEQUENCE) || (void *)(erspan + 1) > packet_end(ctx) ||
+	    !is_within(outer, offset + sizeof(*erspan)))
 		return REASON_ERSPAN_HEADER;
 	identify(inner, PARSER_ERSPAN, bpf_ntohs(erspan->session) & ERSPAN_SESSION_MASK);
 	if (bpf_ntohs(erspan->version_vlan) >> ERSPAN_VERSION_SHIFT != version)
 		return REASON_ERSPAN_HEADER;
 	if (version == 2) {
-		if ((void *)(last + 1) > packet_end(ctx))
+		if ((void *)(last + 1) > packet_end(ctx) || !is_within(outer, offset + header_len))
 			return REASON_ERSPAN_HEADER;
 		if (*last & ERSPAN_PLATFORM)
 			header_len += ERSPAN_PLATFORM_LEN;
 	}
-	if (offset + header_len > outer->payload_offset + outer->payload_len)
+	if (!is_within(outer, offset + header_len))
 		return REASON_ERSPAN_HEADER;
 	set_payload(inner, outer, INNER_ETHERNET, offset + header_len);
 	return REASON_NONE;
@@ -88,7 +89,7 @@ static __always_inline enum reason parse_gre(const struct xdp_md *ctx, const str
 	}
 	if (flags & GRE_KEY) {
 		field = packet_at(ctx, offset);
-		if ((void *)(field + 1) > packet_end(ctx))
+		if ((void *)(field + 1) > packet_end(ctx) || !is_within(outer, offset + sizeof(*field)))
 			return REASON_GRE_TRUNCATED;
 		key = bpf_ntohl(*field);
 		offset += sizeof(*field);
@@ -103,7 +104,7 @@ static __always_inline enum reason parse_gre(const struct xdp_md *ctx, const str
 	}
 	if (flags & GRE_SEQUENCE)
 		offset += sizeof(*field);
-	if (offset > outer->payload_offset + outer->payload_len)
+	if (!is_within(outer, offset))
 		return REASON_GRE_TRUNCATED;
 	if (ethertype == bpf_htons(ETHERTYPE_ERSPAN_II) || ethertype == bpf_htons(ETHERTYPE_ERSPAN_III))
 		return parse_erspan(ctx, outer, inner, flags, ethertype, offset);

@@ -22,6 +22,7 @@ struct payload {
 	__u8 kind;	 /* enum inner_kind */
 	__u8 keeps_macs; /* 1: the inner MAC addresses are the outer ones, to be written back after the strip
 			  */
+	__u8 version;	 /* of INNER_IP, by the tunnel header: 4, 6; 0: it doesn't say */
 };
 
 struct inner {
@@ -36,6 +37,13 @@ struct inner {
 	__u32 other_id;
 	__u32 other_offset;
 };
+
+/* Whether the outer headers say that there is something up to `end`: what is behind is padding of the frame.
+ */
+static __always_inline bool is_within(const struct outer *outer, __u32 end)
+{
+	return end <= outer->payload_offset + outer->payload_len && end <= OFFSET_MAX;
+}
 
 static __always_inline void identify(struct inner *inner, enum parser parser, __u32 tunnel_id)
 {
@@ -53,14 +61,35 @@ static __always_inline void set_payload(struct inner *inner, const struct outer 
 	inner->payload.end = outer->payload_offset + outer->payload_len;
 }
 
+/* An IP packet of a version that the header names. */
+static __always_inline void set_ip_payload(struct inner *inner, const struct outer *outer, __u8 version,
+					   __u32 offset)
+{
+	set_payload(inner, outer, INNER_IP, offset);
+	inner->payload.version = version;
+}
+
+/* The payload by its IP protocol number; false: none that a tunnel here carries. */
+static __always_inline bool set_payload_by_protocol(struct inner *inner, const struct outer *outer,
+						    __u8 protocol, __u32 offset)
+{
+	if (protocol == IPPROTO_ETHERNET)
+		set_payload(inner, outer, INNER_ETHERNET, offset);
+	else
+		set_ip_payload(inner, outer, protocol == IPPROTO_IPIP ? 4 : 6, offset);
+	return protocol == IPPROTO_IPIP || protocol == IPPROTO_IPV6 || protocol == IPPROTO_ETHERNET;
+}
+
 /* The payload by its EtherType; false: none that a tunnel here carries. */
 static __always_inline bool set_payload_by_ethertype(struct inner *inner, const struct outer *outer,
 						     __be16 ethertype, __u32 offset)
 {
-	bool is_ip = ethertype == bpf_htons(ETH_P_IP) || ethertype == bpf_htons(ETH_P_IPV6);
-
-	set_payload(inner, outer, is_ip ? INNER_IP : INNER_ETHERNET, offset);
-	return is_ip || ethertype == bpf_htons(ETH_P_TEB);
+	if (ethertype == bpf_htons(ETH_P_TEB))
+		set_payload(inner, outer, INNER_ETHERNET, offset);
+	else
+		set_ip_payload(inner, outer, ethertype == bpf_htons(ETH_P_IP) ? 4 : 6, offset);
+	return ethertype == bpf_htons(ETH_P_IP) || ethertype == bpf_htons(ETH_P_IPV6) ||
+	       ethertype == bpf_htons(ETH_P_TEB);
 }
 
 #endif

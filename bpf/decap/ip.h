@@ -46,6 +46,8 @@ static __always_inline enum reason parse_ip_in_ip(const struct outer *outer, str
 {
 	identify(inner, PARSER_IP, 0);
 	set_payload(inner, outer, INNER_IP, outer->payload_offset);
+	if (outer->protocol == IPPROTO_IPIP || outer->protocol == IPPROTO_IPV6)
+		inner->payload.version = outer->protocol == IPPROTO_IPIP ? 4 : 6;
 	if (outer->family == 6 && outer->protocol != IPPROTO_UDP) {
 		inner->other_parser = PARSER_SRV6; /* reduced to no header at all: RFC 8986 §5.2 */
 		inner->other_offset = outer->payload_offset;
@@ -58,7 +60,8 @@ static __always_inline enum reason parse_etherip_at(const struct xdp_md *ctx, co
 {
 	__be16 *header = packet_at(ctx, offset);
 
-	if ((void *)(header + 1) > packet_end(ctx) || *header != bpf_htons(ETHERIP_VERSION))
+	if ((void *)(header + 1) > packet_end(ctx) || !is_within(outer, offset + ETHERIP_LEN) ||
+	    *header != bpf_htons(ETHERIP_VERSION))
 		return REASON_ETHERIP_HEADER;
 	set_payload(inner, outer, INNER_ETHERNET, offset + ETHERIP_LEN);
 	return REASON_NONE;
@@ -83,16 +86,17 @@ static __always_inline enum reason parse_gue(const struct xdp_md *ctx, const str
 	set_payload(inner, outer, INNER_IP, outer->payload_offset);
 	if (gue->variant_len >> GUE_VARIANT_SHIFT == 1)
 		return REASON_NONE; /* 01: the first two bits of an IP version */
-	if (gue->variant_len >> GUE_VARIANT_SHIFT || gue->variant_len & GUE_CONTROL)
+	/* Flags that we don't know may change what the payload is. */
+	if (gue->variant_len >> GUE_VARIANT_SHIFT || gue->variant_len & GUE_CONTROL || gue->flags)
 		return REASON_GUE_HEADER;
 	offset = outer->payload_offset + sizeof(*gue) + (gue->variant_len & GUE_LEN_MASK) * 4;
-	if (offset > outer->payload_offset + outer->payload_len)
+	if (!is_within(outer, offset))
 		return REASON_GUE_HEADER;
 	if (gue->protocol == IPPROTO_ETHERIP)
 		return parse_etherip_at(ctx, outer, inner, offset);
-	set_payload(inner, outer, INNER_IP, offset);
-	return gue->protocol == IPPROTO_IPIP || gue->protocol == IPPROTO_IPV6 ? REASON_NONE
-									      : REASON_GUE_HEADER;
+	if (gue->protocol == IPPROTO_ETHERNET)
+		return REASON_GUE_HEADER;
+	return set_payload_by_protocol(inner, outer, gue->protocol, offset) ? REASON_NONE : REASON_GUE_HEADER;
 }
 
 /* The tunnel id is the label at the bottom of the stack. */
@@ -105,14 +109,13 @@ static __always_inline enum reason parse_mpls(const struct xdp_md *ctx, const st
 	for (int i = 0; i < MPLS_LABELS_MAX; i++) {
 		__be32 *entry = packet_at(ctx, offset);
 
-		if ((void *)(entry + 1) > packet_end(ctx))
+		if ((void *)(entry + 1) > packet_end(ctx) || !is_within(outer, offset + sizeof(*entry)))
 			return REASON_MPLS_STACK;
 		offset += sizeof(*entry);
 		if (*entry & bpf_htonl(MPLS_BOTTOM)) {
 			identify(inner, PARSER_MPLS, bpf_ntohl(*entry) >> MPLS_LABEL_SHIFT);
 			set_payload(inner, outer, INNER_IP, offset);
-			return offset > outer->payload_offset + outer->payload_len ? REASON_MPLS_STACK
-										   : REASON_NONE;
+			return REASON_NONE;
 		}
 	}
 	return REASON_MPLS_STACK;
@@ -129,17 +132,19 @@ static __always_inline enum reason parse_srv6(const struct xdp_md *ctx, const st
 	if (outer->family != 6)
 		return REFUSED_CONTROL;
 	if (next == IPPROTO_ROUTING) {
-		if ((void *)(srh + 1) > packet_end(ctx) || srh->type != SRH_TYPE || srh->segments_left)
+		if ((void *)(srh + 1) > packet_end(ctx) || !is_within(outer, offset + sizeof(*srh))) {
+			identify(inner, PARSER_SRV6, 0);
+			return REASON_SRV6_HEADER;
+		}
+		if (srh->type != SRH_TYPE || srh->segments_left)
 			return REFUSED_CONTROL;
 		next = srh->next_header;
 		offset += sizeof(*srh) + srh->len * 8;
 	}
 	identify(inner, PARSER_SRV6, 0);
-	if (offset > outer->payload_offset + outer->payload_len)
+	if (!is_within(outer, offset))
 		return REASON_SRV6_HEADER;
-	set_payload(inner, outer, next == IPPROTO_ETHERNET ? INNER_ETHERNET : INNER_IP, offset);
-	return next == IPPROTO_ETHERNET || next == IPPROTO_IPIP || next == IPPROTO_IPV6 ? REASON_NONE
-											: REASON_SRV6_HEADER;
+	return set_payload_by_protocol(inner, outer, next, offset) ? REASON_NONE : REASON_SRV6_HEADER;
 }
 
 #endif

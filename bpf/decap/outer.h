@@ -99,6 +99,57 @@ static __always_inline void parse_outer_ipv4(const struct xdp_md *ctx, __u64 len
 	parse_outer_ip(ctx, outer);
 }
 
+/* RFC 8200 §4.5. */
+struct fragment_header {
+	__u8 next_header;
+	__u8 reserved;
+	__be16 offset_more; /* offset << 3, reserved bits, more fragments */
+	__be32 identification;
+};
+
+/* RFC 2473 §4.1.1: destination options that say how deep tunnels may be nested; what a tunnel end may ignore.
+ */
+struct encapsulation_limit {
+	__u8 next_header;
+	__u8 len;
+	__u8 type;
+	__u8 type_len;
+	__u8 limit;
+	__u8 padding[3]; /* one PadN */
+};
+
+#define IPV6_DESTINATION_OPTIONS   60
+#define OPTION_PADN		   1
+#define OPTION_ENCAPSULATION_LIMIT 4
+
+/* Moves behind a header with the encapsulation limit, as Linux sends it by default. */
+static __always_inline void skip_encapsulation_limit(const struct xdp_md *ctx, struct outer *outer)
+{
+	struct encapsulation_limit *header = packet_at(ctx, outer->payload_offset);
+
+	if ((void *)(header + 1) > packet_end(ctx) || outer->payload_len < sizeof(*header) || header->len ||
+	    header->type != OPTION_ENCAPSULATION_LIMIT || header->type_len != 1 ||
+	    header->padding[0] != OPTION_PADN || header->padding[1] != 1)
+		return;
+	outer->protocol = header->next_header;
+	outer->payload_offset += sizeof(*header);
+	outer->payload_len -= sizeof(*header);
+}
+
+/* Moves behind a fragment header; behind one that isn't the first's there is nothing to tell whose it is. */
+static __always_inline bool parse_fragment_header(const struct xdp_md *ctx, struct outer *outer)
+{
+	struct fragment_header *header = packet_at(ctx, outer->payload_offset);
+
+	if ((void *)(header + 1) > packet_end(ctx) || header->offset_more & bpf_htons(0xfff8))
+		return false;
+	outer->is_fragment = 1;
+	outer->protocol = header->next_header;
+	outer->payload_offset += sizeof(*header);
+	outer->payload_len -= sizeof(*header);
+	return true;
+}
+
 static __always_inline void parse_outer_ipv6(const struct xdp_md *ctx, __u64 len, struct outer *outer)
 {
 	struct ipv6hdr *ip = packet_at(ctx, ETH_HLEN);
@@ -114,6 +165,10 @@ static __always_inline void parse_outer_ipv6(const struct xdp_md *ctx, __u64 len
 	outer->payload_len = bpf_ntohs(ip->payload_len);
 	if (ip->version != 6 || outer->payload_offset + outer->payload_len > len)
 		outer->problem = REASON_BAD_OUTER_IP;
+	if (outer->protocol == IPV6_DESTINATION_OPTIONS)
+		skip_encapsulation_limit(ctx, outer);
+	else if (outer->protocol == IPV6_FRAGMENT && !parse_fragment_header(ctx, outer))
+		return;
 	parse_outer_ip(ctx, outer);
 }
 

@@ -18,12 +18,14 @@
 #define GPE_NEXT_PROTOCOL 0x04000000
 #define GPE_PROTOCOL_MASK 0xff
 
-#define NSH_VERSION   0xc000
-#define NSH_OAM	      0x2000
-#define NSH_TTL_SHIFT 6
-#define NSH_TTL_MASK  0x3f
-#define NSH_LEN_MASK  0x3f /* in units of 4 bytes */
-#define NSH_LEN_MIN   2
+#define NSH_VERSION  0xc000
+#define NSH_OAM	     0x2000
+#define NSH_LEN_MASK 0x3f /* in units of 4 bytes */
+#define NSH_LEN_MIN  2
+#define NSH_LEN_MD1  6	  /* RFC 8300 §2.4 */
+#define NSH_MD_MASK  0x0f /* the other bits are unassigned, and ignored (§2.2) */
+#define NSH_MD1	     1
+#define NSH_MD2	     2
 
 struct vxlan_header {
 	__be32 flags_reserved;
@@ -55,7 +57,10 @@ static __always_inline enum reason parse_vxlan(const struct xdp_md *ctx, const s
 static __always_inline bool set_payload_by_gpe(struct inner *inner, const struct outer *outer, __u8 protocol,
 					       __u32 offset)
 {
-	set_payload(inner, outer, protocol == GPE_ETHERNET ? INNER_ETHERNET : INNER_IP, offset);
+	if (protocol == GPE_ETHERNET)
+		set_payload(inner, outer, INNER_ETHERNET, offset);
+	else
+		set_ip_payload(inner, outer, protocol == GPE_IPV4 ? 4 : 6, offset);
 	return protocol == GPE_IPV4 || protocol == GPE_IPV6 || protocol == GPE_ETHERNET;
 }
 
@@ -64,17 +69,20 @@ static __always_inline enum reason parse_nsh(const struct xdp_md *ctx, const str
 {
 	struct nsh_header *nsh = packet_at(ctx, offset);
 	__u16 first;
+	__u8 md_type;
 	__u32 header_len;
 
-	if ((void *)(nsh + 1) > packet_end(ctx))
-		return REASON_NSH_HEADER;
 	identify(inner, PARSER_NSH, vni);
+	if ((void *)(nsh + 1) > packet_end(ctx) || !is_within(outer, offset + sizeof(*nsh)))
+		return REASON_NSH_HEADER;
 	first = bpf_ntohs(nsh->version_ttl_len);
 	header_len = (first & NSH_LEN_MASK) * 4;
+	md_type = nsh->md_type & NSH_MD_MASK;
+	/* A TTL of 0 counts as 64 (§2.2): it is not looked at. */
 	if (first & (NSH_VERSION | NSH_OAM) || header_len < NSH_LEN_MIN * 4 ||
-	    !(first >> NSH_TTL_SHIFT & NSH_TTL_MASK))
+	    (md_type == NSH_MD1 ? header_len != NSH_LEN_MD1 * 4 : md_type != NSH_MD2))
 		return REASON_NSH_HEADER;
-	if (offset + header_len > outer->payload_offset + outer->payload_len)
+	if (!is_within(outer, offset + header_len))
 		return REASON_NSH_HEADER;
 	if (!set_payload_by_gpe(inner, outer, nsh->next_protocol, offset + header_len))
 		return REASON_NSH_HEADER;
@@ -94,6 +102,8 @@ static __always_inline enum reason parse_vxlan_gpe(const struct xdp_md *ctx, con
 		return REASON_GPE_FLAGS;
 	vni = bpf_ntohl(vxlan->vni_reserved) >> VXLAN_VNI_SHIFT;
 	identify(inner, PARSER_VXLAN_GPE, vni);
+	if (flags & GPE_NEXT_PROTOCOL && (flags & GPE_PROTOCOL_MASK) == GPE_NSH)
+		identify(inner, PARSER_NSH, vni);
 	if (flags & GPE_OAM)
 		return REASON_GPE_FLAGS;
 	if (!(flags & GPE_NEXT_PROTOCOL)) {

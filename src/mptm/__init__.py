@@ -32,7 +32,17 @@ _EXPORTS = {
         "TableFull",
         "Unresolved",
     ),
-    "mptm.intent": ("Flow", "Intent", "Network", "Port", "Route", "Tunnel", "tunnel_from_dict"),
+    "mptm.intent": (
+        "Flow",
+        "Group",
+        "Intent",
+        "Member",
+        "Network",
+        "Port",
+        "Route",
+        "Tunnel",
+        "tunnel_from_dict",
+    ),
     "mptm.node": ("Node", "Plan"),
 }
 _MODULE_OF = {name: module for module, names in _EXPORTS.items() for name in names}
@@ -42,10 +52,12 @@ __all__ = [
     "Busy",
     "Flow",
     "ForeignProgram",
+    "Group",
     "InUse",
     "Intent",
     "InvalidIntent",
     "KernelError",
+    "Member",
     "MptmError",
     "Network",
     "Node",
@@ -78,7 +90,17 @@ if TYPE_CHECKING:
         TableFull,
         Unresolved,
     )
-    from mptm.intent import Flow, Intent, Network, Port, Route, Tunnel, tunnel_from_dict
+    from mptm.intent import (
+        Flow,
+        Group,
+        Intent,
+        Member,
+        Network,
+        Port,
+        Route,
+        Tunnel,
+        tunnel_from_dict,
+    )
     from mptm.node import Node, Plan
 
 

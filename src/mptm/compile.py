@@ -12,21 +12,21 @@ import hashlib
 import ipaddress
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from ipaddress import IPv4Address, IPv4Network
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
-from mptm import tables
+from mptm import hashing, tables
 from mptm.errors import TableFull
 from mptm.facts import Facts, Link, Path
 from mptm.fields import mac_bytes
-from mptm.intent import Flow, Intent, Port, Route, Tunnel, find_protocol
-from mptm.protocols.base import IpOptions
+from mptm.intent import Flow, Group, Intent, Network, Port, Route, Tunnel, find_protocol
+from mptm.protocols.base import IpOptions, Parser, Protocol
 from mptm.tables import Attachment, Tables
-from mptm.template import Template
+from mptm.template import InnerFamily, Template
 
 PORT_SLOTS = 4096
 PORT_PROBES = 8
@@ -35,6 +35,7 @@ LISTEN_PROBES = 4
 TERMINATION_SLOTS = 1 << 16
 TERMINATION_PROBES = 4
 TUNNEL_SLOTS = 1 << 14
+GROUP_SLOTS = 256
 """Capacities; a unit test compares them with bpf/abi.h and bpf/maps.h."""
 
 NO_MAC = bytes(6)
@@ -63,6 +64,15 @@ class NextHopKind(IntEnum):
     TUNNEL = 2
     PASS = 3
     DROP = 4
+    GROUP = 5
+    GATEWAY = 6
+
+
+class NextHopFlag(IntEnum):
+    """What is special about a next hop."""
+
+    MAC = 1
+    RELAY = 2
 
 
 class TunnelFlag(IntEnum):
@@ -76,6 +86,14 @@ class TerminationFlag(IntEnum):
     """What is special about what a tunnel accepts."""
 
     ACCEPT_BAD_CHECKSUM = 1
+    VERIFY_UDP_CHECKSUM = 2
+    REQUIRE_UDP_CHECKSUM = 4
+    ACCEPT_ETHERNET = 8
+    ACCEPT_IPV4 = 16
+    ACCEPT_IPV6 = 32
+
+
+ACCEPT_ANY = TerminationFlag.ACCEPT_ETHERNET | TerminationFlag.ACCEPT_IPV4 | TerminationFlag.ACCEPT_IPV6
 
 
 class TunnelAllocation(msgspec.Struct, frozen=True):
@@ -96,19 +114,23 @@ class PortAllocation(msgspec.Struct, frozen=True):
 class Allocations(msgspec.Struct, frozen=True, kw_only=True):
     """Which slot everything has. Plain data, stored between commands.
 
-    tunnels, ports       by name
+    tunnels, groups, ports
+                         by name
     listeners            by `<kind> <number>`
     terminations         by the hexadecimal key (`termination_key`)
     next_slot            tunnel slots are given out round and round, so that a freed one is used last
-    next_counter         the same for tunnel_counters
+    next_counter, next_group
+                         the same for tunnel_counters and groups
     """
 
     tunnels: dict[str, TunnelAllocation] = {}
+    groups: dict[str, int] = {}
     ports: dict[str, PortAllocation] = {}
     listeners: dict[str, int] = {}
     terminations: dict[str, int] = {}
     next_slot: int = 0
     next_counter: int = 0
+    next_group: int = 0
 
 
 @dataclass(frozen=True)
@@ -116,8 +138,8 @@ class Compiled:
     """What an intent comes to on this machine.
 
     warnings    sentences on what can't be as wanted
-    states      by (kind, key) for ports, tunnels, routes and flows: "up", "receive-only", or what is the matter:
-                "missing interface", "down: ...", "conflict: ..."
+    states      by (kind, key) for ports, tunnels, groups, routes and flows: "up", "receive-only", or what is the
+                matter: "missing interface", "down: ...", "degraded: ...", "conflict: ..."
     """
 
     tables: Tables
@@ -125,6 +147,27 @@ class Compiled:
     allocations: Allocations
     warnings: list[str]
     states: dict[tuple[str, str], str]
+
+
+@dataclass(frozen=True)
+class _Acceptance:
+    """What a tunnel accepts at one listener: packets with this header, from and to these ends (16 bytes each)."""
+
+    tunnel: Tunnel
+    """As if it sent what is accepted (`Tunnel.variants`)."""
+    listener: tables.Listener
+    parser: Parser
+    tunnel_id: int
+    source: bytes
+    destination: bytes
+    flags: int
+
+    @property
+    def key(self) -> str:
+        """The termination's key in hexadecimal."""
+        return termination_key(
+            self.source, self.destination, self.tunnel_id, self.listener.number, self.parser
+        ).hex()
 
 
 @dataclass(frozen=True)
@@ -153,13 +196,23 @@ def allocate(
         for name, tunnel in intent.tunnels.items()
     }
     allocated, next_slot = _allocate_tunnels(records, previous)
+    groups, next_group = _take_round_robin(
+        intent.groups,
+        previous.groups,
+        set(previous.groups.values()),
+        previous.next_group,
+        "groups",
+        GROUP_SLOTS,
+    )
     return Allocations(
         tunnels=allocated,
+        groups=groups,
         ports=_allocate_ports(intent, facts, previous),
         listeners=_allocate_listeners(intent, previous),
-        terminations=_allocate_terminations(_keys_of(intent, ways), previous),
+        terminations=_allocate_terminations(_acceptances(intent, ways)[0], previous),
         next_slot=next_slot,
         next_counter=next_counter,
+        next_group=next_group,
     )
 
 
@@ -170,22 +223,25 @@ def _way(tunnel: Tunnel, facts: Facts) -> _Way:
     protocol = find_protocol(tunnel.protocol)
     path = facts.paths.get(tunnel.name)
     if tunnel.remote_address is None and protocol.over_ip:
-        return _Way(path, None, RECEIVE_ONLY)
+        return _Way(path or _path_by_link(tunnel, facts), None, RECEIVE_ONLY)
     if path is None and tunnel.remote_address is None:
         path = _path_by_link(tunnel, facts)
     if path is None:
         problem = facts.problems.get(tunnel.name) or _missing_path(tunnel)
         return _Way(None, None, f"down: {problem}")
-    if (
-        not protocol.over_ip
-        and tunnel.remote_mac is None
-        and path.gateway not in (None, tunnel.remote_address)
-    ):
-        problem = f"{tunnel.remote} is behind {path.gateway}; {protocol.name} reaches neighbours only"
-        return _Way(None, None, f"down: {problem}")
+    if (too_far := _too_far(tunnel, path)) is not None:
+        return _Way(path, None, f"down: {too_far}")
     if path.next_hop_mac is None and tunnel.remote_mac is None and tunnel.remote_address is not None:
         return _Way(path, None, f"down: {path.problem or 'the next hop has no MAC address'}")
     return _Way(path, protocol.build(tunnel, path), UP)
+
+
+def _too_far(tunnel: Tunnel, path: Path) -> str | None:
+    """Why a protocol without IP can't reach the remote, in words."""
+    protocol = find_protocol(tunnel.protocol)
+    if protocol.over_ip or tunnel.remote_mac is not None or path.gateway in (None, tunnel.remote_address):
+        return None
+    return f"{tunnel.remote} is behind {path.gateway}; {protocol.name} reaches neighbours only"
 
 
 def _path_by_link(tunnel: Tunnel, facts: Facts) -> Path | None:
@@ -214,8 +270,9 @@ def tunnel_record(
     tunnel: Tunnel, template: Template | None, path: Path | None, counter: int
 ) -> tables.Tunnel:
     """The entry of a tunnel; with outer_len 0 where it can't send."""
+    split_horizon = tunnel.split_horizon or 0
     if template is None or path is None:
-        return tables.Tunnel(b"", (), 0, 0, 0, 0, 0, counter, 0, 0, 0, 0)
+        return tables.Tunnel(b"", (), 0, 0, 0, 0, 0, counter, 0, 0, 0, 0, split_horizon)
     to_stack = isinstance(tunnel.options, IpOptions) and tunnel.options.to_stack
     flags = (TunnelFlag.TO_STACK if to_stack else 0) | (TunnelFlag.L3 if template.is_l3 else 0)
     return tables.Tunnel(
@@ -231,6 +288,7 @@ def tunnel_record(
         tos_mask=template.tos_mask,
         ttl_mask=template.ttl_mask,
         inner_families=int(template.inner_families or 0),
+        split_horizon=split_horizon,
     )
 
 
@@ -241,7 +299,10 @@ Key = TypeVar("Key")
 
 def _allocate_counters(names: Iterable[str], previous: Allocations) -> tuple[dict[str, int], int]:
     kept = {name: held.counter for name, held in previous.tunnels.items()}
-    return _take_round_robin(names, kept, set(kept.values()), previous.next_counter, "tunnel_counters")
+    occupied = set(kept.values())
+    return _take_round_robin(
+        names, kept, occupied, previous.next_counter, "tunnel_counters", TUNNEL_SLOTS, "tunnels"
+    )
 
 
 def _allocate_tunnels(
@@ -253,29 +314,38 @@ def _allocate_tunnels(
     }
     kept = {name: held.slot for name, held in previous.tunnels.items() if held.digest == digests.get(name)}
     occupied = {held.slot for held in previous.tunnels.values()}
-    slots, next_slot = _take_round_robin(records, kept, occupied, previous.next_slot, "tunnels")
+    slots, next_slot = _take_round_robin(records, kept, occupied, previous.next_slot, "tunnels", TUNNEL_SLOTS)
     return {
         name: TunnelAllocation(slots[name], record.counter, digests[name]) for name, record in records.items()
     }, next_slot
 
 
 def _take_round_robin(
-    names: Iterable[str], kept: Mapping[str, int], occupied: set[int], start: int, table: str
+    names: Iterable[str],
+    kept: Mapping[str, int],
+    occupied: set[int],
+    start: int,
+    table: str,
+    size: int,
+    what: str | None = None,
 ) -> tuple[dict[str, int], int]:
-    """A slot for each name: the one it has, else the next that nothing has or just had."""
+    """A slot for each name: the one it has, else the next that nothing has or just had.
+
+    `what` is in the slots: in words, where it isn't the table's name.
+    """
     occupied = set(occupied)
     taken: dict[str, int] = {}
     for name in names:
         if name in kept:
             taken[name] = kept[name]
             continue
-        if len(occupied) >= TUNNEL_SLOTS:
-            raise TableFull(f"table {table} is full: it has room for {TUNNEL_SLOTS} tunnels")
-        while start % TUNNEL_SLOTS in occupied:
+        if len(occupied) >= size:
+            raise TableFull(f"table {table} is full: it has room for {size} {what or table}")
+        while start % size in occupied:
             start += 1
-        taken[name] = start % TUNNEL_SLOTS
+        taken[name] = start % size
         occupied.add(taken[name])
-        start = (start + 1) % TUNNEL_SLOTS
+        start = (start + 1) % size
     return taken, start
 
 
@@ -330,8 +400,9 @@ def _allocate_listeners(intent: Intent, previous: Allocations) -> dict[str, int]
 def _listeners(intent: Intent) -> dict[str, tables.Listener]:
     found: dict[str, tables.Listener] = {}
     for tunnel in intent.tunnels.values():
-        for listener in find_protocol(tunnel.protocol).listeners(tunnel.options):
-            found[f"{int(listener.kind)} {listener.number}"] = listener
+        for variant in tunnel.variants():
+            for listener in find_protocol(variant.protocol).listeners(variant.options):
+                found[f"{int(listener.kind)} {listener.number}"] = listener
     return found
 
 
@@ -357,27 +428,44 @@ def termination_homes(key: bytes) -> tuple[int, int]:
     return number >> 16 & (TERMINATION_SLOTS - 1), number >> 40 & (TERMINATION_SLOTS - 1)
 
 
-def _keys_of_tunnel(tunnel: Tunnel, way: _Way) -> dict[str, tuple[Tunnel, tables.Listener, bytes]]:
-    """Terminations of a tunnel by hexadecimal key; none while its own address isn't known."""
-    protocol = find_protocol(tunnel.protocol)
-    ends = protocol.accepted(tunnel, way.path)
-    if ends is None:
-        return {}
-    found = {}
-    parser = protocol.accepted_parser(tunnel.options)
-    for listener in protocol.listeners(tunnel.options):
-        key = termination_key(*ends, protocol.tunnel_id(tunnel.options), listener.number, parser)
-        found[key.hex()] = tunnel, listener, key
+def _accepted_by(tunnel: Tunnel, way: _Way) -> dict[str, _Acceptance]:
+    """What a tunnel accepts by key, the protocol that it sends first; nothing while its own address isn't known."""
+    found: dict[str, _Acceptance] = {}
+    for variant in tunnel.variants():
+        protocol = find_protocol(variant.protocol)
+        ends = protocol.accepted(variant, way.path)
+        if ends is None or (way.path is not None and _too_far(variant, way.path)):
+            continue
+        for listener in protocol.listeners(variant.options):
+            accepted = _Acceptance(
+                variant,
+                listener,
+                protocol.accepted_parser(variant.options),
+                protocol.tunnel_id(variant.options),
+                *ends,
+                flags=_termination_flags(protocol, variant),
+            )
+            if (known := found.get(accepted.key)) is not None:
+                # Headers that can't be told apart may carry what either of them may.
+                accepted = replace(known, flags=known.flags | accepted.flags & ACCEPT_ANY)
+            found[accepted.key] = accepted
     return found
 
 
-def _keys_of(intent: Intent, ways: Mapping[str, _Way]) -> dict[str, tuple[Tunnel, tables.Listener, bytes]]:
-    """Terminations by hexadecimal key; the first tunnel (by name) has what several would accept."""
-    found: dict[str, tuple[Tunnel, tables.Listener, bytes]] = {}
+def _acceptances(
+    intent: Intent, ways: Mapping[str, _Way]
+) -> tuple[dict[str, _Acceptance], list[tuple[_Acceptance, _Acceptance]]]:
+    """What is accepted by key; and where several tunnels would accept the same, who doesn't get it and who does.
+
+    The first tunnel (by name) does.
+    """
+    kept: dict[str, _Acceptance] = {}
+    lost: list[tuple[_Acceptance, _Acceptance]] = []
     for name in sorted(intent.tunnels):
-        for key, held in _keys_of_tunnel(intent.tunnels[name], ways[name]).items():
-            found.setdefault(key, held)
-    return found
+        for key, accepted in _accepted_by(intent.tunnels[name], ways[name]).items():
+            if (first := kept.setdefault(key, accepted)) is not accepted:
+                lost.append((accepted, first))
+    return kept, lost
 
 
 def _allocate_terminations(keys: Iterable[str], previous: Allocations) -> dict[str, int]:
@@ -413,6 +501,8 @@ class _Compilation:
         ]
         for tunnel in self.intent.tunnels.values():
             self._add_tunnel(tunnel)
+        for group in self.intent.groups.values():
+            self._add_group(group)
         for key, listener in _listeners(self.intent).items():
             self.tables.listeners[self.allocations.listeners[key]] = tables.Listener(
                 listener.number, int(listener.kind), int(listener.parser)
@@ -420,6 +510,8 @@ class _Compilation:
         self._add_terminations()
         for route in self.intent.routes.values():
             self._add_route(route)
+        for network in self.intent.networks.values():
+            self._add_gateway(network)
         for flow in self.intent.flows.values():
             self._add_flow(flow)
         return Compiled(self.tables, attachments, self.allocations, self.warnings, self.states)
@@ -457,10 +549,13 @@ class _Compilation:
         if record.egress_ifindex:
             self.tables.tx_ports[record.egress_ifindex] = record.egress_ifindex
             self._check_egress(tunnel, record.egress_ifindex)
-        protocol = find_protocol(tunnel.protocol)
-        ends = protocol.accepted(tunnel, way.path) if protocol.over_ip else None
-        if ends is not None:
-            self.tables.locals[tables.LocalKey(ends[1])] = 1
+        for variant in tunnel.variants():
+            protocol = find_protocol(variant.protocol)
+            ends = protocol.accepted(variant, way.path) if protocol.over_ip else None
+            if ends is not None:
+                self.tables.locals[tables.LocalKey(ends[1])] = 1
+            if variant is not tunnel and way.path is not None and (problem := _too_far(variant, way.path)):
+                self.warnings.append(f"tunnel {tunnel.name} accepts no {variant.protocol}: {problem}")
         own = self.facts.addresses
         if own is not None and tunnel.local_address is not None and tunnel.local_address not in own:
             self.warnings.append(
@@ -468,6 +563,28 @@ class _Compilation:
             )
         is_up = way.state in (UP, RECEIVE_ONLY)
         self._set_state(tunnel, way.state, None if is_up else f"tunnel {tunnel.name} is {way.state}")
+
+    def _add_group(self, group: Group) -> None:
+        """Who gets which slot; the slots of a member that can't send are the others', so a flow is never without."""
+        sending = {
+            member.tunnel: member.weight
+            for member in group.members
+            if self.ways[member.tunnel].template is not None
+        }
+        slot_of: dict[str | None, int] = {
+            name: self.allocations.tunnels[name].slot + 1 for name in sending
+        } | {None: 0}
+        self.tables.groups[self.allocations.groups[group.name]] = tables.Group(
+            tuple(slot_of[name] for name in hashing.share_out(sending.items()))
+        )
+        missing = [member.tunnel for member in group.members if member.tunnel not in sending]
+        if not sending:
+            self._set_state(group, "down: all members are down")
+        elif missing:
+            shown = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
+            self._set_state(group, f"degraded: {shown} {'is' if len(missing) == 1 else 'are'} down")
+        else:
+            self._set_state(group, UP)
 
     def _check_egress(self, tunnel: Tunnel, ifindex: int) -> None:
         link = self._links_by_ifindex.get(ifindex)
@@ -483,17 +600,17 @@ class _Compilation:
         return {link.ifindex: link for link in self.facts.links.values()}
 
     def _add_terminations(self) -> None:
-        kept = _keys_of(self.intent, self.ways)
-        for key, (tunnel, listener, raw) in kept.items():
+        kept, lost = _acceptances(self.intent, self.ways)
+        for key, accepted in kept.items():
+            tunnel = accepted.tunnel
             held = self.allocations.tunnels[tunnel.name]
-            protocol = find_protocol(tunnel.protocol)
-            verification = protocol.verification(tunnel.options)
+            verification = find_protocol(tunnel.protocol).verification(tunnel.options)
             self.tables.terminations[self.allocations.terminations[key]] = tables.Termination(
-                source=raw[:16],
-                destination=raw[16:32],
-                tunnel_id=protocol.tunnel_id(tunnel.options),
-                number=listener.number,
-                parser=int(protocol.accepted_parser(tunnel.options)),
+                source=accepted.source,
+                destination=accepted.destination,
+                tunnel_id=accepted.tunnel_id,
+                number=accepted.listener.number,
+                parser=int(accepted.parser),
                 can_reply=int(self.ways[tunnel.name].template is not None),
                 network=self._network_id(tunnel.network),
                 tunnel=held.slot,
@@ -501,23 +618,37 @@ class _Compilation:
                 lookups=self.lookups.get(tunnel.network, 0),
                 cookie_len=len(verification.cookie),
                 sublayer_len=verification.sublayer_len,
-                flags=TerminationFlag.ACCEPT_BAD_CHECKSUM if verification.ignores_checksum else 0,
+                flags=accepted.flags,
                 cookie=verification.cookie,
             )
-        receiving = {tunnel.name for tunnel, _, _ in kept.values()}
-        for name in self.ways.keys() - receiving:
-            self._note_conflict(self.intent.tunnels[name], kept)
+        for accepted, first in lost:
+            self._note_conflict(accepted, first)
 
-    def _note_conflict(
-        self, tunnel: Tunnel, kept: Mapping[str, tuple[Tunnel, tables.Listener, bytes]]
-    ) -> None:
+    def _note_conflict(self, accepted: _Acceptance, first: _Acceptance) -> None:
         """Two tunnels turned out to have the same ends, which the intent alone doesn't show."""
-        other = next(
-            (kept[key][0] for key in _keys_of_tunnel(tunnel, self.ways[tunnel.name]) if key in kept), None
-        )
-        if other is not None:
-            problem = f"accepts the same packets as tunnel {other.name}, which gets them"
+        tunnel = self.intent.tunnels[accepted.tunnel.name]
+        of_protocol = "" if accepted.tunnel.protocol == tunnel.protocol else f" of {accepted.tunnel.protocol}"
+        problem = f"accepts the same packets{of_protocol} as tunnel {first.tunnel.name}, which gets them"
+        if not self.states["tunnel", tunnel.name].startswith("conflict"):
             self._set_state(tunnel, f"conflict: {problem}", f"tunnel {tunnel.name} {problem}")
+
+    def _add_gateway(self, network: Network) -> None:
+        """Whoever is at the address is asked for it: a route for just the address goes before the gateway."""
+        gateways = network.gateways
+        if not gateways:
+            return
+        v4, v6 = gateways.get(4), gateways.get(6)
+        self.tables.gateways[network.id] = tables.Gateway(
+            address_v4=v4.packed if v4 else bytes(4),
+            address_v6=v6.packed if v6 else bytes(16),
+            has_v4=int(v4 is not None),
+            has_v6=int(v6 is not None),
+        )
+        next_hop = tables.NextHop(NextHopKind.GATEWAY, 0, NO_MAC, 0)
+        if v4:
+            self.tables.hosts_v4.setdefault(tables.HostKeyV4(network.id, v4.packed), next_hop)
+        if v6:
+            self.tables.hosts_v6.setdefault(tables.HostKeyV6(network.id, v6.packed), next_hop)
 
     def _add_route(self, route: Route) -> None:
         prefix = ipaddress.ip_network(route.prefix)
@@ -548,7 +679,12 @@ class _Compilation:
             if state.startswith("down"):
                 self._set_state(obj, f"down: tunnel {obj.via} is down")
             slot = self.allocations.tunnels[obj.via].slot
-            return tables.NextHop(NextHopKind.TUNNEL, int(mac is not None), mac or NO_MAC, slot)
+            return tables.NextHop(NextHopKind.TUNNEL, _flags_of(obj), mac or NO_MAC, slot)
+        if obj.group is not None:
+            if self.states["group", obj.group].startswith("down"):
+                self._set_state(obj, f"down: group {obj.group} is down")
+            slot = self.allocations.groups[obj.group]
+            return tables.NextHop(NextHopKind.GROUP, _flags_of(obj), mac or NO_MAC, slot)
         if obj.port is not None:
             link = self.facts.links.get(obj.port)
             if link is None:
@@ -567,14 +703,32 @@ class _Compilation:
                     f"{obj.label()} drops its packets: {problem} (give it with --mac)",
                 )
                 return tables.NextHop(NextHopKind.DROP, 0, NO_MAC, 0)
-            return tables.NextHop(NextHopKind.PORT, 1, mac, link.ifindex)
+            return tables.NextHop(NextHopKind.PORT, NextHopFlag.MAC, mac, link.ifindex)
         kind = NextHopKind.DROP if obj.drop else NextHopKind.PASS
         return tables.NextHop(kind, 0, NO_MAC, 0)
 
-    def _set_state(self, obj: Port | Tunnel | Route | Flow, state: str, warning: str | None = None) -> None:
+    def _set_state(
+        self, obj: Port | Tunnel | Group | Route | Flow, state: str, warning: str | None = None
+    ) -> None:
         self.states[obj.kind, obj.key] = state
         if warning is not None:
             self.warnings.append(warning)
+
+
+def _flags_of(obj: Route | Flow) -> int:
+    return (NextHopFlag.MAC if obj.mac else 0) | (NextHopFlag.RELAY if obj.relay else 0)
+
+
+def _termination_flags(protocol: Protocol[Any], tunnel: Tunnel) -> int:
+    """Flags of a termination: what its tunnel carries, and what isn't looked at."""
+    families = protocol.inner_families(tunnel.options)
+    if families is None:
+        flags = int(TerminationFlag.ACCEPT_ETHERNET)
+    else:
+        flags = TerminationFlag.ACCEPT_IPV4 if families & InnerFamily.IPV4 else 0
+        flags |= TerminationFlag.ACCEPT_IPV6 if families & InnerFamily.IPV6 else 0
+    verification = protocol.verification(tunnel.options)
+    return flags | (TerminationFlag.ACCEPT_BAD_CHECKSUM if verification.ignores_checksum else 0)
 
 
 def _lookups(intent: Intent) -> dict[str, int]:

@@ -25,8 +25,8 @@ import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from mptm.errors import InvalidIntent
-from mptm.fields import fields_of, show_value, suggestion
-from mptm.intent import KINDS, Intent, Object, Tunnel, object_from_dict
+from mptm.fields import Checked, fields_of, parts_of, show_value, suggestion
+from mptm.intent import KINDS, Encapsulation, Intent, Object, Tunnel, object_from_dict
 
 SECTIONS: dict[str, str] = {f"{kind}s": kind for kind in KINDS}
 """Top-level key -> kind of its objects, in the order of the file."""
@@ -93,13 +93,15 @@ def dump(intent: Intent) -> str:
     return yaml.dump(document, Dumper=_Dumper, sort_keys=False, default_flow_style=False, width=110)
 
 
-def _written(obj: Object) -> dict[str, Any]:
+def _written(obj: Checked) -> dict[str, Any]:
     fields = list(fields_of(type(obj)))
-    if isinstance(obj, Tunnel):
+    if isinstance(obj, Encapsulation | Tunnel):
         fields += fields_of(type(obj.options))
     hexadecimal = {field.name for field in fields if field.hexadecimal}
+    parts = {name: list(map(_written, items)) for name, items in parts_of(obj).items()}
     return {
-        name: _Hexadecimal(value) if name in hexadecimal else value for name, value in obj.to_dict().items()
+        name: _Hexadecimal(value) if name in hexadecimal else parts.get(name, value)
+        for name, value in obj.to_dict().items()
     }
 
 

@@ -14,7 +14,7 @@ import re
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
-from typing import Annotated, Any, Literal, NamedTuple, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -116,9 +116,9 @@ class _Extra(typing.TypedDict):
     expected: str
 
 
-def written_as(normalise: Callable[[str], str], expected: str) -> Meta:
+def written_as(normalise: Callable[[str], str], expected: str, examples: list[str] | None = None) -> Meta:
     """What a text field, or an item of a list, is brought into by `normalise`; `expected` follows "is not"."""
-    return Meta(extra=dict(_Extra(normalise=normalise, expected=expected)))
+    return Meta(extra=dict(_Extra(normalise=normalise, expected=expected)), examples=examples)
 
 
 def hex_bytes(*lengths: int) -> Meta:
@@ -130,7 +130,8 @@ def hex_bytes(*lengths: int) -> Meta:
             raise ValueError
         return data.hex()
 
-    return written_as(normalise, f"{_alternatives(map(str, lengths))} bytes in hexadecimal")
+    examples = [bytes(range(1, length + 1)).hex() for length in lengths]
+    return written_as(normalise, f"{_alternatives(map(str, lengths))} bytes in hexadecimal", examples)
 
 
 Name = Annotated[
@@ -164,6 +165,8 @@ class Field(NamedTuple):
     """Shown as 0x..., as the field is written in the standards."""
     normalise: Callable[[str], str] | None
     """Brings text into its one form; ValueError or InvalidIntent where there is none."""
+    examples: tuple[Any, ...]
+    """Values that differ in kind, for documents and tests: bounds of numbers, all words; () where none are known."""
 
 
 def _metas(annotation: Any) -> list[Meta]:
@@ -183,6 +186,12 @@ def _item_type(annotation: Any) -> Any:
     if origin is Annotated:
         return _item_type(typing.get_args(annotation)[0])
     return typing.get_args(annotation)[0] if origin is tuple else None
+
+
+def _part_type(annotation: Any) -> type[Checked] | None:
+    """The class of a list field's items where they have fields themselves."""
+    item = _item_type(annotation)
+    return item if isinstance(item, type) and issubclass(item, Checked) else None
 
 
 def _extra(annotation: Any, key: str) -> Any:
@@ -227,10 +236,30 @@ def _expected(annotation: Any, hexadecimal: bool) -> str:
     if origin is Literal:
         values = typing.get_args(annotation)
         return _alternatives(v if isinstance(v, str) else show_value(v, hexadecimal) for v in values)
+    if isinstance(annotation, type) and issubclass(annotation, Checked):
+        return annotation.expected
     plain = {int: "a whole number", bool: "true or false", str: "text"}
     if annotation in plain:
         return plain[annotation]
     return "a mapping of text to text" if origin is dict else "one of its options"
+
+
+def _examples(annotation: Any) -> tuple[Any, ...]:
+    origin = typing.get_origin(annotation)
+    if origin is Annotated:
+        metas = [meta for meta in annotation.__metadata__ if isinstance(meta, Meta)]
+        if given := next((meta.examples for meta in metas if meta.examples), None):
+            return tuple(given)
+        if bounds := [meta for meta in metas if meta.ge is not None]:
+            return bounds[0].ge, bounds[0].le
+        return _examples(typing.get_args(annotation)[0])
+    if origin in (typing.Union, types.UnionType):
+        return tuple(value for part in typing.get_args(annotation) for value in _examples(part))
+    if origin is Literal:
+        return typing.get_args(annotation)
+    if annotation is bool:
+        return False, True
+    return (None,) if annotation is types.NoneType else ()
 
 
 @functools.cache
@@ -247,6 +276,7 @@ def fields_of(cls: type[msgspec.Struct]) -> tuple[Field, ...]:
             expected=_expected(info.type, _is_hexadecimal(info.type)),
             hexadecimal=_is_hexadecimal(info.type),
             normalise=_extra(info.type, "normalise"),
+            examples=_examples(info.type),
         )
         for info in msgspec.structs.fields(cls)
     )
@@ -257,12 +287,17 @@ def check_value(field: Field, value: Any) -> Any:
     try:
         if isinstance(value, Checked):
             return value
+        if _item_type(field.type) is not None and isinstance(value, str | int | Mapping):
+            value = (value,)  # a list of one may be written without brackets
+        if (part := _part_type(field.type)) is not None and isinstance(value, list | tuple):
+            return tuple(map(part.from_value, value))
         value = msgspec.convert(value, field.type)
         if field.normalise and isinstance(value, tuple):
             return tuple(map(field.normalise, value))
         return field.normalise(value) if field.normalise and isinstance(value, str) else value
     except InvalidIntent as error:
-        raise InvalidIntent(error.message, error.hint, field=field.name) from None
+        within = f"{error.field}: " if error.field else ""
+        raise InvalidIntent(f"{within}{error.message}", error.hint, field=field.name) from None
     except (msgspec.ValidationError, ValueError, OverflowError):
         shown = show_value(value, field.hexadecimal)
         raise InvalidIntent(f"{shown} is not {field.expected}", field=field.name) from None
@@ -299,12 +334,17 @@ def _plain_types(annotation: Any) -> set[type]:
     return {annotation} if isinstance(annotation, type) else set()
 
 
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
+def _plain(value: Any, defaults: bool) -> Any:
+    if isinstance(value, tuple):
+        return [each.to_dict(defaults=defaults) if isinstance(each, Checked) else each for each in value]
+    return value
 
 
 class Checked(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Base of what an operator writes: built from right values only. InvalidIntent names the field otherwise."""
+
+    expected: ClassVar[str] = "one of its options"
+    """What stands for such an object, in words that follow "is not"."""
 
     def __post_init__(self) -> None:
         for field in fields_of(type(self)):
@@ -329,7 +369,7 @@ class Checked(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     def to_dict(self, *, defaults: bool = False) -> dict[str, Any]:
         """The fields by the names of the file, without those that are at their default unless `defaults`."""
         return {
-            field.name: _plain(getattr(self, field.attribute))
+            field.name: _plain(getattr(self, field.attribute), defaults)
             for field in fields_of(type(self))
             if defaults or field.required or getattr(self, field.attribute) != field.default
         }
@@ -347,6 +387,24 @@ class Checked(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             named = names[:1] if "name" in values else names
             raise labelled(error, " ".join([kind, *map(str, named)])) from None
         return cls(**keywords)
+
+    @classmethod
+    def from_value(cls, value: Any) -> Self:
+        """From what stands for such an object in a list: its fields. InvalidIntent: there is none like that."""
+        if isinstance(value, cls):
+            return value
+        if isinstance(value, Mapping):
+            return cls.from_dict(value)
+        raise InvalidIntent(f"{show_value(value)} is not {cls.expected}")
+
+
+def parts_of(obj: Checked) -> dict[str, tuple[Checked, ...]]:
+    """The fields whose items have fields themselves, by name."""
+    return {
+        field.name: getattr(obj, field.attribute)
+        for field in fields_of(type(obj))
+        if _part_type(field.type) is not None
+    }
 
 
 _AnyChecked = TypeVar("_AnyChecked", bound=Checked)

@@ -4,7 +4,8 @@
     Network   an overlay; addresses of different networks may overlap
     Port      an interface that MPTM works on: access (a workload is behind it) or uplink (the underlay is)
     Tunnel    a protocol to a remote, into a network
-    Route     where a network has a prefix: via a tunnel, at a port, dropped, or left to the kernel
+    Group     several tunnels of a network that share the flows which lead there
+    Route     where a network has a prefix: via a tunnel or group, at a port, dropped, or left to the kernel
     Flow      the same for one pair of addresses; goes before routes
 
 Objects are immutable. An `Intent` holds them by key; its methods return a new one. A key is text: a name, for a route
@@ -14,8 +15,8 @@ Objects are immutable. An `Intent` holds them by key; its methods return a new o
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 import msgspec
 from msgspec import Meta
@@ -34,11 +35,18 @@ from mptm.fields import (
     arguments,
     fields_of,
     labelled,
+    show_value,
     suggestion,
+    value_from_text,
 )
 from mptm.protocols import PROTOCOLS, Protocol
 from mptm.protocols.base import IpOptions
 from mptm.tables import Listener
+
+MEMBERS_MAX = 256
+"""Of a group."""
+
+WEIGHT_MAX = 256
 
 
 class Network(Checked, frozen=True, kw_only=True):
@@ -48,15 +56,43 @@ class Network(Checked, frozen=True, kw_only=True):
 
     name: Name
     id: Annotated[int, Meta(ge=1, le=2**32 - 1, description="number of the network on this node")]
+    gateway: Annotated[
+        tuple[UnicastAddress, ...],
+        Meta(
+            description="our address in the network, of each IP version at most one: errors come from there"
+        ),
+    ] = ()
 
     @property
     def key(self) -> str:
         """The name."""
         return self.name
 
+    @property
+    def gateways(self) -> dict[int, IPAddress]:
+        """The gateway addresses by IP version."""
+        return {address.version: address for address in map(ipaddress.ip_address, self.gateway)}
+
     def label(self) -> str:
         """See Checked."""
         return f"network {self.name}"
+
+    def check(self) -> None:
+        """See Checked."""
+        found: dict[int, IPAddress] = {}
+        for address in map(ipaddress.ip_address, self.gateway):
+            if address.is_loopback:
+                raise InvalidIntent(
+                    f"{self.label()}: {address} is a loopback address, which no workload can reach",
+                    field="gateway",
+                )
+            first = found.setdefault(address.version, address)
+            if first is not address:
+                raise InvalidIntent(
+                    f"{self.label()}: {first} and {address} are both IPv{address.version}; "
+                    "a network has one gateway address of each version",
+                    field="gateway",
+                )
 
 
 class Port(Checked, frozen=True, kw_only=True):
@@ -101,6 +137,53 @@ class Port(Checked, frozen=True, kw_only=True):
                 )
 
 
+class Encapsulation(Checked, frozen=True, kw_only=True):
+    """A protocol with its options. Files write the options beside the protocol's name."""
+
+    kind: ClassVar[str] = "encapsulation"
+    expected: ClassVar[str] = "a protocol with its options, such as vxlan,vni=100"
+
+    protocol: str
+    options: Checked
+
+    def __str__(self) -> str:
+        given = self.options.to_dict()
+        words = [
+            f"{field.name}={_option_text(given[field.name], field.hexadecimal)}"
+            for field in fields_of(type(self.options))
+            if field.name in given
+        ]
+        return ",".join([self.protocol, *words])
+
+    def label(self) -> str:
+        """See Checked."""
+        return self.protocol
+
+    def check(self) -> None:
+        """See Checked."""
+        _check_options(self.protocol, self.options, self.label())
+
+    def to_dict(self, *, defaults: bool = False) -> dict[str, Any]:
+        """Flat: the options follow the protocol."""
+        return {"protocol": self.protocol, **self.options.to_dict(defaults=defaults)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """See Checked; an option of another protocol is an error that lists those there are."""
+        protocol = _protocol_in(values, "")
+        options = {name: value for name, value in values.items() if name != "protocol"}
+        return cls(protocol=protocol.name, options=_options_from(protocol, options, (), protocol.name))
+
+    @classmethod
+    def from_value(cls, value: Any) -> Self:
+        """See Checked; PROTOCOL,OPTION=VALUE,... will do."""
+        return (
+            cls.from_dict(encapsulation_values(value))
+            if isinstance(value, str)
+            else super().from_value(value)
+        )
+
+
 class Tunnel(Checked, frozen=True, kw_only=True):
     """A protocol to a remote. Files and commands write the protocol's options beside the other fields."""
 
@@ -127,6 +210,16 @@ class Tunnel(Checked, frozen=True, kw_only=True):
     egress: Annotated[
         InterfaceName | None, Meta(description="interface to send from; default: by the routing table")
     ] = None
+    split_horizon: Annotated[
+        Annotated[int, Meta(ge=1, le=255)] | None,
+        Meta(description="nothing is relayed between tunnels of the same number"),
+    ] = None
+    accept: Annotated[
+        tuple[Encapsulation, ...],
+        Meta(
+            description="what is accepted from the remote beside what is sent: protocols, each with its options"
+        ),
+    ] = ()
     annotations: Annotated[dict[str, str], Meta(description="notes of programs that made the tunnel")] = (
         msgspec.field(default_factory=dict)
     )
@@ -153,23 +246,53 @@ class Tunnel(Checked, frozen=True, kw_only=True):
         found = None if self.remote in (None, "any") else find_protocol(self.protocol).destination(self)
         return self.remote if found is None else str(found)
 
+    def variants(self) -> tuple[Tunnel, ...]:
+        """The tunnel itself, and what it would be if it sent what it only accepts: the same ends and network."""
+        if not self.accept:
+            return (self,)
+        return (
+            self,
+            *(
+                msgspec.structs.replace(self, protocol=each.protocol, options=each.options, accept=())
+                for each in self.accept
+            ),
+        )
+
     def label(self) -> str:
         """See Checked."""
         return f"tunnel {self.name}"
 
     def check(self) -> None:
         """See Checked."""
-        protocol = find_protocol(self.protocol, self.label())
-        if not isinstance(self.options, protocol.options):
-            raise InvalidIntent(
-                f"{self.label()}: {type(self.options).__name__} are no options of {protocol.name}; "
-                f"it takes {protocol.options.__name__}",
-                field="options",
-            )
+        protocol = _check_options(self.protocol, self.options, self.label())
         try:
             protocol.check(self)
         except InvalidIntent as error:
             raise labelled(error, self.label()) from None
+        if self.accept:
+            self._check_accepted()
+
+    def _check_accepted(self) -> None:
+        if twice := [each.protocol for each in self.accept if _count(each.protocol, self.accept) > 1]:
+            raise InvalidIntent(f"{self.label()}: {twice[0]} is accepted twice", field="accept")
+        try:
+            variants = self.variants()
+        except InvalidIntent as error:
+            raise InvalidIntent(error.message, error.hint, field="accept") from None
+        cookies: dict[tuple[Listener, int, int], tuple[bytes, int]] = {}
+        for variant in variants:
+            protocol, options = find_protocol(variant.protocol), variant.options
+            verification = protocol.verification(options)
+            cookie = verification.cookie, verification.sublayer_len
+            for listener in protocol.listeners(options):
+                packets = listener, protocol.accepted_parser(options), protocol.tunnel_id(options)
+                if cookies.setdefault(packets, cookie) != cookie:
+                    raise InvalidIntent(
+                        f"{self.label()}: identifier {packets[2]} of {protocol.name} can't have "
+                        "two cookies or sublayers",
+                        "give what is accepted another identifier",
+                        field="accept",
+                    )
 
     def to_dict(self, *, defaults: bool = False) -> dict[str, Any]:
         """Flat: the protocol's options follow the common fields."""
@@ -182,38 +305,168 @@ class Tunnel(Checked, frozen=True, kw_only=True):
     def from_dict(cls, values: Mapping[str, Any]) -> Tunnel:
         """See Checked; an option of another protocol is an error that lists those there are."""
         label = f"tunnel {values['name']}" if isinstance(values.get("name"), str) else "tunnel"
-        if "protocol" not in values:
-            raise InvalidIntent(f"{label}: needs protocol: {', '.join(PROTOCOLS)}", field="protocol")
-        protocol = find_protocol(values["protocol"], label)
-        options_type: type[Checked] = protocol.options
-        options = {field.name for field in fields_of(options_type)}
+        protocol = _protocol_in(values, label)
         common = {field.name for field in fields_of(cls)} - {"options"}
-        for name in values:
-            if name not in options | common:
-                raise InvalidIntent(
-                    f"{label}: {protocol.name} has no option {name}; it has {', '.join(sorted(options))}",
-                    suggestion(str(name), options | common),
-                    field=str(name),
-                )
+        given = {name: value for name, value in values.items() if name not in common}
+        built = _options_from(protocol, given, common, label)
+        rest = {name: value for name, value in values.items() if name in common}
         try:
-            given = {name: value for name, value in values.items() if name in options}
-            built = options_type(**arguments(options_type, given, f"a {protocol.name} tunnel"))
-            rest = {name: value for name, value in values.items() if name in common}
             keywords = arguments(cls, rest | {"options": built}, "a tunnel")
         except InvalidIntent as error:
             raise labelled(error, label) from None
         return cls(**keywords)
 
 
+def _protocol_in(values: Mapping[str, Any], label: str) -> Protocol[Any]:
+    if "protocol" not in values:
+        needs = InvalidIntent(f"needs protocol: {', '.join(PROTOCOLS)}", field="protocol")
+        raise labelled(needs, label)
+    return find_protocol(values["protocol"], label)
+
+
+def _options_from(
+    protocol: Protocol[Any], values: Mapping[str, Any], common: Collection[str], label: str
+) -> Checked:
+    """A protocol's options. InvalidIntent, labelled: one is unknown, missing or wrong; `common` may be meant."""
+    options_type: type[Checked] = protocol.options
+    known = {field.name for field in fields_of(options_type)}
+    for name in values:
+        if name not in known:
+            raise InvalidIntent(
+                f"{label}: {protocol.name} has no option {name}; it has {', '.join(sorted(known))}",
+                suggestion(str(name), {*known, *common}),
+                field=str(name),
+            )
+    try:
+        return options_type(**arguments(options_type, values, f"a {protocol.name} tunnel"))
+    except InvalidIntent as error:
+        raise labelled(error, label) from None
+
+
+def _check_options(protocol_name: str, options: Checked, label: str) -> Protocol[Any]:
+    """The protocol that the options are of. InvalidIntent: they are another's."""
+    protocol = find_protocol(protocol_name, label)
+    if not isinstance(options, protocol.options):
+        raise InvalidIntent(
+            f"{label}: {type(options).__name__} are no options of {protocol.name}; "
+            f"it takes {protocol.options.__name__}",
+            field="options",
+        )
+    return protocol
+
+
+def _count(protocol: str, encapsulations: Iterable[Encapsulation]) -> int:
+    return sum(each.protocol == protocol for each in encapsulations)
+
+
+def _option_text(value: object, hexadecimal: bool) -> str:
+    if isinstance(value, list):
+        return ",".join(_option_text(each, hexadecimal) for each in value)
+    return show_value(value, hexadecimal) if isinstance(value, int) else str(value)
+
+
+def encapsulation_values(text: str) -> dict[str, Any]:
+    """The fields in PROTOCOL,OPTION=VALUE,...; the items of a list are separated by commas, too. InvalidIntent."""
+    name, *given = (part.strip() for part in text.split(","))
+    words: dict[str, str] = {}
+    last = ""
+    for part in given:
+        option, equals, value = part.partition("=")
+        if equals:
+            last = option.strip().replace("-", "_")
+            words[last] = value.strip()
+        elif last:
+            words[last] += f",{part}"
+        else:
+            raise InvalidIntent(f"{show_value(text)} is not {Encapsulation.expected}")
+    options_type: type[Checked] = find_protocol(name).options
+    fields = {field.name: field for field in fields_of(options_type)}
+    return {
+        "protocol": name,
+        **{key: value_from_text(fields[key], word) if key in fields else word for key, word in words.items()},
+    }
+
+
+class Member(Checked, frozen=True, kw_only=True):
+    """A tunnel in a group; of two members the one of twice the weight gets twice as many flows."""
+
+    kind: ClassVar[str] = "member"
+    expected: ClassVar[str] = f"a tunnel with a weight from 1 to {WEIGHT_MAX}, such as to-node2 or to-node2:3"
+
+    tunnel: Name
+    weight: Annotated[int, Meta(ge=1, le=WEIGHT_MAX)] = 1
+
+    def __str__(self) -> str:
+        return self.tunnel if self.weight == 1 else f"{self.tunnel}:{self.weight}"
+
+    def label(self) -> str:
+        """See Checked."""
+        return f"member {self.tunnel}"
+
+    @classmethod
+    def from_value(cls, value: Any) -> Self:
+        """See Checked; TUNNEL alone or TUNNEL:WEIGHT will do."""
+        if not isinstance(value, str):
+            return super().from_value(value)
+        tunnel, colon, weight = value.partition(":")
+        if not colon:
+            return cls(tunnel=tunnel)
+        if not weight.isdecimal():
+            raise InvalidIntent(f"{show_value(value)} is not {cls.expected}")
+        return cls(tunnel=tunnel, weight=int(weight))
+
+
+class Group(Checked, frozen=True, kw_only=True):
+    """Tunnels that share the flows which lead to the group. A flow stays where it is, unless its member goes."""
+
+    kind: ClassVar[str] = "group"
+
+    name: Name
+    network: Name
+    members: Annotated[tuple[Member, ...], Meta(description="tunnels of the network, with their weights")]
+
+    @property
+    def key(self) -> str:
+        """The name."""
+        return self.name
+
+    def label(self) -> str:
+        """See Checked."""
+        return f"group {self.name}"
+
+    def check(self) -> None:
+        """See Checked."""
+        if not self.members:
+            raise InvalidIntent(f"{self.label()}: a group needs one member at least", field="members")
+        if len(self.members) > MEMBERS_MAX:
+            raise InvalidIntent(
+                f"{self.label()}: {len(self.members)} members are given; {MEMBERS_MAX} is the most",
+                field="members",
+            )
+        seen: set[str] = set()
+        for member in self.members:
+            if member.tunnel in seen:
+                raise InvalidIntent(
+                    f"{self.label()}: {member.tunnel} is a member twice",
+                    "a weight says how much it gets",
+                    field="members",
+                )
+            seen.add(member.tunnel)
+
+
 class _Steered(Checked, frozen=True, kw_only=True):
-    """What a packet is steered by: exactly one of via, port, drop and pass."""
+    """What a packet is steered by: exactly one of via, group, port, drop and pass."""
 
     network: Name
     via: Annotated[Name | None, Meta(description="tunnel")] = None
+    group: Annotated[Name | None, Meta(description="group of tunnels that share the flows")] = None
     port: Annotated[InterfaceName | None, Meta(description="local access port")] = None
     drop: Annotated[bool, Meta(description="drop, and count it")] = False
     pass_: Annotated[bool, Meta(description="leave it to the kernel's stack")] = msgspec.field(
         default=False, name="pass"
+    )
+    relay: Annotated[bool, Meta(description="packets that came out of another tunnel may go here, too")] = (
+        False
     )
     mac: Annotated[Mac | None, Meta(description="inner destination MAC to write")] = None
 
@@ -223,13 +476,18 @@ class _Steered(Checked, frozen=True, kw_only=True):
         if len(chosen) != 1:
             found = f"{' and '.join(chosen)} are given" if chosen else "none is given"
             raise InvalidIntent(
-                f"{self.label()}: exactly one of via, port, drop and pass says where it leads; {found}",
+                f"{self.label()}: exactly one of via, group, port, drop and pass says where it leads; {found}",
                 field=chosen[1] if chosen else "via",
             )
         if self.mac is not None and chosen[0] in ("drop", "pass"):
             raise InvalidIntent(
-                f"{self.label()}: {self.mac} can't be used with {chosen[0]}; mac goes with via or port",
+                f"{self.label()}: {self.mac} can't be used with {chosen[0]}; mac goes with via, group or port",
                 field="mac",
+            )
+        if self.relay and chosen[0] not in ("via", "group"):
+            raise InvalidIntent(
+                f"{self.label()}: relay can't be used with {chosen[0]}; it goes with via or group",
+                field="relay",
             )
 
     def to_dict(self, *, defaults: bool = False) -> dict[str, Any]:
@@ -239,7 +497,13 @@ class _Steered(Checked, frozen=True, kw_only=True):
         return {name: values[name] for name in first if name in values} | values
 
     def _next_hops(self) -> dict[str, object]:
-        return {"via": self.via, "port": self.port, "drop": self.drop, "pass": self.pass_}
+        return {
+            "via": self.via,
+            "group": self.group,
+            "port": self.port,
+            "drop": self.drop,
+            "pass": self.pass_,
+        }
 
 
 class Route(_Steered, frozen=True, kw_only=True):
@@ -290,9 +554,9 @@ class Flow(_Steered, frozen=True, kw_only=True):
             )
 
 
-Object = Network | Port | Tunnel | Route | Flow
+Object = Network | Port | Tunnel | Group | Route | Flow
 
-KINDS: dict[str, type[Object]] = {cls.kind: cls for cls in (Network, Port, Tunnel, Route, Flow)}
+KINDS: dict[str, type[Object]] = {cls.kind: cls for cls in (Network, Port, Tunnel, Group, Route, Flow)}
 """The class of each kind, in an order in which nothing refers to what comes after it."""
 
 
@@ -348,6 +612,7 @@ class Intent(msgspec.Struct, frozen=True, kw_only=True):
     networks: dict[str, Network] = {}
     ports: dict[str, Port] = {}
     tunnels: dict[str, Tunnel] = {}
+    groups: dict[str, Group] = {}
     routes: dict[str, Route] = {}
     flows: dict[str, Flow] = {}
 
@@ -403,10 +668,13 @@ class Intent(msgspec.Struct, frozen=True, kw_only=True):
 
     def users(self, kind: str, key: str) -> list[Object]:
         """The objects that refer to an object."""
-        field = {"network": "network", "tunnel": "via", "port": "port"}.get(kind)
-        if field is None:
-            return []
-        return [obj for obj in self.objects() if obj.kind != kind and _reference(obj, field) == key]
+        return [obj for obj in self.objects() if key in _references(obj, kind)]
+
+    def tunnels_of(self, obj: Route | Flow) -> list[Tunnel]:
+        """The tunnels that a route or flow may lead into, as far as they are there."""
+        group = self.groups.get(obj.group or "")
+        names = [obj.via or ""] if group is None else [member.tunnel for member in group.members]
+        return [self.tunnels[name] for name in names if name in self.tunnels]
 
     def validate(self) -> None:
         """InvalidIntent: objects are wrong together; the message is the first of `problems`."""
@@ -435,20 +703,34 @@ class Intent(msgspec.Struct, frozen=True, kw_only=True):
                 continue
             if obj.network is not None and obj.network not in self.networks:
                 yield _dangling(obj, "network", obj.network, self.networks)
+            elif isinstance(obj, Group):
+                for member in obj.members:
+                    yield from self._sending_problems(obj, "members", member.tunnel)
             elif isinstance(obj, Route | Flow):
                 yield from self._next_hop_problems(obj)
 
+    def _sending_problems(self, obj: Group | Route | Flow, field: str, name: str) -> Iterator[Problem]:
+        """What keeps an object from leading into a tunnel."""
+        tunnel = self.tunnels.get(name)
+        if tunnel is None:
+            yield _dangling(obj, field, name, self.tunnels)
+        elif tunnel.network != obj.network:
+            message = f"tunnel {name} is of network {tunnel.network}, not {obj.network}"
+            yield Problem(obj.kind, obj.key, field, message)
+        elif tunnel.remote == "any" and find_protocol(tunnel.protocol).over_ip:
+            message = f"tunnel {name} has remote any: it only receives"
+            yield Problem(obj.kind, obj.key, field, message, "give the tunnel a remote to send to")
+
     def _next_hop_problems(self, obj: Route | Flow) -> Iterator[Problem]:
         if obj.via is not None:
-            tunnel = self.tunnels.get(obj.via)
-            if tunnel is None:
-                yield _dangling(obj, "via", obj.via, self.tunnels)
-            elif tunnel.network != obj.network:
-                message = f"tunnel {obj.via} is of network {tunnel.network}, not {obj.network}"
-                yield Problem(obj.kind, obj.key, "via", message)
-            elif tunnel.remote == "any" and find_protocol(tunnel.protocol).over_ip:
-                message = f"tunnel {obj.via} has remote any: it only receives"
-                yield Problem(obj.kind, obj.key, "via", message, "give the tunnel a remote to send to")
+            yield from self._sending_problems(obj, "via", obj.via)
+        if obj.group is not None:
+            group = self.groups.get(obj.group)
+            if group is None:
+                yield _dangling(obj, "group", obj.group, self.groups)
+            elif group.network != obj.network:
+                message = f"group {obj.group} is of network {group.network}, not {obj.network}"
+                yield Problem(obj.kind, obj.key, "group", message)
         if obj.port is not None:
             port = self.ports.get(obj.port)
             if port is None:
@@ -468,8 +750,12 @@ class Intent(msgspec.Struct, frozen=True, kw_only=True):
         gateways = {port.network: port for port in self.ports.values() if port.mac is not None}
         steered: list[Route | Flow] = [*self.routes.values(), *self.flows.values()]
         for obj in steered:
-            tunnel = self.tunnels.get(obj.via or "")
-            if tunnel is None or not (isinstance(tunnel.options, IpOptions) and tunnel.options.to_stack):
+            to_stack = (
+                tunnel
+                for tunnel in self.tunnels_of(obj)
+                if isinstance(tunnel.options, IpOptions) and tunnel.options.to_stack
+            )
+            if (tunnel := next(to_stack, None)) is None:
                 continue
             told: Route | Port | None = gateways.get(obj.network)
             if isinstance(obj, Flow):
@@ -493,23 +779,33 @@ class Intent(msgspec.Struct, frozen=True, kw_only=True):
         listening: dict[tuple[int, int], tuple[Tunnel, int]] = {}
         accepting: dict[tuple[Listener, int, int, str | None], list[Tunnel]] = {}
         for tunnel in self.tunnels.values():
-            protocol = find_protocol(tunnel.protocol)
-            for listener in protocol.listeners(tunnel.options):
-                first, parser = listening.setdefault(
-                    (listener.kind, listener.number), (tunnel, listener.parser)
-                )
-                if parser != listener.parser:
-                    message = f"port {listener.number} is taken by {first.protocol} (tunnel {first.name})"
-                    yield Problem("tunnel", tunnel.key, "port", message, "one UDP port carries one protocol")
-                # By MAC, senders can be told apart where remote isn't an address.
-                sender = tunnel.remote or tunnel.remote_mac
-                kind, number = protocol.accepted_parser(tunnel.options), protocol.tunnel_id(tunnel.options)
-                same = accepting.setdefault((listener, kind, number, sender), [])
-                for other in same:
-                    if _may_meet(tunnel, other):
-                        yield _same_packets(tunnel, other)
-                        break
-                same.append(tunnel)
+            for variant in tunnel.variants():
+                yield from self._variant_problems(tunnel, variant, listening, accepting)
+
+    def _variant_problems(
+        self,
+        tunnel: Tunnel,
+        variant: Tunnel,
+        listening: dict[tuple[int, int], tuple[Tunnel, int]],
+        accepting: dict[tuple[Listener, int, int, str | None], list[Tunnel]],
+    ) -> Iterator[Problem]:
+        """What of a tunnel, or of what it accepts, is in the way of what was before; `variant` is added to that."""
+        protocol = find_protocol(variant.protocol)
+        for listener in protocol.listeners(variant.options):
+            first, parser = listening.setdefault((listener.kind, listener.number), (variant, listener.parser))
+            if parser != listener.parser:
+                message = f"port {listener.number} is taken by {first.protocol} (tunnel {first.name})"
+                field = "port" if variant is tunnel else "accept"
+                yield Problem("tunnel", tunnel.key, field, message, "one UDP port carries one protocol")
+            # By MAC, senders can be told apart where remote isn't an address.
+            sender = variant.remote or variant.remote_mac
+            kind, number = protocol.accepted_parser(variant.options), protocol.tunnel_id(variant.options)
+            same = accepting.setdefault((listener, kind, number, sender), [])
+            for other in same:
+                if other.name != tunnel.name and _may_meet(variant, other):
+                    yield _same_packets(variant, other, "remote" if variant is tunnel else "accept")
+                    break
+            same.append(variant)
 
     def _with(self, obj: Object) -> Intent:
         section = _section(obj.kind)
@@ -520,8 +816,13 @@ def _section(kind: str) -> str:
     return f"{kind}s"
 
 
-def _reference(obj: Object, field: str) -> object:
-    return getattr(obj, field, None)
+def _references(obj: Object, kind: str) -> set[str]:
+    """Names of the objects of a kind that an object refers to."""
+    if kind == "tunnel" and isinstance(obj, Group):
+        return {member.tunnel for member in obj.members}
+    field = {"network": "network", "tunnel": "via", "group": "group", "port": "port"}.get(kind)
+    found = None if field is None or obj.kind == kind else getattr(obj, field, None)
+    return set() if found is None else {found}
 
 
 def _there_are(kind: str, section: Iterable[str]) -> str:
@@ -532,7 +833,7 @@ def _there_are(kind: str, section: Iterable[str]) -> str:
 
 
 def _dangling(obj: Object, field: str, name: str, section: Mapping[str, object]) -> Problem:
-    kind = "tunnel" if field == "via" else field
+    kind = "tunnel" if field in ("via", "members") else field
     hint = suggestion(name, section) or _there_are(kind, section)
     return Problem(obj.kind, obj.key, field, f"there is no {kind} {name}", hint)
 
@@ -555,10 +856,11 @@ def _not_for_the_stack(obj: Route | Flow, tunnel: Tunnel, told: Route | Port) ->
     )
     of_whom = "mac" if told is obj else f"mac of {told.label()}"
     hint = f"leave out {of_whom}, or to_stack of tunnel {tunnel.name}"
-    return Problem(obj.kind, obj.key, "mac" if told is obj else "via", message, hint)
+    field = "mac" if told is obj else "via" if obj.via is not None else "group"
+    return Problem(obj.kind, obj.key, field, message, hint)
 
 
-def _same_packets(tunnel: Tunnel, other: Tunnel) -> Problem:
+def _same_packets(tunnel: Tunnel, other: Tunnel, field: str) -> Problem:
     protocol = find_protocol(tunnel.protocol)
     number = protocol.tunnel_id(tunnel.options)
     sender = tunnel.remote or tunnel.remote_mac
@@ -567,4 +869,4 @@ def _same_packets(tunnel: Tunnel, other: Tunnel) -> Problem:
         f"({protocol.name}, identifier {number}, from {sender})"
     )
     differ = "remote, local or port" if protocol.over_ip else "remote or egress"
-    return Problem("tunnel", tunnel.key, "remote", message, f"let them differ in identifier, {differ}")
+    return Problem("tunnel", tunnel.key, field, message, f"let them differ in identifier, {differ}")

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from mptm import sync, tables
 from mptm.errors import Busy, InvalidIntent, MptmError, NotFound, Unresolved
 from mptm.facts import Facts, Link, Path
-from mptm.fields import suggestion
+from mptm.fields import parts_of, suggestion
 from mptm.store import Snapshot, Store, state_directory
 
 if TYPE_CHECKING:
@@ -161,7 +161,7 @@ class ObjectChange:
     def __str__(self) -> str:
         if self.before is None or self.after is None:
             return f"{'+' if self.before is None else '-'} {describe(self.object)}"
-        before, after = self.before.to_dict(defaults=True), self.after.to_dict(defaults=True)
+        before, after = (_fields_of(obj, defaults=True) for obj in (self.before, self.after))
         differences = ", ".join(
             f"{name.replace('_', '-')} {_show(before.get(name))} -> {_show(after.get(name))}"
             for name in dict.fromkeys((*before, *after))
@@ -271,6 +271,29 @@ class TunnelDetails:
         }
 
 
+class MemberState(NamedTuple):
+    """A member of a group: `share` of the flows that it has now, from 0 to 1; None: not known."""
+
+    tunnel: str
+    weight: int
+    state: str
+    share: float | None
+
+
+@dataclass(frozen=True)
+class GroupDetails:
+    """A group as `mptm group show` has it."""
+
+    name: str
+    network: str
+    state: str
+    members: tuple[MemberState, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {**vars(self), "members": [member._asdict() for member in self.members]}
+
+
 @dataclass(frozen=True)
 class PortDetails:
     """A port's state, and its counters where they can be read."""
@@ -326,19 +349,19 @@ class Status:
 
 
 def worth_telling(intent: Intent, objects: Iterable[ObjectState]) -> list[ObjectState]:
-    """Ports and tunnels, and those routes and flows that don't work although what they lead to does."""
+    """Ports, tunnels and groups, and those routes and flows that don't work although what they lead to does."""
     objects = list(objects)
     states = {(each.kind, each.key): each.state for each in objects}
 
     def leads_to_trouble(kind: str, key: str) -> bool:
         steered = intent.get(kind, key)
-        next_hop = ("tunnel", steered.via) if steered.via else ("port", steered.port)
-        return not is_healthy(states.get(next_hop, "up"))
+        next_hops = (("tunnel", steered.via), ("group", steered.group), ("port", steered.port))
+        return not all(is_healthy(states.get(next_hop, "up")) for next_hop in next_hops)
 
     return [
         each
         for each in objects
-        if each.kind in ("port", "tunnel")
+        if each.kind in ("port", "tunnel", "group")
         or (not is_healthy(each.state) and not leads_to_trouble(each.kind, each.key))
     ]
 
@@ -350,7 +373,7 @@ def is_healthy(state: str) -> bool:
 
 def describe(obj: Object) -> str:
     """An object on one line, as `plan` and the tables show it: `route blue 10.250.1.101/32 via to-node2`."""
-    fields = obj.to_dict()
+    fields = _fields_of(obj)
     if obj.kind in ("route", "flow"):
         name = (
             obj.key
@@ -367,15 +390,24 @@ def describe(obj: Object) -> str:
 
 def next_hop(obj: Any) -> str:
     """Where a route or flow leads: `via to-node2 mac 02:...`."""
-    where = (
-        f"via {obj.via}" if obj.via else f"port {obj.port}" if obj.port else "drop" if obj.drop else "pass"
-    )
-    return where + (f" mac {obj.mac}" if obj.mac else "")
+    named = {"via": obj.via, "group": obj.group, "port": obj.port}
+    where = next((f"{kind} {name}" for kind, name in named.items() if name), "drop" if obj.drop else "pass")
+    return where + (" relay" if obj.relay else "") + (f" mac {obj.mac}" if obj.mac else "")
+
+
+def _fields_of(obj: Object, *, defaults: bool = False) -> dict[str, Any]:
+    """`to_dict`, but parts of the object as the command line writes them."""
+    fields = obj.to_dict(defaults=defaults)
+    parts = {name: list(map(str, items)) for name, items in parts_of(obj).items() if name in fields}
+    return fields | parts
 
 
 def _show(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, list):
+        shown = list(map(_show, value))
+        return ("; " if any("," in each for each in shown) else ",").join(shown) or "none"
     return "none" if value is None else str(value)
 
 
@@ -630,6 +662,41 @@ class Node:
             header=PROTOCOLS[tunnel.protocol].describe(tunnel, template) if template is not None else None,
             outer=template.outer if template is not None else b"",
             counters=counters,
+        )
+
+    def group_details(self, name: str) -> GroupDetails:
+        """State and members of one group. Without root: neither states nor shares. Raises NotFound."""
+        group = self.intent.get("group", name)
+        try:
+            self._kernel.require_privileges()
+        except MptmError:
+            unknown = "unknown: looking at the machine needs root"
+            members = tuple(MemberState(each.tunnel, each.weight, "unknown", None) for each in group.members)
+            return GroupDetails(name, group.network, unknown, members)
+        snapshot = self._finished_snapshot()
+        group = snapshot.intent.get("group", name)
+        with self._inside(snapshot):
+            facts = self._gather_facts(
+                snapshot.intent, snapshot, timeout_seconds=KNOWN_RESOLVE_TIMEOUT_SECONDS
+            )
+            compiled = self._compile(snapshot.intent, facts, snapshot.allocations)
+            with self._opened_or_none() as data_plane:
+                loaded = data_plane is not None
+        held = compiled.allocations
+        slots = compiled.tables.groups[held.groups[name]].tunnels
+        return GroupDetails(
+            name=name,
+            network=group.network,
+            state=compiled.states["group", name] if loaded else NOT_LOADED,
+            members=tuple(
+                MemberState(
+                    each.tunnel,
+                    each.weight,
+                    compiled.states["tunnel", each.tunnel] if loaded else NOT_LOADED,
+                    slots.count(held.tunnels[each.tunnel].slot + 1) / len(slots),
+                )
+                for each in group.members
+            ),
         )
 
     def links(self) -> dict[str, Link]:

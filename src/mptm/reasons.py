@@ -51,6 +51,11 @@ class Reason(IntEnum):
     REASON_GUE_HEADER = 39
     REASON_MPLS_STACK = 40
     REASON_SRV6_HEADER = 41
+    REASON_INNER_VERSION = 42
+    REASON_UDP_CHECKSUM = 43
+    REASON_SPLIT_HORIZON = 44
+    REASON_HOP_LIMIT = 45
+    REASON_GROUP_EMPTY = 46
     REFUSED_SENDER_OR_ID = 64
     REFUSED_FRAGMENT = 65
     REFUSED_CONTROL = 66
@@ -67,7 +72,7 @@ CAPTIONS: dict[str, str] = {
     "REASON_NO_HEADROOM": "the driver left no room for the outer header",
     "REASON_NO_ROUTE": "decapsulated, but the network doesn't know the destination",
     "REASON_ECN_CE": "congestion was marked on the way, but the inner packet can't say so (RFC 6040)",
-    "REASON_NO_RELAY": "came out of a tunnel and would go into a tunnel",
+    "REASON_NO_RELAY": "came out of a tunnel and would go into one, but the route doesn't relay",
     "REASON_BAD_OUTER_IP": "outer IP header with a wrong version, length or checksum",
     "REASON_BAD_OUTER_UDP": "outer UDP header with a wrong length",
     "REASON_BAD_INNER": "the inner frame is cut short, or no frame at all",
@@ -89,7 +94,7 @@ CAPTIONS: dict[str, str] = {
     "REASON_GPE_TRUNCATED": "VXLAN-GPE header cut short",
     "REASON_GPE_FLAGS": "VXLAN-GPE without a valid VNI, of another version, or an OAM packet",
     "REASON_GPE_PROTOCOL": "VXLAN-GPE payload that no tunnel here carries",
-    "REASON_NSH_HEADER": "NSH header with a wrong version, length, TTL or payload, or an OAM packet",
+    "REASON_NSH_HEADER": "NSH header with a wrong version, MD type, length or payload, or an OAM packet",
     "REASON_ETHERIP_HEADER": "EtherIP header cut short, or of another version than 3",
     "REASON_GTPU_TRUNCATED": "GTP-U header cut short",
     "REASON_GTPU_HEADER": "GTP-U length runs over the end of the packet",
@@ -99,6 +104,11 @@ CAPTIONS: dict[str, str] = {
     "REASON_GUE_HEADER": "GUE header with a wrong length, variant or payload, or a control message",
     "REASON_MPLS_STACK": "MPLS label stack without a bottom, or cut short",
     "REASON_SRV6_HEADER": "segment routing header with a wrong length or payload",
+    "REASON_INNER_VERSION": "the inner packet is of another IP version than the tunnel header says",
+    "REASON_UDP_CHECKSUM": "outer UDP checksum is wrong, or missing where the tunnel requires one",
+    "REASON_SPLIT_HORIZON": "would be relayed into the tunnel it came by, or one of the same split horizon",
+    "REASON_HOP_LIMIT": "the TTL or hop limit of a packet to be relayed is used up",
+    "REASON_GROUP_EMPTY": "the group has no tunnel that could take the flow",
     "REFUSED_SENDER_OR_ID": "no tunnel accepts this sender, identifier and port",
     "REFUSED_FRAGMENT": "a fragment of an outer packet",
     "REFUSED_CONTROL": "a control message of a tunnel protocol, for a daemon here",

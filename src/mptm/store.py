@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from mptm.compile import Allocations
     from mptm.intent import Intent
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 LOCK_WAIT_SECONDS = 10.0
 LOCK_POLL_SECONDS = 0.02
 DEFAULT_STATE_DIRECTORY = Path("/var/lib/mptm")
@@ -47,7 +47,11 @@ CREATE TABLE applied (kind TEXT, key TEXT, body TEXT NOT NULL, PRIMARY KEY (kind
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 """
 
-MIGRATIONS: dict[int, Callable[[sqlite3.Connection], None]] = {}
+MIGRATIONS: dict[int, Callable[[sqlite3.Connection], None]] = {
+    1: lambda _: (
+        None
+    ),  # the tables are the same; objects have fields, and are of kinds, that version 1 refuses
+}
 """Schema version -> what brings a file of that version to the next one; runs inside the writing transaction."""
 
 

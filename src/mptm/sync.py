@@ -2,9 +2,9 @@
 """Brings the tables of the data plane to what `compile` yielded: a diff of bytes, written in a safe order.
 
 At no time does an entry that a packet can reach point at something that isn't there: what is pointed at
-(templates, redirect targets, ports, listeners) is written first, then what points (terminations, hosts, prefixes,
-flows); removal goes the other way round. Programs are attached once the tables are right and detached before
-their port's slot is freed.
+(templates, groups, redirect targets, ports, listeners) is written first, then what points (terminations, hosts,
+prefixes, flows); removal goes the other way round. A group is changed in place: each of its slots is written in one
+piece. Programs are attached once the tables are right and detached before their port's slot is freed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from mptm.tables import Attachment, Tables, Termination
 if TYPE_CHECKING:
     from mptm.compile import Allocations, Compiled
 
-POINTED_AT = ("tunnels", "tx_ports", "ports", "locals", "listeners")
+POINTED_AT = ("tunnels", "groups", "tx_ports", "gateways", "ports", "locals", "listeners")
 """Tables that others refer to, in the order of writing."""
 
 POINTING = (
@@ -37,8 +37,8 @@ POINTING = (
 """Tables that refer to others, in the order of writing."""
 
 WRITE_ORDER = POINTED_AT + POINTING
-DELETE_ORDER = (*reversed(POINTING), "listeners", "locals", "ports", "tx_ports", "tunnels")
-ARRAYS = frozenset(("tunnels", "ports", "listeners", "terminations"))
+DELETE_ORDER = (*reversed(POINTING), *reversed(POINTED_AT))
+ARRAYS = frozenset(("tunnels", "groups", "ports", "listeners", "terminations"))
 """Tables with a slot per number, where all zeroes means free: they are freed by writing zeroes."""
 
 KEYED_ARRAY = "terminations"

@@ -48,7 +48,7 @@ class PrefixKeyV6(NamedTuple):
 
 class NextHop(NamedTuple):
     kind: int
-    has_mac: int
+    flags: int
     mac: bytes
     id: int
 
@@ -81,6 +81,18 @@ class Tunnel(NamedTuple):
     tos_mask: int
     ttl_mask: int
     inner_families: int
+    split_horizon: int = 0
+
+
+class Group(NamedTuple):
+    tunnels: tuple[int, ...]
+
+
+class Gateway(NamedTuple):
+    address_v4: bytes
+    address_v6: bytes
+    has_v4: int
+    has_v6: int
 
 
 class Listener(NamedTuple):
@@ -114,6 +126,7 @@ class LocalKey(NamedTuple):
 class Tables:
     """Every table that the control plane writes, by the map's name in bpf/maps.h; ARRAYs hold used slots only."""
 
+    gateways: dict[int, Gateway] = field(default_factory=dict)
     ports: dict[int, Port] = field(default_factory=dict)
     flows_v4: dict[FlowKeyV4, NextHop] = field(default_factory=dict)
     flows_v6: dict[FlowKeyV6, NextHop] = field(default_factory=dict)
@@ -122,6 +135,7 @@ class Tables:
     prefixes_v4: dict[PrefixKeyV4, NextHop] = field(default_factory=dict)
     prefixes_v6: dict[PrefixKeyV6, NextHop] = field(default_factory=dict)
     tunnels: dict[int, Tunnel] = field(default_factory=dict)
+    groups: dict[int, Group] = field(default_factory=dict)
     listeners: dict[int, Listener] = field(default_factory=dict)
     terminations: dict[int, Termination] = field(default_factory=dict)
     locals: dict[LocalKey, int] = field(default_factory=dict)

@@ -239,11 +239,11 @@ def test_a_refused_packet_reaches_the_nodes_own_socket_byte_for_byte(lab: Lab, n
 
 def test_an_unknown_container_address_is_left_to_the_nodes_kernel(lab: Lab, node: Node) -> None:
     """What no route knows passes: here to an address that the node itself has on the access port."""
-    configure(lab.namespace("node1"), ["address add 10.250.1.1/24 dev veth-c1"])
+    configure(lab.namespace("node1"), ["address add 10.250.1.9/24 dev veth-c1"])
     try:
-        ping(lab, "node1-c1", "10.250.1.1")
+        ping(lab, "node1-c1", "10.250.1.9")
     finally:
-        configure(lab.namespace("node1"), ["address del 10.250.1.1/24 dev veth-c1"])
+        configure(lab.namespace("node1"), ["address del 10.250.1.9/24 dev veth-c1"])
 
 
 # ---- interfaces that vanish ------------------------------------------------------------------------------

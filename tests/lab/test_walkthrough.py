@@ -180,7 +180,7 @@ def test_ping_passes_both_ways(transcript: list[Typed]) -> None:
 @pytest.mark.parametrize("transcript", ["walkthrough"], indirect=True)
 def test_map_dump_has_named_fields(transcript: list[Typed]) -> None:
     (dump,) = (typed for typed in transcript if "map dump" in typed.command.text)
-    for field in ("network", "source", "destination", "kind", "has_mac", "id"):
+    for field in ("network", "source", "destination", "kind", "flags", "id"):
         assert f'"{field}":' in dump.text
 
 

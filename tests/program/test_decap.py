@@ -130,7 +130,7 @@ FOREIGN = {
     "icmp": bytes(underlay_ip() / ICMP() / Raw(b"x" * 40)),
     "arp": bytes(Ether(src=REMOTE_MAC, dst=LOCAL_MAC) / ARP(pdst=LOCAL[4])),
     "ipv6 udp": bytes(underlay_ip(6) / UDP(dport=53) / Raw(b"x" * 40)),
-    "vlan": bytes(Ether(src=REMOTE_MAC, dst=LOCAL_MAC) / Dot1Q(vlan=5) / ip(4) / UDP()),
+    "vlan of another": bytes(Ether(src=REMOTE_MAC, dst="02:00:00:00:77:77") / Dot1Q(vlan=5) / ip(4) / UDP()),
     "lldp": bytes(Ether(src=REMOTE_MAC, dst=LOCAL_MAC, type=0x88CC) / Raw(b"x" * 50)),
     "in transit": geneve(outer={"dst": "10.99.0.1"}),
     "in transit and broken": geneve(outer={"dst": "10.99.0.1"}, version=3),
@@ -152,12 +152,17 @@ REFUSED = {
     "options of somebody else's tunnel": (geneve(vni=VNI + 1, critical=1), "SENDER_OR_ID"),
     "the other protocol's vni": (vxlan(vni=VNI), "SENDER_OR_ID"),
     "first fragment": (geneve(outer={"flags": "MF"}), "FRAGMENT"),
+    "unknown vlan": (
+        bytes(Ether(src=REMOTE_MAC, dst=LOCAL_MAC) / Dot1Q(vlan=5) / ip(4) / UDP()),
+        "SENDER_OR_ID",
+    ),
 }
 
 
 @pytest.mark.parametrize(("packet", "reason"), REFUSED.values(), ids=REFUSED)
 def test_what_nobody_may_send_us_is_counted_and_left_to_the_kernel_as_it_came(node, packet, reason):
-    node.apply(geneve_tunnel(), tunnel("vxlan", name="other", remotes=REMOTE, vni=99), here())
+    others = tunnel("vxlan", name="other", remotes=REMOTE, vni=99), tunnel("vlan", name="v", remotes=REMOTE)
+    node.apply(geneve_tunnel(), *others, here())
     got = node.send("up0", packet)
     assert (got.verdict, got.data) == ("PASS", packet)
     assert node.drop_scopes() == {(reason, "SCOPE_PORT", node.links["up0"].ifindex)}

@@ -72,7 +72,7 @@ def assert_is_advert(
     assert (packet.src, packet.dst) == (mac, to_mac)
     ip, advert = packet[IPv6], packet[ICMPv6ND_NA]
     assert (ip.src, ip.dst, ip.hlim, ip.plen) == (of, to, 255, 32)
-    assert (advert.tgt, advert.R, advert.S, advert.O) == (of, 0, int(solicited), 1)
+    assert (advert.tgt, advert.R, advert.S, advert.O) == (of, 0, int(solicited), 0)
     assert packet[ICMPv6NDOptDstLLAddr].lladdr == mac
     raw = bytes(packet)
     at = raw.index(bytes.fromhex("86dd")) + 2

@@ -22,7 +22,7 @@ from scapy.packet import Packet
 from mptm import sync
 from mptm.compile import Allocations, Compiled, compile_tables
 from mptm.facts import Facts, Link, Path
-from mptm.intent import Flow, Intent, Network, Port, Route, tunnel_from_dict
+from mptm.intent import Intent, Network, Object, Port, tunnel_from_dict
 from mptm.kernel import netns, testrun
 from mptm.kernel.dataplane import DataPlane
 
@@ -125,26 +125,25 @@ class World:
 
     # ---- what the node is told ----
 
-    def apply(
-        self, *objects: Network | Port | Route | Flow | dict[str, object], down: Sequence[str] = ()
-    ) -> Compiled:
+    def apply(self, *objects: Object | dict[str, object], down: Sequence[str] = ()) -> Compiled:
         """Bring the tables to these objects (a dict is a tunnel) and nothing else; counters start at zero.
 
-        Networks blue and green and the four ports are there anyhow. Tunnels in `down` have no neighbour.
+        Networks blue and green and the ports are there anyhow; one of `objects` of the same key takes the place.
+        Tunnels in `down` have no neighbour.
         """
         tunnels = [tunnel_from_dict(dict(each)) for each in objects if isinstance(each, dict)]
         rest = [each for each in objects if not isinstance(each, dict)]
+        always: list[Object] = [
+            Network(name="blue", id=1),
+            Network(name="green", id=0x01020304),
+            Port(name="c1", role="access", network="blue"),
+            Port(name="c2", role="access", network="blue"),
+            Port(name="c3", role="access", network="green"),
+            *(Port(name=uplink, role="uplink") for uplink in self.UPLINKS),
+        ]
+        given = {(each.kind, each.key) for each in rest}
         intent = Intent.of(
-            [
-                Network(name="blue", id=1),
-                Network(name="green", id=0x01020304),
-                Port(name="c1", role="access", network="blue"),
-                Port(name="c2", role="access", network="blue"),
-                Port(name="c3", role="access", network="green"),
-                *(Port(name=uplink, role="uplink") for uplink in self.UPLINKS),
-                *tunnels,
-                *rest,
-            ]
+            [*(each for each in always if (each.kind, each.key) not in given), *tunnels, *rest]
         )
         intent.validate()
         paths = {

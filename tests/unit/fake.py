@@ -22,7 +22,16 @@ from mptm.kernel.objects import object_path
 from mptm.node import NetnsIdentity
 from mptm.tables import Attachment
 
-ARRAYS = ("generation", "ports", "tunnels", "listeners", "terminations", "tunnel_counters", "port_counters")
+ARRAYS = (
+    "generation",
+    "ports",
+    "tunnels",
+    "groups",
+    "listeners",
+    "terminations",
+    "tunnel_counters",
+    "port_counters",
+)
 STRUCTS = {
     "ports": ("", "port"),
     "flows_v4": ("flow_key_v4", "next_hop"),
@@ -40,6 +49,8 @@ STRUCTS = {
     "port_counters": ("", "port_counters"),
     "drops": ("drop_key", "drop_value"),
     "generation": ("", ""),
+    "gateways": ("", "gateway"),
+    "groups": ("", "group"),
 }
 STEERING = ("flows_v4", "flows_v6", "hosts_v4", "hosts_v6", "prefixes_v4", "prefixes_v6")
 
@@ -154,13 +165,22 @@ class FakeDataPlane:
         self.removed = True
 
     def check(self) -> None:
-        """No dangling reference: of next hops to tunnels and redirect targets, of terminations to tunnels."""
+        """No dangling reference: of next hops to tunnels, groups and redirect targets; of groups and terminations
+        to tunnels.
+        """
         slots = {key["value"] for key, _ in self.maps["tunnels"].records()}
         targets = {key["value"] for key, _ in self.maps["tx_ports"].records()}
+        groups = {key["value"] for key, _ in self.maps["groups"].records()}
+        for key, group in self.maps["groups"].records():
+            assert {slot - 1 for slot in set(group["tunnels"]) if slot} <= slots, (
+                f"group {key} has a free slot"
+            )
         for name in STEERING:
             for key, next_hop in self.maps[name].records():
                 if next_hop["kind"] == NextHopKind.TUNNEL:
                     assert next_hop["id"] in slots, f"{name} {key} points at a free tunnel slot"
+                if next_hop["kind"] == NextHopKind.GROUP:
+                    assert next_hop["id"] in groups, f"{name} {key} points at a free group"
                 if next_hop["kind"] == NextHopKind.PORT:
                     assert next_hop["id"] in targets, f"{name} {key} points at no redirect target"
         for _, termination in self.maps["terminations"].records():

@@ -86,7 +86,7 @@ def test_a_tunnel_holds_its_template_and_as_many_patches_as_it_has(types: btf.Ty
 
 
 def test_what_is_packed_unpacks_to_the_same_fields(types: btf.Types) -> None:
-    hop = tables.NextHop(kind=2, has_mac=1, mac=b"\x02\0\0\0\0\x07", id=4095)
+    hop = tables.NextHop(kind=2, flags=1, mac=b"\x02\0\0\0\0\x07", id=4095)
     layout = types.struct("next_hop")
     assert layout.unpack(layout.pack(hop)) == hop._asdict()
 

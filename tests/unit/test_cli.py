@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -97,6 +98,105 @@ def test_the_commands_of_the_page_build_a_node(run):
     assert config.load(out) == config.load(NODE)
 
 
+def test_a_networks_gateway_is_given_changed_shown_and_taken_away(run):
+    def networks() -> list[dict[str, object]]:
+        found = json.loads(run("export", "--json")[1])["networks"]
+        assert isinstance(found, list)
+        return found
+
+    assert run("network", "add", "blue", "--gateway", "10.0.0.1", "--gateway", "FD00::1")[0] == 0
+    assert networks() == [{"name": "blue", "id": 1, "gateway": ["10.0.0.1", "fd00::1"]}]
+    assert "10.0.0.1, fd00::1" in run("network", "list")[1]
+    assert "gateway  10.0.0.1, fd00::1\n" in run("network", "show", "blue")[1]
+    assert run("network", "set", "blue", "--gateway", "10.0.0.2")[0] == 0
+    assert networks() == [{"name": "blue", "id": 1, "gateway": ["10.0.0.2"]}]
+    assert run("network", "set", "blue", "--no-gateway")[0] == 0
+    assert networks() == [{"name": "blue", "id": 1}]
+
+
+def test_a_tunnel_goes_from_one_protocol_to_another_in_three_steps(up):
+    def tunnel() -> dict[str, object]:
+        (found,) = json.loads(up("tunnel", "list", "--json")[1])
+        return {key: found.get(key) for key in ("protocol", "vni", "accept")}
+
+    for line, expected in (
+        (
+            "--accept vxlan,vni=200",
+            {"protocol": "geneve", "vni": 100, "accept": [{"protocol": "vxlan", "vni": 200}]},
+        ),
+        (
+            "--protocol vxlan --vni 200",
+            {"protocol": "vxlan", "vni": 200, "accept": [{"protocol": "geneve", "vni": 100}]},
+        ),
+        ("--no-accept geneve", {"protocol": "vxlan", "vni": 200, "accept": None}),
+    ):
+        assert up(*f"tunnel set to-node2 {line}".split()) == (0, "", "")
+        assert tunnel() == expected
+
+
+def test_what_a_tunnel_accepts_is_shown_and_survives_the_file(up, tmp_path):
+    line = "tunnel set to-node2 --accept vxlan,vni=0xc8 --accept vlan,vid=7,tpid=0x88a8"
+    assert up(*line.split()) == (0, "", "")
+    assert "accept         vxlan,vni=200, vlan,vid=7,tpid=0x88a8\n" in up("tunnel", "show", "to-node2")[1]
+    assert re.search(r"^to-node2 +geneve +vxlan, vlan +blue", up("tunnel", "list")[1], re.MULTILINE)
+    _, exported, _ = up("export")
+    assert "tpid: 0x88a8" in exported
+    path = tmp_path / "again.yaml"
+    path.write_text(exported)
+    assert up("apply", "-f", str(path))[2] == "mptm: nothing to change\n"
+    path.write_text(exported.replace("vni: 200", "vni: 201"))
+    _, planned, _ = up("plan", "-f", str(path))
+    assert planned == (
+        "~ tunnel to-node2: accept vxlan,vni=200; vlan,vid=7,tpid=0x88a8 "
+        "-> vxlan,vni=201; vlan,vid=7,tpid=0x88a8\n"
+    )
+
+
+def test_tunnel_set_changes_what_is_given_and_nothing_else(up):
+    line = "tunnel set to-node2 --ttl 9 --local 10.30.30.1 --split-horizon 4 --note a=b --vni 0x65"
+    assert up(*line.split())[0] == 0
+    (found,) = json.loads(up("tunnel", "list", "--json")[1])
+    assert found == {
+        "name": "to-node2", "protocol": "geneve", "network": "blue", "remote": "10.30.30.2", "vni": 101, "ttl": 9,
+        "local": "10.30.30.1", "split_horizon": 4, "annotations": {"a": "b"},
+    }  # fmt: skip
+    line = "tunnel set to-node2 --default local --default split-horizon --default ttl"
+    assert up(*line.split()) == (0, "", "")
+    (found,) = json.loads(up("tunnel", "list", "--json")[1])
+    assert not found.keys() & {"local", "split_horizon", "ttl"}
+
+
+def test_a_group_is_made_changed_shown_and_taken_away(up):
+    for line in (
+        "tunnel add other --protocol geneve --network blue --remote 10.30.30.3 --vni 100 --split-horizon 1",
+        "group add exits --network blue --member to-node2:3 --member other",
+        "route add 10.9.0.0/16 --network blue --group exits --relay",
+    ):
+        assert up(*line.split()) == (0, "", ""), line
+    _, out, _ = up("group", "show", "exits")
+    assert re.search(r"^to-node2 +3  up +7\d\.\d %$", out, re.MULTILINE)
+    assert "group exits relay" in up("route", "list")[1]
+    assert "to-node2:3, other" in up("group", "list")[1]
+    assert "  group exits network blue members to-node2:3,other\n" in up("network", "show", "blue")[1]
+    assert up("group", "set", "exits", "--member", "other:5", "--no-member", "to-node2")[0] == 0
+    assert json.loads(up("group", "list", "--json")[1]) == [
+        {"name": "exits", "network": "blue", "members": [{"tunnel": "other", "weight": 5}]}
+    ]
+    status, _, err = up("group", "set", "exits", "--no-member", "other")
+    assert (status, err.splitlines()[1]) == (
+        2,
+        "mptm: error: group exits: a group needs one member at least",
+    )
+    status, _, err = up("group", "set", "exits", "--no-member", "to-node2")
+    assert (status, err) == (
+        1,
+        "mptm: error: to-node2 is no member of group exits\n  members: other:5\n",
+    )
+    assert up("group", "del", "exits")[0] == 1
+    assert up("route", "del", "10.9.0.0/16")[0] == 0
+    assert up("group", "del", "exits")[0] == 0
+
+
 def test_and_their_reverse_takes_it_down_again(up):
     for line in (
         "flow del 10.250.1.100 10.250.1.101 --network blue",
@@ -155,6 +255,8 @@ def test_json_is_exactly_one_document_and_the_table_is_for_people(up, line):
         ("network add", "Missing argument 'NAME'"),
         ("network add bl/ue", "a name of 1 to 64"),
         ("network add blue --id 0", "--id"),
+        ("network add blue --gateway 10.0.0.1 --gateway 10.0.0.2", "--gateway: network blue: "),
+        ("network set blue", "give either --gateway or --no-gateway"),
         ("port add eth0", "--role"),
         ("port add eth0 --role access", "an access port needs network"),
         ("port add eth0 --role uplink --mac 1:2", "--mac: "),
@@ -169,6 +271,19 @@ def test_json_is_exactly_one_document_and_the_table_is_for_people(up, line):
         ("route add 10.0.0.1/24 --network blue --drop", "the prefix is 10.0.0.0/24"),
         ("route add 10.0.0.0/24 --network blue", "exactly one of --via"),
         ("route add 10.0.0.0/24 --network blue --via t --drop", "exactly one of --via"),
+        (
+            "route add 10.0.0.0/24 --network blue --drop --relay",
+            "--relay: route blue 10.0.0.0/24: relay can't",
+        ),
+        ("tunnel set t", "nothing to change is given"),
+        (
+            "tunnel add t --protocol gre --network blue --remote 10.0.0.1 --accept vxlan",
+            "a vxlan tunnel needs vni",
+        ),
+        ("group add g --network blue", "a group needs one member at least"),
+        ("group add g --network blue --member a:x", "'a:x' is not a tunnel with a weight from 1 to 256"),
+        ("group set g --member a:300", "300 is not a whole number from 1 to 256"),
+        ("group set g", "give --member or --no-member"),
         ("route show nowhere", "'nowhere'"),
         ("flow add 10.0.0.1 fd00::1 --network blue --drop", "the source is IPv4"),
         ("counters --watch --json", "exclude each other"),
@@ -191,6 +306,8 @@ def test_wrong_usage_is_status_2_and_says_what_is_wrong(run, line, message):
         ("network add red --id 1", "id 1 is taken by network blue"),
         ("network del blue", "in use by"),
         ("tunnel show to-node3", "there is no tunnel to-node3"),
+        ("tunnel set to-node3 --ttl 7", "there is no tunnel to-node3"),
+        ("tunnel set to-node2 --no-accept vxlan", "tunnel to-node2 doesn't accept vxlan"),
         ("route show 1.2.3.4/32", "there is no route 1.2.3.4/32"),
         ("route add 10.9.0.0/16 --network blue --via to-nowhere", "there is no tunnel to-nowhere"),
         ("route add 10.9.0.0/16 --network nowhere --drop", "there is no network nowhere"),

@@ -18,6 +18,7 @@ from mptm.compile import (
     Allocations,
     Compiled,
     LookupFlag,
+    NextHopFlag,
     NextHopKind,
     PortAllocation,
     PortRole,
@@ -30,12 +31,14 @@ from mptm.compile import (
 )
 from mptm.errors import TableFull
 from mptm.facts import Facts, Link, Path
-from mptm.intent import Flow, Intent, Network, Port, Route, Tunnel, tunnel_from_dict
+from mptm.hashing import share_out
+from mptm.intent import Flow, Group, Intent, Member, Network, Port, Route, Tunnel, tunnel_from_dict
 from mptm.protocols.base import ListenerKind, Parser
 from mptm.tables import (
     Attachment,
     FlowKeyV4,
     FlowKeyV6,
+    Gateway,
     HostKeyV4,
     HostKeyV6,
     Listener,
@@ -85,6 +88,7 @@ def compiled(*objects, facts: Facts = FACTS, previous: Allocations | None = None
         (PortRole, "port_role", "PORT_"),
         (LookupFlag, "lookup_flag", "LOOKUP_"),
         (NextHopKind, "next_hop_kind", "NEXT_HOP_"),
+        (NextHopFlag, "next_hop_flag", "NEXT_HOP_"),
         (TunnelFlag, "tunnel_flag", "TUNNEL_"),
         (ListenerKind, "listener_kind", "LISTEN_"),
         (PatchOp, "patch_op", "PATCH_"),
@@ -104,6 +108,7 @@ def test_capacities_are_those_of_the_data_plane():
                  "TERMINATION_PROBES"):  # fmt: skip
         assert getattr(compile_module, name) == c_constant("abi.h", f"MPTM_{name}")
     assert c_constant("maps.h", "MPTM_TUNNELS") == compile_module.TUNNEL_SLOTS
+    assert c_constant("abi.h", "MPTM_GROUPS") == compile_module.GROUP_SLOTS
     assert (
         c_constant("abi.h", "MPTM_OUTER_SIZE"),
         c_constant("abi.h", "MPTM_PATCHES"),
@@ -317,7 +322,7 @@ def test_a_termination_says_who_may_send_what_and_where_it_goes():
     assert termination == Termination(
         source=MAPPED + bytes([10, 30, 30, 2]), destination=MAPPED + bytes([10, 30, 30, 1]), tunnel_id=100,
         number=6081, parser=1, can_reply=1, network=5, tunnel=held.slot, counter=held.counter,
-        lookups=LookupFlag.PREFIXES, cookie_len=0, sublayer_len=0, flags=0, cookie=b"",
+        lookups=LookupFlag.PREFIXES, cookie_len=0, sublayer_len=0, flags=TerminationFlag.ACCEPT_ETHERNET, cookie=b"",
     )  # fmt: skip
     key = termination_key(termination.source, termination.destination, 100, 6081, 1)
     assert slot == termination_homes(key)[0]
@@ -360,6 +365,78 @@ def test_as_many_terminations_as_there_can_be_tunnels_find_room_near_their_homes
     assert len(set(placed.values())) == len(keys)
     for key, slot in placed.items():
         assert min((slot - home) % 65536 for home in termination_homes(bytes.fromhex(key))) < 4
+
+
+def test_what_is_accepted_beside_what_is_sent_has_terminations_and_listeners_of_its_own():
+    made = compiled(geneve(accept=["vxlan,vni=200", "vlan,vid=42", "gre"]))
+    held = made.allocations.tunnels["to-node2"]
+    found = {each.parser: each for each in made.tables.terminations.values()}
+    assert set(found) == {Parser.GENEVE, Parser.VXLAN, Parser.VLAN, Parser.GRE}
+    assert {(each.network, each.tunnel, each.counter, each.can_reply) for each in found.values()} == {
+        (5, held.slot, held.counter, 1)
+    }
+    sent, vxlan, vlan_ = found[Parser.GENEVE], found[Parser.VXLAN], found[Parser.VLAN]
+    assert (vxlan.source, vxlan.destination) == (sent.source, sent.destination)
+    assert (vxlan.tunnel_id, vxlan.number, vlan_.tunnel_id) == (200, 4789, 42)
+    assert vlan_.source == NEXT_MAC.ljust(16, b"\0")
+    assert found[Parser.GRE].flags == TerminationFlag.ACCEPT_IPV4 | TerminationFlag.ACCEPT_IPV6
+    numbers = {each.number for each in made.tables.listeners.values()}
+    assert numbers == {6081, 4789, 0x8100, 47}
+    assert len(made.tables.locals) == 1
+    assert made.tables.tunnels[held.slot] == next(iter(compiled(geneve()).tables.tunnels.values()))
+
+
+def test_changing_what_is_sent_changes_no_termination_but_for_the_tunnels_slot():
+    first = compiled(geneve(accept=["vxlan,vni=200"]))
+    other = tunnel_from_dict(GENEVE | {"protocol": "vxlan", "vni": 200, "accept": ["geneve,vni=100"]})
+    second = compiled(other, previous=first.allocations)
+    assert second.allocations.terminations == first.allocations.terminations
+    assert second.allocations.listeners == first.allocations.listeners
+    slots = [made.allocations.tunnels["to-node2"].slot for made in (first, second)]
+    for slot, before in first.tables.terminations.items():
+        assert second.tables.terminations[slot] == before._replace(tunnel=slots[1])
+    assert slots[0] != slots[1]
+
+
+def test_headers_that_can_not_be_told_apart_may_carry_what_either_may():
+    made = compiled(geneve(accept=["geneve,vni=100,payload=l3"]))
+    (termination,) = made.tables.terminations.values()
+    assert termination.flags == compile_module.ACCEPT_ANY
+    made = compiled(geneve(accept=["geneve,vni=101,payload=l3"]))
+    assert sorted(each.flags for each in made.tables.terminations.values()) == [
+        TerminationFlag.ACCEPT_ETHERNET,
+        TerminationFlag.ACCEPT_IPV4 | TerminationFlag.ACCEPT_IPV6,
+    ]
+
+
+def test_a_receive_only_tunnel_may_accept_several_protocols():
+    hub = geneve(remote="any", local="10.30.30.1", egress="eth0", accept=["vxlan,vni=1", "vlan,vid=7"])
+    made = compiled(hub, facts=replace(FACTS, paths={}))
+    assert {each.source for each in made.tables.terminations.values()} == {bytes(16)}
+    assert len(made.tables.terminations) == 3
+    assert made.states["tunnel", "to-node2"] == "receive-only"
+
+
+def test_a_protocol_without_ip_is_not_accepted_from_beyond_a_gateway():
+    path = replace(PATH, gateway=ip_address("10.30.30.254"))
+    made = compiled(geneve(accept=["vlan,vid=7"]), facts=replace(FACTS, paths={"to-node2": path}))
+    assert [each.parser for each in made.tables.terminations.values()] == [Parser.GENEVE]
+    assert made.states["tunnel", "to-node2"] == "up"
+    assert made.warnings == [
+        "tunnel to-node2 accepts no vlan: 10.30.30.2 is behind 10.30.30.254; vlan reaches neighbours only"
+    ]
+
+
+def test_a_conflict_over_what_is_accepted_beside_what_is_sent_names_the_protocol():
+    facts = replace(FACTS, paths={"a": PATH, "b": PATH})
+    made = compiled(
+        vlan(name="a", remote="10.30.30.2"),
+        geneve(name="b", remote="10.30.30.3", accept=["vlan,vid=42"]),
+        facts=facts,
+    )
+    problem = "accepts the same packets of vlan as tunnel a, which gets them"
+    assert made.states["tunnel", "b"] == f"conflict: {problem}"
+    assert f"tunnel b {problem}" in made.warnings
 
 
 def test_tunnels_that_turn_out_to_accept_the_same_packets_are_told():
@@ -442,6 +519,134 @@ def test_a_route_to_a_missing_interface_drops_with_a_warning():
     assert list(made.tables.hosts_v4.values()) == [NextHop(NextHopKind.DROP, 0, bytes(6), 0)]
     assert made.states["route", "blue 10.1.0.5/32"] == "down: missing interface veth0"
     assert "route blue 10.1.0.5/32 drops its packets: there is no interface veth0" in made.warnings
+
+
+# ---- relays and groups ---------------------------------------------------------------------------------------
+
+
+def test_a_relay_is_a_flag_of_the_next_hop_and_split_horizon_one_of_the_tunnel():
+    mac = "02:00:00:00:00:05"
+    made = compiled(
+        geneve(split_horizon=7),
+        Route(network="blue", prefix="10.1.0.5/32", via="to-node2", relay=True, mac=mac),
+        Flow(network="blue", source="10.0.0.1", destination="10.0.0.2", via="to-node2", relay=True),
+    )
+    both = NextHopFlag.MAC | NextHopFlag.RELAY
+    assert [next_hop.flags for next_hop in made.tables.hosts_v4.values()] == [both]
+    assert [next_hop.flags for next_hop in made.tables.flows_v4.values()] == [NextHopFlag.RELAY]
+    assert [tunnel.split_horizon for tunnel in made.tables.tunnels.values()] == [7]
+
+
+def test_what_a_receive_only_tunnel_brings_has_its_split_horizon_too():
+    hub = geneve(remote="any", local="10.30.30.1", split_horizon=7)
+    made = compiled(hub, facts=replace(FACTS, paths={}))
+    (tunnel,) = made.tables.tunnels.values()
+    assert (tunnel.outer_len, tunnel.split_horizon) == (0, 7)
+    assert tunnel.counter == made.allocations.tunnels["to-node2"].counter
+
+
+NAMES = ("a", "b", "c")
+TO_THREE = [geneve(name=name, remote=f"10.30.30.{number}") for number, name in enumerate(NAMES, 2)]
+SHARED = Group(
+    name="exits", network="blue", members=tuple(Member(tunnel=n, weight=w) for w, n in enumerate(NAMES, 1))
+)
+TO_GROUP = Route(network="blue", prefix="10.9.0.0/16", group="exits", relay=True)
+
+
+def to_three(*down: str, previous: Allocations | None = None, group: Group = SHARED) -> Compiled:
+    silent = replace(PATH, next_hop_mac=None, problem="nobody answers ARP")
+    facts = replace(FACTS, paths={name: silent if name in down else PATH for name in NAMES})
+    return compiled(*TO_THREE, group, TO_GROUP, facts=facts, previous=previous)
+
+
+def names_in(made: Compiled) -> list[str | None]:
+    """Who has each slot of the group."""
+    named = {held.slot + 1: name for name, held in made.allocations.tunnels.items()} | {0: None}
+    ((slot, group),) = made.tables.groups.items()
+    assert slot == made.allocations.groups["exits"]
+    return [named[each] for each in group.tunnels]
+
+
+def test_a_groups_slots_are_those_of_its_members_tunnels_by_weight():
+    made = to_three()
+    assert tuple(names_in(made)) == share_out([("a", 1), ("b", 2), ("c", 3)])
+    slot = made.allocations.groups["exits"]
+    next_hop = NextHop(NextHopKind.GROUP, NextHopFlag.RELAY, bytes(6), slot)
+    assert list(made.tables.prefixes_v4.values()) == [next_hop]
+    assert made.states["group", "exits"] == made.states["route", TO_GROUP.key] == "up"
+
+
+def test_a_member_that_is_down_gives_its_flows_away_and_only_those_and_gets_them_back():
+    whole = to_three()
+    without = to_three("b", previous=whole.allocations)
+    again = to_three(previous=without.allocations)
+    before, after = names_in(whole), names_in(without)
+    assert [new for old, new in zip(before, after, strict=True) if old != "b"] == [
+        n for n in before if n != "b"
+    ]
+    assert set(after) == {"a", "c"}
+    assert names_in(again) == before
+    assert without.states["group", "exits"] == "degraded: b is down"
+    assert without.states["route", TO_GROUP.key] == "up"
+    assert to_three("a", "c").states["group", "exits"] == "degraded: a, c are down"
+
+
+def test_a_group_none_of_whose_members_is_up_has_nobody():
+    made = to_three(*NAMES)
+    assert set(names_in(made)) == {None}
+    assert made.states["group", "exits"] == "down: all members are down"
+    assert made.states["route", TO_GROUP.key] == "down: group exits is down"
+
+
+def test_a_changed_group_keeps_its_slot_and_another_gets_the_next():
+    first = to_three()
+    fewer = Group(name="exits", network="blue", members=SHARED.members[:2])
+    second = to_three(previous=first.allocations, group=fewer)
+    assert second.allocations.groups == first.allocations.groups == {"exits": 0}
+    assert set(names_in(second)) == {"a", "b"}
+    third = compiled(
+        geneve(), Group(name="new", network="blue", members=(Member(tunnel="to-node2"),)),
+        previous=second.allocations,
+    )  # fmt: skip
+    assert third.allocations.groups == {"new": 1}
+
+
+def test_more_groups_than_slots_are_refused(monkeypatch):
+    monkeypatch.setattr(compile_module, "GROUP_SLOTS", 1)
+    groups = [Group(name=name, network="blue", members=(Member(tunnel="to-node2"),)) for name in NAMES]
+    with pytest.raises(TableFull, match="table groups is full: it has room for 1 groups"):
+        compiled(geneve(), *groups)
+
+
+# ---- gateways -----------------------------------------------------------------------------------------------
+
+
+def with_gateway(*gateway: str) -> Intent:
+    return Intent.of([Network(name="blue", id=5, gateway=gateway), UPLINK, ACCESS])
+
+
+def test_a_gateway_has_an_entry_for_its_network_and_one_among_the_hosts():
+    tables = compile_tables(with_gateway("10.1.0.1", "fd00::1"), FACTS, Allocations()).tables
+    v4, v6 = bytes([10, 1, 0, 1]), ip_address("fd00::1").packed
+    assert tables.gateways == {5: Gateway(v4, v6, 1, 1)}
+    answers = NextHop(NextHopKind.GATEWAY, 0, bytes(6), 0)
+    assert tables.hosts_v4 == {HostKeyV4(5, v4): answers}
+    assert tables.hosts_v6 == {HostKeyV6(5, v6): answers}
+
+
+def test_a_gateway_of_one_ip_version_says_that_there_is_none_of_the_other():
+    tables = compile_tables(with_gateway("fd00::1"), FACTS, Allocations()).tables
+    assert tables.gateways == {5: Gateway(bytes(4), ip_address("fd00::1").packed, 0, 1)}
+    assert not tables.hosts_v4
+    assert not compile_tables(with_gateway(), FACTS, Allocations()).tables.gateways
+
+
+@pytest.mark.parametrize(("prefix", "kind"), [("10.1.0.1/32", "DROP"), ("10.1.0.0/24", "GATEWAY")])
+def test_a_route_for_just_the_gateways_address_goes_before_it(prefix, kind):
+    intent = with_gateway("10.1.0.1").add(Route(network="blue", prefix=prefix, drop=True))
+    tables = compile_tables(intent, FACTS, Allocations()).tables
+    assert [next_hop.kind for next_hop in tables.hosts_v4.values()] == [NextHopKind[kind]]
+    assert set(tables.gateways) == {5}
 
 
 # ---- what stays and what moves ------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from mptm.config import dump, load
 from mptm.errors import InvalidIntent
-from mptm.intent import Flow, Intent, Network, Port, Route, tunnel_from_dict
+from mptm.intent import KINDS, Flow, Group, Intent, Member, Network, Port, Route, tunnel_from_dict
 
 NODE = """\
 networks:
@@ -27,6 +27,10 @@ tunnels:
     vni: 100
     ttl: inherit
   - {name: leaf, protocol: vlan, network: blue, remote: 10.30.30.3, vid: 42, tpid: 0x88a8}
+groups:
+  - name: exits
+    network: blue
+    members: [{tunnel: to-node2, weight: 3}, leaf]
 routes:
   - {network: blue, prefix: 10.250.1.101/32, via: to-node2}
   - {network: blue, prefix: fd00::/64, pass: true}
@@ -51,6 +55,9 @@ INTENT = Intent.of(
                 "tpid": 0x88A8,
             }
         ),
+        Group(
+            name="exits", network="blue", members=(Member(tunnel="to-node2", weight=3), Member(tunnel="leaf"))
+        ),
         Route(network="blue", prefix="10.250.1.101/32", via="to-node2"),
         Route(network="blue", prefix="fd00::/64", pass_=True),
         Flow(network="blue", source="10.250.1.100", destination="10.250.1.101", via="to-node2"),
@@ -74,7 +81,7 @@ def test_a_node_file_is_read():
 
 
 def test_json_is_read_as_well():
-    sections = {f"{kind}s": [] for kind in ("network", "port", "tunnel", "route", "flow")}
+    sections = {f"{kind}s": [] for kind in KINDS}
     for obj in INTENT.objects():
         sections[f"{obj.kind}s"].append(obj.to_dict())
     assert load(json.dumps(sections)) == load(json.dumps(sections, indent="\t")) == INTENT
@@ -179,36 +186,36 @@ def test_whatever_an_intent_holds_survives_the_file(name, other, notes, vni, add
          "from 1 to 4294967295"),
         (
             "prefix: 10.250.1.101/32", "prefix: 10.250.1.101/24",
-            "line 16: routes[0].prefix: route blue 10.250.1.101/24: 10.250.1.101/24 has host bits set; "
+            "line 20: routes[0].prefix: route blue 10.250.1.101/24: 10.250.1.101/24 has host bits set; "
             "the prefix is 10.250.1.0/24, the single address 10.250.1.101/32",
         ),
         (
             "10.250.1.101/32, via: to-node2", "10.250.1.101/32, via: to-node3",
-            "line 16: routes[0].via: route blue 10.250.1.101/32: there is no tunnel to-node3\n  "
+            "line 20: routes[0].via: route blue 10.250.1.101/32: there is no tunnel to-node3\n  "
             "did you mean to-node2?",
         ),
         (
             "pass: true", "pass: maybe",
-            "line 17: routes[1].pass: route blue fd00::/64: 'maybe' is not true or false",
+            "line 21: routes[1].pass: route blue fd00::/64: 'maybe' is not true or false",
         ),
         (
             "fd00::/64, pass: true", "10.250.1.101, drop: true",
-            "line 17: routes[1]: route blue 10.250.1.101/32 is there twice: first as routes[0] in line 16",
+            "line 21: routes[1]: route blue 10.250.1.101/32 is there twice: first as routes[0] in line 20",
         ),
         (
             "routes:", "route:",
-            "line 15: route: there is no section route; there are networks, ports, tunnels, routes, flows\n  "
+            "line 19: route: there is no section route; there are networks, ports, tunnels, groups, routes, flows\n  "
             "did you mean routes?",
         ),
         (
             "flows:\n  - {", "flows:\n  {",
-            "line 19: flows: flows must be a list; found a mapping\n  each begins with a dash",
+            "line 23: flows: flows must be a list; found a mapping\n  each begins with a dash",
         ),
         (
             "    id: 1\n", "    id: 1\n  - red\n",
             "line 4: networks[1]: a network must be a mapping of fields; found 'red'",
         ),
-        ("flows:", "ports:", "line 18: ports: ports is given twice, first in line 4"),
+        ("flows:", "ports:", "line 22: ports: ports is given twice, first in line 4"),
         (
             "role: uplink", "role: uplink, mac: '00:00:00:00:00:00'",
             "line 5: ports[0].mac: port eth0: 00:00:00:00:00:00 is no station's MAC address",
@@ -231,11 +238,11 @@ def test_a_mistake_is_named_with_line_field_object_value_and_what_would_be_right
         ("networks:\n  - {name: a, id: 1\nports: []\n", "line 3: node.yaml is no YAML or JSON: "),
         (
             "just words",
-            "line 1: the file must be a mapping of networks, ports, tunnels, routes, flows; found ",
+            "line 1: the file must be a mapping of networks, ports, tunnels, groups, routes, flows; found ",
         ),
         (
             "- a\n- b",
-            "line 1: the file must be a mapping of networks, ports, tunnels, routes, flows; found a list",
+            "line 1: the file must be a mapping of networks, ports, tunnels, groups, routes, flows; found a list",
         ),
         (
             "networks: &n []\nports: *n",

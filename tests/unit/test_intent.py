@@ -12,7 +12,9 @@ from mptm.fields import Checked, Field, fields_of, mac_bytes, mac_text, value_fr
 from mptm.intent import (
     KINDS,
     Flow,
+    Group,
     Intent,
+    Member,
     Network,
     Port,
     Route,
@@ -33,6 +35,9 @@ BLUE, RED = Network(name="blue", id=1), Network(name="red", id=2)
 ACCESS = Port(name="veth0", role="access", network="blue")
 TUNNEL = tunnel_from_dict(GENEVE)
 ROUTE = Route(network="blue", prefix="10.1.0.0/16", via="to-node2")
+GROUP = Group(
+    name="exits", network="blue", members=(Member(tunnel="to-node2", weight=3), Member(tunnel="other"))
+)
 
 
 def geneve(**changes: object) -> Tunnel:
@@ -59,10 +64,27 @@ def error_of(make, *arguments, **keywords) -> InvalidIntent:
             "network", {"name": "bl ue", "id": 1},
             "name: network bl ue: 'bl ue' is not a name of 1 to 64 letters, digits, dots, dashes and underscores",
         ),
+        (
+            "network", {"name": "blue", "id": 1, "gateway": ["10.0.0.1", "10.0.0.2"]},
+            "gateway: network blue: 10.0.0.1 and 10.0.0.2 are both IPv4; "
+            "a network has one gateway address of each version",
+        ),
+        (
+            "network", {"name": "blue", "id": 1, "gateway": "10.0.0.1/24"},
+            "gateway: network blue: ('10.0.0.1/24',) is not a list, each an IPv4 or IPv6 address",
+        ),
+        (
+            "network", {"name": "blue", "id": 1, "gateway": ["ff02::1"]},
+            "gateway: network blue: ff02::1 is no address of a single machine",
+        ),
+        (
+            "network", {"name": "blue", "id": 1, "gateway": ["127.0.0.1"]},
+            "gateway: network blue: 127.0.0.1 is a loopback address, which no workload can reach",
+        ),
         ("network", {"name": "blue"}, "id: network blue: a network needs id: a whole number from 1 to 4294967295"),
         (
             "network", {"name": "blue", "idd": 1},
-            "idd: network blue: a network has no field idd; it has name, id\n  did you mean id?",
+            "idd: network blue: a network has no field idd; it has name, id, gateway\n  did you mean id?",
         ),
         (
             "port", {"name": "an-interface-name", "role": "uplink"},
@@ -146,16 +168,97 @@ def error_of(make, *arguments, **keywords) -> InvalidIntent:
         ),
         (
             "route", {"network": "blue", "prefix": "10.1.1.0/24"},
-            "via: route blue 10.1.1.0/24: exactly one of via, port, drop and pass says where it leads; none is given",
+            "via: route blue 10.1.1.0/24: exactly one of via, group, port, drop and pass says where it leads; "
+            "none is given",
         ),
         (
             "route", {"network": "blue", "prefix": "10.1.1.0/24", "via": "t", "pass": True},
-            "pass: route blue 10.1.1.0/24: exactly one of via, port, drop and pass says where it leads; "
+            "pass: route blue 10.1.1.0/24: exactly one of via, group, port, drop and pass says where it leads; "
             "via and pass are given",
         ),
         (
             "route", {"network": "blue", "prefix": "10.1.1.0/24", "drop": True, "mac": "02:00:00:00:00:01"},
-            "mac: route blue 10.1.1.0/24: 02:00:00:00:00:01 can't be used with drop; mac goes with via or port",
+            "mac: route blue 10.1.1.0/24: 02:00:00:00:00:01 can't be used with drop; mac goes with via, group or port",
+        ),
+        (
+            "route", {"network": "blue", "prefix": "10.1.1.0/24", "port": "veth0", "relay": True},
+            "relay: route blue 10.1.1.0/24: relay can't be used with port; it goes with via or group",
+        ),
+        (
+            "route", {"network": "blue", "prefix": "10.1.1.0/24", "via": "t", "group": "g"},
+            "group: route blue 10.1.1.0/24: exactly one of via, group, port, drop and pass says where it leads; "
+            "via and group are given",
+        ),
+        (
+            "tunnel", GENEVE | {"split_horizon": 0},
+            "split_horizon: tunnel to-node2: 0 is not a whole number from 1 to 255",
+        ),
+        (
+            "tunnel", GENEVE | {"accept": [{"protocol": "vxlan", "vni": 2**24}]},
+            "accept: tunnel to-node2: vni: vxlan: 16777216 is not a whole number from 0 to 16777215",
+        ),
+        (
+            "tunnel", GENEVE | {"accept": [{"protocol": "vxlan", "vnl": 1}]},
+            "accept: tunnel to-node2: vnl: vxlan: vxlan has no option vnl; "
+            "it has df, dscp, port, source_port, to_stack, ttl, udp_checksum, vni\n  did you mean vni?",
+        ),
+        (
+            "tunnel", GENEVE | {"accept": [{"vni": 1}]},
+            f"accept: tunnel to-node2: protocol: needs protocol: {', '.join(PROTOCOLS)}",
+        ),
+        (
+            "tunnel", GENEVE | {"accept": "vxlan,vni"},
+            "accept: tunnel to-node2: 'vxlan,vni' is not a protocol with its options, such as vxlan,vni=100",
+        ),
+        (
+            "tunnel", GENEVE | {"accept": ["vxlan,vni=1", "vxlan,vni=2"]},
+            "accept: tunnel to-node2: vxlan is accepted twice",
+        ),
+        (
+            "tunnel", GENEVE | {"accept": ["ip4ip6"]},
+            "accept: tunnel to-node2: 10.30.30.2 is IPv4, but ip4ip6 runs over IPv6 only",
+        ),
+        (
+            "tunnel",
+            {"name": "l", "protocol": "l2tp", "network": "blue", "remote": "10.30.30.2", "session_id": 7,
+             "accept": ["l2tp,session-id=7,cookie=01020304"]},
+            "accept: tunnel l: identifier 7 of l2tp can't have two cookies or sublayers"
+            "\n  give what is accepted another identifier",
+        ),
+        ("group", {"name": "g", "network": "blue"}, "members: group g: a group needs members: a list, each a tunnel "
+         "with a weight from 1 to 256, such as to-node2 or to-node2:3"),
+        (
+            "group", {"name": "g", "network": "blue", "members": []},
+            "members: group g: a group needs one member at least",
+        ),
+        (
+            "group", {"name": "g", "network": "blue", "members": ["a", {"tunnel": "a", "weight": 2}]},
+            "members: group g: a is a member twice\n  a weight says how much it gets",
+        ),
+        (
+            "group", {"name": "g", "network": "blue", "members": [{"tunnel": "a", "weight": 257}]},
+            "members: group g: weight: member a: 257 is not a whole number from 1 to 256",
+        ),
+        (
+            "group", {"name": "g", "network": "blue", "members": ["a:0"]},
+            "members: group g: weight: member a: 0 is not a whole number from 1 to 256",
+        ),
+        (
+            "group", {"name": "g", "network": "blue", "members": ["a:3.5"]},
+            "members: group g: 'a:3.5' is not a tunnel with a weight from 1 to 256, such as to-node2 or to-node2:3",
+        ),
+        (
+            "group", {"name": "g", "network": "blue", "members": [{"tunnel": "a", "wieght": 2}]},
+            "members: group g: wieght: member: a member has no field wieght; it has tunnel, weight"
+            "\n  did you mean weight?",
+        ),
+        (
+            "group", {"name": "g", "network": "blue", "members": [7]},
+            "members: group g: 7 is not a tunnel with a weight from 1 to 256, such as to-node2 or to-node2:3",
+        ),
+        (
+            "group", {"name": "g", "network": "blue", "members": [f"t{number}" for number in range(257)]},
+            "members: group g: 257 members are given; 256 is the most",
         ),
         (
             "flow", {"network": "blue", "source": "10.0.0.1", "destination": "fd00::1", "drop": True},
@@ -187,6 +290,36 @@ def test_addresses_and_macs_take_one_form():
     assert Route(network="b", prefix="10.0.0.1", drop=True).prefix == "10.0.0.1/32"
 
 
+def test_a_tunnel_says_what_it_accepts_beside_what_it_sends():
+    made = geneve(accept=[{"protocol": "vxlan", "vni": 7, "port": 8472}, "mpls,labels=16,17"])
+    assert made.to_dict()["accept"] == [
+        {"protocol": "vxlan", "vni": 7, "port": 8472}, {"protocol": "mpls", "labels": [16, 17]},
+    ]  # fmt: skip
+    assert [each.from_value(str(each)) for each in made.accept] == list(made.accept)
+    assert tunnel_from_dict(made.to_dict()) == tunnel_from_dict(made.to_dict(defaults=True)) == made
+    first, second, third = made.variants()
+    assert first is made
+    assert (second.protocol, second.remote, second.accept) == ("vxlan", "10.30.30.2", ())
+    assert third.options == made.accept[1].options
+    assert TUNNEL.variants() == (TUNNEL,)
+
+
+def test_members_of_a_group_may_be_written_in_short():
+    values = {"name": "exits", "network": "blue", "members": ["to-node2:3", "other"]}
+    assert object_from_dict("group", values) == GROUP
+    assert GROUP.to_dict()["members"] == [{"tunnel": "to-node2", "weight": 3}, {"tunnel": "other"}]
+    assert list(map(str, GROUP.members)) == ["to-node2:3", "other"]
+    assert object_from_dict("group", values | {"members": {"tunnel": "a"}}).members == (Member(tunnel="a"),)
+    assert Group(name="g", network="blue", members="a:2").members[0].weight == 2  # type: ignore[arg-type]
+
+
+def test_a_list_of_one_may_be_written_without_brackets():
+    one = object_from_dict("network", {"name": "blue", "id": 1, "gateway": "FD00::1"})
+    assert one == Network(name="blue", id=1, gateway=("fd00::1",))
+    assert one.to_dict() == {"name": "blue", "id": 1, "gateway": ["fd00::1"]}
+    assert set(Network(name="b", id=1, gateway=("fd00::1", "10.0.0.1")).gateways) == {4, 6}
+
+
 def test_keys_are_text_and_can_be_had_from_what_an_operator_types():
     assert route_key("blue", "FD00::1") == "blue fd00::1/128"
     assert flow_key("blue", "10.0.0.1", "10.0.0.2") == "blue 10.0.0.1 10.0.0.2"
@@ -215,7 +348,7 @@ def test_pass_is_the_word_in_files_though_not_in_python():
 @pytest.mark.parametrize("kind", KINDS)
 def test_to_dict_with_defaults_is_read_back_as_the_same_object(kind):
     samples = {
-        "network": BLUE, "port": ACCESS, "tunnel": TUNNEL, "route": ROUTE,
+        "network": BLUE, "port": ACCESS, "tunnel": TUNNEL, "route": ROUTE, "group": GROUP,
         "flow": Flow(network="blue", source="10.0.0.1", destination="10.0.0.2", port="veth0", annotations={"a": "b"}),
     }  # fmt: skip
     for defaults in (False, True):
@@ -389,6 +522,27 @@ def test_a_right_intent_has_no_problems():
             "give the tunnel a remote to send to",
         ),
         (
+            Group(name="g", network="blue", members=(Member(tunnel="to-node2"), Member(tunnel="to-node3"))),
+            "members: group g: there is no tunnel to-node3\n  did you mean to-node2?",
+        ),
+        (
+            Group(name="g", network="red", members=(Member(tunnel="to-node2"),)),
+            "members: group g: tunnel to-node2 is of network blue, not red",
+        ),
+        (
+            Group(name="g", network="red", members=(Member(tunnel="hub"),)),
+            "members: group g: tunnel hub has remote any: it only receives\n  give the tunnel a remote to send to",
+        ),
+        (
+            Group(name="g", network="green", members=(Member(tunnel="hub"),)),
+            "network: group g: there is no network green\n  there are blue, red",
+        ),
+        (
+            Route(network="red", prefix="10.0.0.0/8", group="g"),
+            "group: route red 10.0.0.0/8: there is no group g\n  "
+            "there are no groups yet; `mptm group add --help` says how to make one",
+        ),
+        (
             geneve(name="again", network="red"),
             "remote: tunnel again: accepts the same packets as tunnel to-node2 of network blue "
             "(geneve, identifier 100, from 10.30.30.2)\n  let them differ in identifier, remote, local or port",
@@ -396,6 +550,25 @@ def test_a_right_intent_has_no_problems():
         (
             tunnel_from_dict(GENEVE | {"name": "other", "protocol": "vxlan", "port": 6081}),
             "port: tunnel other: port 6081 is taken by geneve (tunnel to-node2)\n  one UDP port carries one protocol",
+        ),
+        (
+            tunnel_from_dict(GENEVE | {"name": "other", "vni": 101, "accept": ["vxlan,vni=1,port=6081"]}),
+            "accept: tunnel other: port 6081 is taken by geneve (tunnel to-node2)\n  one UDP port carries one protocol",
+        ),
+        (
+            tunnel_from_dict(GENEVE | {"name": "other", "protocol": "vxlan", "accept": ["geneve,vni=100"]}),
+            "accept: tunnel other: accepts the same packets as tunnel to-node2 of network blue "
+            "(geneve, identifier 100, from 10.30.30.2)\n  let them differ in identifier, remote, local or port",
+        ),
+        (
+            tunnel_from_dict(GENEVE | {"name": "other", "vni": 101, "accept": ["vxlan,vni=1,port=6081"]}),
+            "accept: tunnel other: port 6081 is taken by geneve (tunnel to-node2)\n  one UDP port carries one protocol",
+        ),
+        (
+            tunnel_from_dict(
+                GENEVE | {"name": "two", "vni": 1, "port": 99, "accept": ["vxlan,vni=1,port=99"]}
+            ),
+            "accept: tunnel two: port 99 is taken by geneve (tunnel two)\n  one UDP port carries one protocol",
         ),
     ],
 )
@@ -450,6 +623,24 @@ def test_of_vlans_that_meet_the_error_names_what_can_tell_them_apart():
     assert error.hint == "let them differ in identifier, remote or egress"
 
 
+def test_groups_keep_what_they_are_made_of_and_are_kept_by_what_leads_to_them():
+    group = Group(name="g", network="blue", members=(Member(tunnel="to-node2"),))
+    intent = base(group, Route(network="blue", prefix="10.0.0.0/8", group="g"))
+    intent.validate()
+    with pytest.raises(InUse, match="tunnel to-node2 is in use by group g"):
+        intent.remove("tunnel", "to-node2")
+    with pytest.raises(InUse, match=r"group g is in use by route blue 10\.0\.0\.0/8"):
+        intent.remove("group", "g")
+    with pytest.raises(
+        InUse, match="network blue is in use by port veth0, tunnel to-node2, group g and 1 more"
+    ):
+        intent.remove("network", "blue")
+    assert intent.remove("route", "blue 10.0.0.0/8").remove("group", "g").remove("tunnel", "to-node2")
+    other = Route(network="red", prefix="10.0.0.0/8", group="g")
+    error = error_of(base(group, other).validate)
+    assert str(error) == "group: route red 10.0.0.0/8: group g is of network blue, not red"
+
+
 # ---- what the kernel's stack would silently discard -----------------------------------------------------
 
 
@@ -486,6 +677,15 @@ GATEWAY_PORT = Port(name="veth1", role="access", network="blue", mac=MAC)
             [FLOW_TO_STACK, Route(network="blue", prefix="10.2.0.0/24", via="to-node2", mac=MAC)],
             f"via: flow blue 10.1.0.1 10.2.0.1: {REASON}route blue 10.2.0.0/24 tells workloads {MAC}"
             "\n  leave out mac of route blue 10.2.0.0/24, or to_stack of tunnel stack",
+        ),
+        (
+            [
+                Group(name="g", network="blue", members=(Member(tunnel="to-node2"), Member(tunnel="stack"))),
+                Route(network="blue", prefix="10.2.0.0/16", group="g"),
+                GATEWAY_PORT,
+            ],
+            f"group: route blue 10.2.0.0/16: {REASON}port veth1 tells workloads {MAC}"
+            "\n  leave out mac of port veth1, or to_stack of tunnel stack",
         ),
     ],
 )

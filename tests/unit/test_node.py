@@ -20,7 +20,7 @@ from mptm.errors import (
     Unresolved,
 )
 from mptm.facts import Facts
-from mptm.intent import Flow, Intent, Network, Port, Route, Tunnel, tunnel_from_dict
+from mptm.intent import Flow, Group, Intent, Member, Network, Port, Route, Tunnel, tunnel_from_dict
 from mptm.node import NetnsIdentity, Node, SystemKernel
 from mptm.reasons import Reason
 
@@ -96,6 +96,45 @@ def test_a_change_that_makes_no_sense_changes_nothing(node, kernel, change, erro
         change(node)
     assert node.intent == FULL
     assert kernel.planes["default"].bytes() == before
+
+
+SHARED = Group(name="both", network="blue", members=(Member(tunnel="t", weight=3), Member(tunnel="u")))
+TO_BOTH = Route(network="blue", prefix="10.9.0.0/16", group="both")
+
+
+def test_the_details_of_a_group_are_its_members_with_what_they_get(node, kernel):
+    node.apply(Intent.of([*FULL.objects(), tunnel("u", remote="10.30.30.3"), SHARED, TO_BOTH]))
+    details = node.group_details("both")
+    assert (details.name, details.network, details.state) == ("both", "blue", "up")
+    first, second = details.members
+    assert (first.tunnel, first.weight, first.state) == ("t", 3, "up")
+    assert first.share is not None and 0.72 < first.share < 0.78
+    assert second.share == 1 - first.share
+    kernel.silent.add("10.30.30.3")
+    node.restore()
+    details = node.group_details("both")
+    assert details.state == "degraded: u is down"
+    assert [member.share for member in details.members] == [1, 0]
+    assert details.members[1].state.startswith("down: 10.30.30.3 is on-link")
+    assert details.to_dict()["members"][1]["tunnel"] == "u"
+    kernel.root = False
+    without_root = node.group_details("both")
+    assert [member.share for member in without_root.members] == [None, None]
+    with pytest.raises(NotFound, match="there is no group none"):
+        node.group_details("none")
+
+
+def test_status_names_a_group_without_a_member_and_not_each_route_to_it(node, kernel):
+    node.apply(Intent.of([*FULL.objects(), tunnel("u", remote="10.30.30.3"), SHARED, TO_BOTH]))
+    assert node.status().healthy
+    kernel.silent.add("10.30.30.3")
+    status = node.status()
+    assert ("group", "both", "degraded: u is down") in status.objects
+    assert not status.healthy
+    kernel.silent.add("10.30.30.2")
+    states = {(kind, key): state for kind, key, state in node.status().objects}
+    assert states["group", "both"] == "down: all members are down"
+    assert not [key for kind, key in states if kind == "route"]
 
 
 def test_a_remote_that_does_not_answer_is_refused_in_words_and_changes_nothing(node, kernel):

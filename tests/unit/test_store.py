@@ -238,6 +238,18 @@ def test_a_file_of_an_older_version_is_brought_up_to_date_by_who_reads_it(store,
     assert (snapshot.intent, snapshot.meta) == (INTENT, {"migrated": "yes"})
 
 
+def test_a_file_of_version_1_is_read_and_from_then_on_of_this_version(store):
+    store.mark_applied(store.write(INTENT, ALLOCATIONS))
+    with sqlite3.connect(store.path) as connection:
+        connection.execute("PRAGMA user_version = 1")
+    connection.close()
+    snapshot = store.read()
+    assert (snapshot.intent, snapshot.applied, snapshot.allocations) == (INTENT, INTENT, ALLOCATIONS)
+    with sqlite3.connect(store.path) as connection:
+        assert connection.execute("PRAGMA user_version").fetchone() == (SCHEMA_VERSION,)
+    connection.close()
+
+
 def test_a_file_of_a_newer_version_is_refused_and_left_alone(store):
     store.write(INTENT, ALLOCATIONS)
     with sqlite3.connect(store.path) as connection:

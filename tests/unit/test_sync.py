@@ -9,11 +9,22 @@ from hypothesis import strategies as st
 from mptm import sync
 from mptm.compile import Allocations, Compiled, compile_tables
 from mptm.errors import TableFull
-from mptm.intent import Flow, Intent, Network, Object, Port, Route, Tunnel, tunnel_from_dict
+from mptm.intent import (
+    Flow,
+    Group,
+    Intent,
+    Member,
+    Network,
+    Object,
+    Port,
+    Route,
+    Tunnel,
+    tunnel_from_dict,
+)
 from mptm.reasons import Reason
 
 OBJECTS: list[Object] = [
-    Network(name="blue", id=1),
+    Network(name="blue", id=1, gateway=("10.1.0.254", "fd00::fe")),
     Network(name="red", id=2),
     Port(name="eth0", role="uplink"),
     Port(name="veth-a", role="access", network="blue"),
@@ -21,9 +32,32 @@ OBJECTS: list[Object] = [
     tunnel_from_dict(
         {"name": "g", "protocol": "geneve", "network": "blue", "remote": "10.30.30.2", "vni": 1}
     ),
-    tunnel_from_dict({"name": "x", "protocol": "vxlan", "network": "red", "remote": "10.30.30.3", "vni": 2}),
+    tunnel_from_dict(
+        {
+            "name": "x",
+            "protocol": "vxlan",
+            "network": "red",
+            "remote": "10.30.30.3",
+            "vni": 2,
+            "accept": ["gre,key=5"],
+        }
+    ),
     tunnel_from_dict({"name": "v", "protocol": "vlan", "network": "red", "remote": "10.30.30.4", "vid": 7}),
-    Route(network="blue", prefix="10.1.0.1/32", via="g"),
+    tunnel_from_dict(
+        {
+            "name": "h",
+            "protocol": "geneve",
+            "network": "blue",
+            "remote": "10.30.30.5",
+            "vni": 1,
+            "split_horizon": 3,
+        }
+    ),
+    Group(name="gh", network="blue", members=(Member(tunnel="g", weight=2), Member(tunnel="h"))),
+    Group(name="only-g", network="blue", members=(Member(tunnel="g"),)),
+    Route(network="blue", prefix="10.1.0.1/32", via="g", relay=True),
+    Route(network="blue", prefix="10.1.0.3/32", group="gh"),
+    Flow(network="blue", source="10.1.0.2", destination="10.1.0.3", group="only-g", relay=True),
     Route(network="blue", prefix="10.1.0.2/32", port="veth-a"),
     Route(network="blue", prefix="10.2.0.0/16", drop=True),
     Route(network="red", prefix="10.1.0.0/24", via="x"),
@@ -148,6 +182,58 @@ def test_a_changed_template_gets_a_new_slot_before_the_old_one_is_freed():
     assert [(change.old is None, change.new is None) for change in touched] == [(True, False), (False, True)]
 
 
+def test_a_migration_never_leaves_what_is_sent_or_accepted_without_its_entries():
+    """After every single write: what either node may send at that moment has a termination with a live tunnel."""
+    plane, kernel = FakeDataPlane(), FakeKernel()
+    previous = None
+    values = {"name": "t", "network": "blue", "remote": "10.30.30.2", "vni": 1}
+    steps = [
+        ({"protocol": "vxlan"}, set()),
+        ({"protocol": "vxlan", "accept": ["geneve,vni=1"]}, {"vxlan"}),
+        ({"protocol": "geneve", "accept": ["vxlan,vni=1"]}, {"vxlan", "geneve"}),
+        ({"protocol": "geneve"}, {"geneve"}),
+    ]
+    ports = {"vxlan": 4789, "geneve": 6081}
+    route = Route(network="blue", prefix="10.1.0.1/32", via="t")
+    needed: set[str] = set()
+
+    def check() -> None:
+        FakeDataPlane.check(plane)
+        parsers = {record["number"] for _, record in plane.maps["listeners"].records()}
+        accepted = {
+            record["number"] for _, record in plane.maps["terminations"].records() if record["parser"]
+        }
+        assert {ports[name] for name in needed} <= parsers & accepted
+        if needed:
+            (host,) = (record for _, record in plane.maps["hosts_v4"].records() if record["kind"] == 2)
+            templates = {key["value"]: record for key, record in plane.maps["tunnels"].records()}
+            assert templates[host["id"]]["outer_len"]
+
+    plane.check = check  # type: ignore[method-assign]
+    for fields, accepted_throughout in steps:
+        tunnel = tunnel_from_dict(values | fields)
+        made = compiled(Intent.of([*OBJECTS[:5], tunnel, route]), kernel, previous)
+        needed = accepted_throughout
+        sync.apply(plane, made, previous)
+        previous = made.allocations
+
+
+def test_groups_lead_to_a_changed_template_before_the_old_one_is_freed():
+    plane, kernel = FakeDataPlane(), FakeKernel()
+    made = compiled(FULL, kernel)
+    sync.apply(plane, made)
+    tunnel = tunnel_from_dict(FULL.tunnels["g"].to_dict() | {"ttl": 9})
+    again = compiled(FULL.replace(tunnel), kernel, made.allocations)
+    assert again.allocations.groups == made.allocations.groups
+    plane.log.clear()
+    changes = sync.apply(plane, again, made.allocations).changes
+    assert {change.table for change in changes} >= {"groups", "tunnels", "hosts_v4"}
+    assert all(change.old and change.new for change in changes if change.table == "groups")
+    groups = [number for number, step in enumerate(plane.log) if step == "update groups"]
+    assert plane.log.index("update tunnels") < min(groups)
+    assert max(groups) < plane.log.index("update hosts_v4") < plane.log.index("delete tunnels")
+
+
 def test_counters_and_drops_of_a_new_tunnel_start_at_zero_and_those_of_others_stay():
     plane, kernel = FakeDataPlane(), FakeKernel()
     part = Intent.of([each for each in OBJECTS if not (isinstance(each, Tunnel) and each.name != "g")][:6])
@@ -263,7 +349,7 @@ def test_a_termination_never_has_its_key_without_its_own_value():
     sync.apply(plane, first)
     sync.apply(plane, compiled(Intent(), kernel, first.allocations), first.allocations)
     unpack = table.value.unpack
-    assert len(seen) == 12
+    assert len(seen) == 20
     for old, new in seen:
         before = unpack(old) if old else None
         after = unpack(new) if new else None

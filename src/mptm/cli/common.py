@@ -102,9 +102,16 @@ def print_fields(fields: dict[str, object]) -> None:
     """A field per line, names aligned; None and empty values as `-`."""
     width = max((len(name) for name in fields), default=0)
     for name, value in fields.items():
-        if isinstance(value, bool):
-            value = "yes" if value else "no"
-        click.echo(f"{name.ljust(width)}  {'-' if value is None or value == '' else value}")
+        click.echo(f"{name.ljust(width)}  {in_words(value) or '-'}")
+
+
+def in_words(value: object) -> str:
+    """A value as people read it: yes and no, the items of a list with commas; None and empty ones as nothing."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(in_words, value))
+    return "" if value is None else str(value)
 
 
 def complete_names(kind: str) -> Callable[[click.Context, click.Parameter, str], list[CompletionItem]]:

@@ -13,6 +13,7 @@ from mptm.cli.common import (
     complete_interfaces,
     complete_names,
     current_node,
+    in_words,
     json_option,
     note,
     print_fields,
@@ -42,6 +43,14 @@ which_network_option = click.option(
 )
 
 
+gateway_option = click.option(
+    "--gateway",
+    metavar="ADDRESS",
+    multiple=True,
+    help="Our own address in the network, one of IPv4 and one of IPv6. Repeatable.",
+)
+
+
 def next_hop_options(function: Command) -> Command:
     """Where a route or flow leads: exactly one of them."""
     for option in (
@@ -49,6 +58,11 @@ def next_hop_options(function: Command) -> Command:
             "--mac",
             metavar="MAC",
             help="Inner destination MAC to write, and what ARP and ND are answered with.",
+        ),
+        click.option(
+            "--relay",
+            is_flag=True,
+            help="Take packets that came out of another tunnel, too (with --via or --group).",
         ),
         click.option("--pass", "pass_", is_flag=True, help="Leave the packets to the kernel's stack."),
         click.option("--drop", is_flag=True, help="Drop the packets, and count them."),
@@ -59,6 +73,12 @@ def next_hop_options(function: Command) -> Command:
             help="Deliver to this local access port.  [MAC default: that of the veth's other end]",
         ),
         click.option(
+            "--group",
+            metavar="GROUP",
+            shell_complete=complete_names("groups"),
+            help="Share out the flows among the tunnels of this group.",
+        ),
+        click.option(
             "--via", metavar="TUNNEL", shell_complete=complete_names("tunnels"), help="Send into this tunnel."
         ),
     ):
@@ -67,9 +87,9 @@ def next_hop_options(function: Command) -> Command:
 
 
 def _next_hop_fields(options: dict[str, Any]) -> dict[str, Any]:
-    chosen = [name for name in ("via", "port", "drop", "pass_") if options[name]]
+    chosen = [name for name in ("via", "group", "port", "drop", "pass_") if options[name]]
     if len(chosen) != 1:
-        raise click.UsageError("give exactly one of --via, --port, --drop and --pass")
+        raise click.UsageError("give exactly one of --via, --group, --port, --drop and --pass")
     return {name: value for name, value in options.items() if value}
 
 
@@ -95,22 +115,51 @@ def network() -> None:
     type=click.IntRange(1, 2**32 - 1),
     help="Its number on this node.  [default: the first free]",
 )
-def network_add(name: str, number: int | None) -> None:
+@gateway_option
+def network_add(name: str, number: int | None, gateway: tuple[str, ...]) -> None:
     """Add a network.
+
+    From its gateway address workloads are told that a packet is too big for its tunnel; the address answers ARP,
+    neighbour solicitations and pings.
 
     \b
     Example:
       mptm network add blue --id 1
+      mptm network add green --gateway 10.250.1.1 --gateway fd00:250:1::1
     """
     from mptm.intent import Network
 
     with usage_errors():
-        Network(name=name, id=number or 1)
+        Network(name=name, id=number or 1, gateway=gateway)
 
     def add(intent: Intent) -> Intent:
-        return intent.add(Network(name=name, id=number or first_free_id(intent)))
+        return intent.add(Network(name=name, id=number or first_free_id(intent), gateway=gateway))
 
     warn_of(current_node().edit(add))
+
+
+@network.command("set")
+@click.argument("name", shell_complete=complete_names("networks"))
+@gateway_option
+@click.option("--no-gateway", is_flag=True, help="Have no gateway address any more.")
+def network_set(name: str, gateway: tuple[str, ...], no_gateway: bool) -> None:
+    """Change the gateway addresses of a network: those that are given take the place of those that it had.
+
+    \b
+    Example:
+      mptm network set blue --gateway 10.250.1.1 --gateway fd00:250:1::1
+      mptm network set blue --no-gateway
+    """
+    from msgspec.structs import replace
+
+    if bool(gateway) == no_gateway:
+        raise click.UsageError("give either --gateway or --no-gateway")
+
+    def change(intent: Intent) -> Intent:
+        with usage_errors():
+            return intent.replace(replace(intent.get("network", name), gateway=gateway))
+
+    warn_of(current_node().edit(change))
 
 
 def first_free_id(intent: Intent) -> int:
@@ -124,9 +173,10 @@ def _network_row(intent: Intent, name: str) -> dict[str, Any]:
         return sum(each.network == name for each in objects.values())
 
     return {
-        **intent.networks[name].to_dict(),
+        **intent.networks[name].to_dict(defaults=True),
         "ports": count(intent.ports),
         "tunnels": count(intent.tunnels),
+        "groups": count(intent.groups),
         "routes": count(intent.routes),
         "flows": count(intent.flows),
     }
@@ -146,8 +196,12 @@ def network_list(as_json: bool) -> None:
     if as_json:
         print_json(rows)
     else:
-        headings = ["NAME", "ID", "PORTS", "TUNNELS", "ROUTES", "FLOWS"]
-        print_table(headings, [list(row.values()) for row in rows], right="ID PORTS TUNNELS ROUTES FLOWS")
+        headings = ["NAME", "ID", "GATEWAY", "PORTS", "TUNNELS", "GROUPS", "ROUTES", "FLOWS"]
+        print_table(
+            headings,
+            [[in_words(value) for value in row.values()] for row in rows],
+            right="ID PORTS TUNNELS GROUPS ROUTES FLOWS",
+        )
 
 
 @network.command("show")
@@ -175,7 +229,7 @@ def network_show(name: str, as_json: bool) -> None:
             {**found.to_dict(), **{kind: [each.to_dict() for each in of] for kind, of in members.items()}}
         )
         return
-    print_fields({"name": found.name, "id": found.id})
+    print_fields({"name": found.name, "id": found.id, "gateway": found.gateway})
     for each in (each for of in members.values() for each in of):
         click.echo(f"  {describe(each)}")
 
@@ -450,7 +504,7 @@ def _steered_fields(found: Route | Flow) -> dict[str, object]:
     fields: dict[str, object] = {
         name: value
         for name, value in found.to_dict().items()
-        if name not in ("via", "port", "drop", "pass", "mac", "annotations")
+        if name not in ("via", "group", "port", "drop", "pass", "relay", "mac", "annotations")
     }
     return {**fields, "next hop": next_hop(found), **getattr(found, "annotations", {})}
 

@@ -12,6 +12,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "network": ("mptm.cli.objects:network", "Networks: who may talk to whom."),
     "port": ("mptm.cli.objects:port", "Ports: interfaces with a program of MPTM."),
     "tunnel": ("mptm.cli.tunnel:tunnel", "Tunnels: ways to other nodes."),
+    "group": ("mptm.cli.group:group", "Groups: tunnels that share flows."),
     "route": ("mptm.cli.objects:route", "Routes: where an inner address or prefix is."),
     "flow": ("mptm.cli.objects:flow", "Flows: exact pairs of inner addresses, looked up before routes."),
     "apply": ("mptm.cli.whole:apply", "Make the node what a file says, all or nothing."),

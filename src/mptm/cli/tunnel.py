@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mptm.cli.common import (
+    Command,
     complete_interfaces,
     complete_names,
     current_node,
+    in_words,
     json_option,
     print_fields,
     print_json,
@@ -22,14 +24,15 @@ from mptm.cli.common import (
 
 if TYPE_CHECKING:
     from mptm.fields import Field
+    from mptm.intent import Intent
 
 HEX_BYTES_PER_LINE = 16
 ON_OR_OFF = "on or off"
 """What an option takes that is written as a word, not as a flag."""
 
 
-class TunnelAdd(click.Command):
-    """`tunnel add`: the protocols' options are added when the command is parsed or helped."""
+class WithProtocolOptions(click.Command):
+    """A command whose options are those of all protocols, too: they are added when it is parsed or helped."""
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         """The common options, then each protocol option once, saying which protocols have it."""
@@ -134,7 +137,58 @@ def tunnel() -> None:
     """
 
 
-@tunnel.command(cls=TunnelAdd)
+def _settings(function: Command) -> Command:
+    """What a tunnel has beside its protocol's options."""
+    for option in (
+        click.option(
+            "--note",
+            "notes",
+            metavar="KEY=VALUE",
+            multiple=True,
+            help="Kept and shown, without effect. Repeatable.",
+        ),
+        click.option(
+            "--accept",
+            "accepted",
+            metavar="PROTOCOL[,OPTION=VALUE...]",
+            multiple=True,
+            help="A protocol that is accepted from the remote beside the one that is sent; options that aren't given "
+            "are those of what is sent. Repeatable.",
+        ),
+        click.option(
+            "--split-horizon",
+            type=click.IntRange(1, 255),
+            metavar="N",
+            help="Nothing is relayed between tunnels that have the same number (1-255).",
+        ),
+        click.option(
+            "--egress",
+            metavar="INTERFACE",
+            shell_complete=complete_interfaces,
+            help="Interface to send from.  [default: the one that the route to the remote uses]",
+        ),
+        click.option(
+            "--local-mac", metavar="MAC", help="Outer source MAC.  [default: the egress interface's]"
+        ),
+        click.option(
+            "--remote-mac", metavar="MAC", help="Outer destination MAC.  [default: the next hop's, by ARP/ND]"
+        ),
+        click.option(
+            "--local",
+            metavar="ADDRESS",
+            help="Our underlay address.  [default: what the route to the remote uses]",
+        ),
+        click.option(
+            "--remote",
+            metavar="ADDRESS|any",
+            help="Underlay address of the other end, the only sender that is accepted; any accepts everyone.",
+        ),
+    ):
+        function = option(function)
+    return function
+
+
+@tunnel.command(cls=WithProtocolOptions)
 @click.argument("name")
 @click.option(
     "--protocol", required=True, type=ProtocolChoice(), metavar="PROTOCOL", help="What goes on the wire."
@@ -145,28 +199,8 @@ def tunnel() -> None:
     shell_complete=complete_names("networks"),
     help="The network that it belongs to.",
 )
-@click.option(
-    "--remote",
-    metavar="ADDRESS|any",
-    help="Underlay address of the other end, the only sender that is accepted; any accepts everyone.",
-)
-@click.option(
-    "--local", metavar="ADDRESS", help="Our underlay address.  [default: what the route to the remote uses]"
-)
-@click.option(
-    "--remote-mac", metavar="MAC", help="Outer destination MAC.  [default: the next hop's, by ARP/ND]"
-)
-@click.option("--local-mac", metavar="MAC", help="Outer source MAC.  [default: the egress interface's]")
-@click.option(
-    "--egress",
-    metavar="INTERFACE",
-    shell_complete=complete_interfaces,
-    help="Interface to send from.  [default: the one that the route to the remote uses]",
-)
-@click.option(
-    "--note", "notes", metavar="KEY=VALUE", multiple=True, help="Kept and shown, without effect. Repeatable."
-)
-def add(name: str, notes: tuple[str, ...], **options: Any) -> None:
+@_settings
+def add(name: str, notes: tuple[str, ...], accepted: tuple[str, ...], **options: Any) -> None:
     """Add a tunnel to another node.
 
     Addresses and MACs that are not given are found in the routing and neighbour tables. A remote that doesn't answer
@@ -177,14 +211,91 @@ def add(name: str, notes: tuple[str, ...], **options: Any) -> None:
       mptm tunnel add to-node2 --protocol geneve --network blue --remote 10.30.30.2 --vni 100
       mptm tunnel add to-leaf --protocol vlan --network green --remote 10.30.30.3 --vid 42
     """
+    from mptm.change import change_tunnel
+    from mptm.intent import encapsulation_values, tunnel_from_dict
+
+    values = {"name": name, **_values(options, notes, options["protocol"])}
+    with usage_errors():
+        wanted = tunnel_from_dict(values)
+        if accepted:
+            wanted = change_tunnel(wanted, {}, accept=map(encapsulation_values, accepted))
+    warn_of(current_node().add(wanted))
+
+
+@tunnel.command("set", cls=WithProtocolOptions)
+@click.argument("name", shell_complete=complete_names("tunnels"))
+@click.option(
+    "--protocol",
+    type=ProtocolChoice(),
+    metavar="PROTOCOL",
+    help="What goes on the wire from now on. What did before goes on being accepted.",
+)
+@_settings
+@click.option(
+    "--no-accept",
+    "refused",
+    type=ProtocolChoice(),
+    metavar="PROTOCOL",
+    multiple=True,
+    help="A protocol that isn't accepted any more beside the one that is sent. Repeatable.",
+)
+@click.option(
+    "--default",
+    "defaults",
+    metavar="OPTION",
+    multiple=True,
+    help="An option that gets back its default, such as local or ttl. Repeatable.",
+)
+def set_(
+    name: str,
+    notes: tuple[str, ...],
+    accepted: tuple[str, ...],
+    refused: tuple[str, ...],
+    defaults: tuple[str, ...],
+    **options: Any,
+) -> None:
+    """Change a tunnel; what isn't given stays as it is. Traffic goes on.
+
+    With another --protocol, options that it has as well are kept (but for the port), and what was sent before goes on
+    being accepted until --no-accept. So two nodes change over without losing a packet; do each on both before the next:
+
+    \b
+    Example:
+      mptm tunnel set to-node2 --accept geneve,vni=100
+      mptm tunnel set to-node2 --protocol geneve
+      mptm tunnel set to-node2 --no-accept vxlan
+    """
+    from mptm.change import change_tunnel
+    from mptm.intent import encapsulation_values
+
+    given = {key: value for key, value in options.items() if value is not None}
+    if not any((given, notes, accepted, refused, defaults)):
+        raise click.UsageError("nothing to change is given")
+
+    def change(intent: Intent) -> Intent:
+        found = intent.get("tunnel", name)
+        with usage_errors():
+            changed = change_tunnel(
+                found,
+                _values(given, notes, given.get("protocol", found.protocol)),
+                defaults=defaults,
+                accept=map(encapsulation_values, accepted),
+                refuse=refused,
+            )
+        return intent.replace(changed)
+
+    warn_of(current_node().edit(change))
+
+
+def _values(options: dict[str, Any], notes: tuple[str, ...], protocol: str) -> dict[str, Any]:
+    """Fields of a tunnel from what was typed; an option of any protocol is known, `protocol` says how it is meant."""
     from mptm.fields import value_from_text
-    from mptm.intent import tunnel_from_dict
     from mptm.protocols import PROTOCOLS
 
     fields: dict[str, Field] = {}
-    for protocol in (*PROTOCOLS, options["protocol"]):
-        fields |= _options_of(protocol)
-    values: dict[str, Any] = {"name": name}
+    for each in (*PROTOCOLS, protocol):
+        fields |= _options_of(each)
+    values: dict[str, Any] = {}
     for key, value in options.items():
         if value is None:
             continue
@@ -194,9 +305,7 @@ def add(name: str, notes: tuple[str, ...], **options: Any) -> None:
         )
     if notes:
         values["annotations"] = _annotations(notes)
-    with usage_errors():
-        wanted = tunnel_from_dict(values)
-    warn_of(current_node().add(wanted))
+    return values
 
 
 def _annotations(notes: tuple[str, ...]) -> dict[str, str]:
@@ -226,11 +335,12 @@ def list_(network: str | None, as_json: bool) -> None:
         print_json([tunnel_to_dict(each) for each in tunnels])
         return
     print_table(
-        ["NAME", "PROTOCOL", "NETWORK", "REMOTE", "LOCAL", "ID"],
+        ["NAME", "PROTOCOL", "ACCEPTS", "NETWORK", "REMOTE", "LOCAL", "ID"],
         [
             (
                 each.name,
                 each.protocol,
+                in_words([accepted.protocol for accepted in each.accept]),
                 each.network,
                 each.remote or each.remote_mac,
                 each.local or "(by route)",
@@ -260,10 +370,11 @@ def show(name: str, as_json: bool) -> None:
     hexadecimal = {
         key for key, field in _options_of(details.settings["protocol"]).items() if field.hexadecimal
     }
+    settings = details.settings | {"accept": _accepted(details.settings)}
     print_fields(
         {
             key.replace("_", " "): hex(value) if key in hexadecimal else _plain(value)
-            for key, value in details.settings.items()
+            for key, value in settings.items()
         }
     )
     click.echo()
@@ -279,6 +390,13 @@ def show(name: str, as_json: bool) -> None:
         click.echo("\ncounters (bytes of the inner frames)")
         click.echo(f"  encapsulated  {counters.encap_packets} packets, {counters.encap_bytes} bytes")
         click.echo(f"  decapsulated  {counters.decap_packets} packets, {counters.decap_bytes} bytes")
+
+
+def _accepted(settings: dict[str, Any]) -> list[str]:
+    """What is accepted beside what is sent, as `--accept` takes it."""
+    from mptm.intent import Encapsulation
+
+    return [str(Encapsulation.from_dict(each)) for each in settings["accept"]]
 
 
 def _plain(value: object) -> object:

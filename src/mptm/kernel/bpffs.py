@@ -31,7 +31,7 @@ def ensure_mounted() -> None:
     """
     if is_mounted():
         return
-    if os.readlink("/proc/self/ns/mnt") != _init_mount_namespace():
+    if _is_hidden():
         raise MptmError(
             f"{MOUNT_POINT} is hidden from this process by its mount namespace",
             "`ip netns exec` does this: use nsenter --net=/run/netns/NAME instead",
@@ -47,11 +47,23 @@ def ensure_mounted() -> None:
         )
 
 
-def _init_mount_namespace() -> str | None:
+def _is_hidden() -> bool:
+    """Whether this mount namespace is one that hides what the machine has mounted."""
     try:
-        return os.readlink("/proc/1/ns/mnt")
-    except OSError:
-        return None
+        return os.readlink("/proc/self/ns/mnt") != os.readlink("/proc/1/ns/mnt")
+    except OSError:  # a sandbox that doesn't show its first process
+        return _is_of_ip_netns_exec()
+
+
+def _is_of_ip_netns_exec() -> bool:
+    """Whether /sys is what `ip netns exec NAME` mounts there: its source is NAME (iproute2, lib/namespace.c)."""
+    source = ""
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as mounts:
+        for line in mounts:
+            fields = line.split()
+            if fields[4] == "/sys":
+                source = fields[fields.index("-") + 2]
+    return Path("/run/netns", source).is_file() if source else False
 
 
 def escape(name: str) -> str:

@@ -11,6 +11,7 @@ import re
 import struct
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -121,9 +122,14 @@ class ArrayLayout(Layout):
         """The elements, the missing ones zero."""
         if len(record) > self.count:
             raise ValueError(f"{len(record)} elements where {self.count} fit")
+        if _is_plain(self.element):
+            with suppress(struct.error):
+                return struct.pack(f"={len(record)}{_code(self.element)}", *record).ljust(self.size, b"\0")
         return b"".join(self.element.pack(each) for each in record).ljust(self.size, b"\0")
 
     def _decode(self, data: bytes) -> list[Any]:
+        if _is_plain(self.element):
+            return list(struct.unpack(f"={self.count}{_code(self.element)}", data))
         step = self.element.size
         return [self.element._decode(data[at : at + step]) for at in range(0, self.size, step)]
 

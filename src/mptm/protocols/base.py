@@ -63,6 +63,7 @@ class Parser(IntEnum):
     SRV6 = 16
     QINQ = 17
     NSH = 18
+    GTPU_ECHO = 19
 
 
 @dataclass(frozen=True)
