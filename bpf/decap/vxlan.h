@@ -65,13 +65,14 @@ static __always_inline bool set_payload_by_gpe(struct inner *inner, const struct
 }
 
 static __always_inline enum reason parse_nsh(const struct xdp_md *ctx, const struct outer *outer,
-					     struct inner *inner, __u32 offset)
+					     struct inner *inner, __u32 vni, __u32 offset)
 {
 	struct nsh_header *nsh = packet_at(ctx, offset);
 	__u16 first;
 	__u8 md_type;
 	__u32 header_len;
 
+	identify(inner, PARSER_NSH, vni);
 	if ((void *)(nsh + 1) > packet_end(ctx) || !is_within(outer, offset + sizeof(*nsh)))
 		return REASON_NSH_HEADER;
 	first = bpf_ntohs(nsh->version_ttl_len);
@@ -110,7 +111,7 @@ static __always_inline enum reason parse_vxlan_gpe(const struct xdp_md *ctx, con
 		return REASON_NONE;
 	}
 	if ((flags & GPE_PROTOCOL_MASK) == GPE_NSH)
-		return parse_nsh(ctx, outer, inner, offset);
+		return parse_nsh(ctx, outer, inner, vni, offset);
 	return set_payload_by_gpe(inner, outer, flags & GPE_PROTOCOL_MASK, offset) ? REASON_NONE
 										   : REASON_GPE_PROTOCOL;
 }
