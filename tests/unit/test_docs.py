@@ -17,8 +17,8 @@ import click
 import document_protocols
 import pytest
 from documents import DOCUMENTS, ROOT, Block, blocks, commands, prose, table
-from model import c_enum
 
+from model import c_enum
 from mptm import config, reasons
 from mptm.cli import mptm_user
 from mptm.cli.root import mptm
