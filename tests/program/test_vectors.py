@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import vectors
 import world
-from model import ip_packet
 from packets import far_end, tunnel
 from vectors import FRAMES, INNER, SOURCE_PORT, VECTORS, Vector, label
 from world import REMOTE, THEIRS, World
 
+from model import ip_packet
 from mptm.fields import fields_of
 from mptm.intent import Route
 from mptm.protocols import PROTOCOLS

@@ -9,9 +9,9 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 
 import msgspec
 import pytest
+from c_headers import c_constant, c_enum
 from hypothesis import given
 from hypothesis import strategies as st
-from model import c_constant, c_enum
 
 from mptm import compile as compile_module
 from mptm.compile import (

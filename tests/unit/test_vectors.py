@@ -7,7 +7,6 @@ import re
 from ipaddress import ip_address
 
 import pytest
-from model import encapsulate
 from vectors import (
     FLOW_HASH,
     FRAMES,
@@ -23,6 +22,7 @@ from vectors import (
     label,
 )
 
+from model import encapsulate
 from mptm.facts import Path
 from mptm.fields import fields_of
 from mptm.intent import tunnel_from_dict
