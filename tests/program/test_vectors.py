@@ -8,11 +8,10 @@ from typing import Any
 import pytest
 import vectors
 import world
-from packets import far_end, tunnel
+from packets import far_end, ip_packet, tunnel
 from vectors import FRAMES, INNER, SOURCE_PORT, VECTORS, Vector, label
 from world import REMOTE, THEIRS, World
 
-from model import ip_packet
 from mptm.fields import fields_of
 from mptm.intent import Route
 from mptm.protocols import PROTOCOLS

@@ -16,9 +16,9 @@ from pathlib import Path
 import click
 import document_protocols
 import pytest
+from c_headers import c_enum
 from documents import DOCUMENTS, ROOT, Block, blocks, commands, prose, table
 
-from model import c_enum
 from mptm import config, reasons
 from mptm.cli import mptm_user
 from mptm.cli.root import mptm

@@ -7,6 +7,7 @@ import re
 from ipaddress import ip_address
 
 import pytest
+from patching import encapsulate
 from vectors import (
     FLOW_HASH,
     FRAMES,
@@ -22,7 +23,6 @@ from vectors import (
     label,
 )
 
-from model import encapsulate
 from mptm.facts import Path
 from mptm.fields import fields_of
 from mptm.intent import tunnel_from_dict
