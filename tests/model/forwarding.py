@@ -30,6 +30,7 @@ class Outcome:
     verdict    PASS: to the kernel; DROP; REDIRECT: out of `egress`
     data       the frame as it leaves; of a dropped one nothing is said, so it is as it came
     clock      the time that the packet carries, in units of 100 ns; None: it carries none
+    identification  that the packet carries where it has to be random
     error_at   the port that used up one of its ICMP errors
     counts     what was counted: packets and bytes
     """
@@ -38,6 +39,7 @@ class Outcome:
     data: bytes
     egress: int | None = None
     clock: int | None = None
+    identification: int | None = None
     error_at: str | None = None
     counts: dict[Count, tuple[int, int]] = field(default_factory=dict)
 
@@ -132,6 +134,8 @@ class Model(Node):
         self.sequences[name] += 1
         if tunnel.protocol == "erspan" and options.version == 3:
             self._outcome.clock = fields.time
+        if way.version == 4 and not getattr(options, "df", True):
+            self._outcome.identification = fields.identification
         # Both ends count the inner frame; of an IP packet alone that is the packet and an Ethernet header.
         is_l3 = encap.carried_by(tunnel.protocol, options) is not None
         self._count(("tunnel", name, "encap"), ETHERNET_LEN + len(frame.ip) if is_l3 else size)
