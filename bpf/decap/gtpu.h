@@ -93,7 +93,7 @@ struct gtpu_echo {
 	struct gtpu_optional optional;
 	__u8 recovery_type;
 	__u8 recovery;
-};
+} __attribute__((packed, aligned(2))); /* no padding: it would be sent */
 
 /* Addresses and ports of the datagram at `ip` exchanged, and its lengths and checksums made those of `len`
  * bytes. */
