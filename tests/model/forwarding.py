@@ -250,10 +250,14 @@ class Model(Node):
             return
         found = self._find_tunnel(outer, reading, port)
         if found is None:
-            self._refuse(outer, "SENDER_OR_ID", port)
+            self._refuse(outer, "SENDER_OR_ID" if reading.echo is None else "CONTROL", port)
             return
         accepted, payload = found
-        arrived = self._open(accepted, outer, reading, payload, port)
+        reason = reading.fault or self._checksum_problem(accepted, outer)
+        if not reason and reading.echo is not None:
+            self._send(port.ifindex, decap.echo_response(data, outer, reading.echo))
+            return
+        arrived = reason or self._open(accepted, outer, reading, payload, port)
         if isinstance(arrived, str):
             self._drop(arrived, "tunnel", accepted.tunnel.name, len(data))
         else:
@@ -286,6 +290,14 @@ class Model(Node):
                     return self.acceptances[key], payload
         return None
 
+    def _checksum_problem(self, accepted: Acceptance, outer: decap.Outer) -> str:
+        """What the tunnel wants of the outer UDP checksum."""
+        wanted = getattr(accepted.tunnel.options, "receive_checksum", "ignore")
+        if not outer.udp_datagram or wanted == "ignore":
+            return ""
+        is_right = decap.is_udp_checksum_right(outer, is_required=wanted == "require")
+        return "" if is_right else "UDP_CHECKSUM"
+
     def _open(
         self,
         accepted: Acceptance,
@@ -295,8 +307,6 @@ class Model(Node):
         port: Access,
     ) -> Arrived | str:
         """What is in the tunnel; or the reason why it goes no further."""
-        if reading.fault:
-            return reading.fault
         assert payload is not None
         data, says = payload
         options: Any = accepted.tunnel.options

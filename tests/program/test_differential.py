@@ -23,7 +23,6 @@ ELSEWHERE = {
     "EGRESS_GONE",  # interfaces that go away: test_encap.py, test_decap.py
     "PORT_GONE",
     "NO_HEADROOM",  # drivers that leave little of it: BPF_PROG_TEST_RUN leaves plenty
-    "UDP_CHECKSUM",  # no option asks for it yet
 }
 """Reasons that no packet here comes to."""
 

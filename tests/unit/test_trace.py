@@ -14,12 +14,12 @@ from pathlib import Path
 
 import pytest
 from fake import FakeKernel
-from model import c_constant, c_enum
 from scapy.layers.inet import ICMP, IP, UDP
 from scapy.layers.l2 import Ether
 from scapy.packet import Raw
 from scapy.utils import rdpcap, wrpcap
 
+from model import c_constant, c_enum
 from mptm import cli
 from mptm import trace as trace_module
 from mptm.compile import NextHopKind
