@@ -59,7 +59,7 @@ static __always_inline enum reason parse_gtpu(const struct xdp_md *ctx, const st
 		return REASON_GTPU_HEADER;
 	if (gtpu->flags & GTPU_OPTIONAL) {
 		optional = packet_at(ctx, offset);
-		if ((void *)(optional + 1) > packet_end(ctx) || !is_within(outer, offset + sizeof(*optional)))
+		if ((void *)(optional + 1) > packet_end(ctx) || offset + sizeof(*optional) > end)
 			return REASON_GTPU_TRUNCATED;
 		if (gtpu->flags & GTPU_EXTENSION)
 			next = optional->next_extension;

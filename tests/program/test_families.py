@@ -405,7 +405,7 @@ def test_gtpu_that_is_not_taken(node, flags, extra, length, reason):
 
 @pytest.mark.parametrize("kind", [2, 26, 31, 254])
 def test_gtpu_messages_that_carry_nothing_are_the_kernels(node, kind):
-    node.apply(between("gtpu", teid=5), here())
+    node.apply(between("gtpu", teid=5, echo="pass"), here())
     assert_left(node, gtpu(0x32, kind, teid=0, extra=bytes(4)), "CONTROL")
 
 
