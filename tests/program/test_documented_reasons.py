@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The reasons that docs/protocols.md lists for a protocol are those that its packets are refused with, and no others."""
+"""Packets are refused for the reasons that docs/protocols.md lists for their protocol, all of them and no others."""
 
 from __future__ import annotations
 
