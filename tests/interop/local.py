@@ -87,5 +87,5 @@ def send_oversized(lab: Lab, target: str, place: Place, data: bytes) -> None:
 
 def ping(lab: Lab, target: str, source: str, destination: str, *options: str, count: int) -> str:
     """Ping from an address in the namespace of `target`; its output."""
-    command = ["ping", "-n", "-I", source, "-c", str(count), "-i", "0.05", "-W", "1", *options, destination]
+    command = ["ping", "-n", "-I", source, "-c", str(count), "-i", "0.05", "-W", "2", *options, destination]
     return lab.exec(target, command, check=False).stdout

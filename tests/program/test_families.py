@@ -8,14 +8,14 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from model import ip_packet, ones_complement
-from packets import carried, carriers, far_end, frame, inner_kinds, ip, set_outer, tunnel
+from packets import carried, carriers, far_end, frame, inner_kinds, ip, ip_packet, set_outer, tunnel
 from scapy.layers.inet import IP, TCP, UDP
 from scapy.layers.inet6 import IPv6, IPv6ExtHdrRouting
 from scapy.layers.l2 import GRE, Dot1AD, Dot1Q, Ether
 from scapy.packet import Packet, Raw
 from world import LOCAL, LOCAL_MAC, OUR_MAC, OURS, REMOTE, REMOTE_MAC, STRANGER, THEIR_MAC, THEIRS, World
 
+from model.frames import ones_complement
 from mptm.intent import Route
 
 INNER = inner_kinds()

@@ -6,13 +6,15 @@ import sys
 from ipaddress import IPv4Address, IPv6Address
 
 import pytest
-from model import c_enum, encapsulate, ones_complement
+from c_headers import c_enum
+from patching import encapsulate
 from scapy.contrib.geneve import GENEVE
 from scapy.layers.inet import IP, TCP, UDP
 from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Dot1AD, Dot1Q, Ether
 from scapy.layers.vxlan import VXLAN
 
+from model.frames import ones_complement
 from mptm.errors import InvalidIntent
 from mptm.facts import Path
 from mptm.fields import fields_of
