@@ -130,7 +130,7 @@ class Case:
         """What tshark must have found, by the names that it has for it."""
         if self.is_unreadable:
             return ("udp",)
-        layer = LAYERS[self.protocol]
+        layer = LAYERS.get(self.protocol, "eth")
         if (self.protocol, self.options.get("tpid")) in (("vlan", 0x88A8), ("qinq", None)):
             layer = "ieee8021ad"
         if (

@@ -272,7 +272,7 @@ def test_the_worked_example_compiles_and_builds_a_header(tmp_path):
         "values = dict(name='t', protocol='lisp', network='blue', remote='10.30.30.2', instance_id=7)\n"
         "template = PROTOCOLS['lisp'].build(tunnel_from_dict(values), path)\n"
         "print(template.outer.hex()[46:48], template.outer.hex()[-16:], template.overhead())\n"
-        "print(caption_of(Reason(48).name))\n",
+        "print(caption_of(Reason['REASON_LISP_FLAGS'].name))\n",
     )
     assert built == "11 0800000000000700 36\nLISP without an instance identifier (I flag not set)\n"
     made = run(

@@ -84,10 +84,10 @@ def tunnel(protocol: str, version: int = 4, /, **settings: object) -> tuple[Tunn
     return tunnel_from_dict(values | required_options(protocol) | settings), path
 
 
-def required_options(protocol: str) -> dict[str, int]:
+def required_options(protocol: str) -> dict[str, object]:
     """A value for each option that the protocol can't do without: so a new protocol needs no new test."""
     options = fields_of(PROTOCOLS[protocol].options)
-    return REQUIRED.get(protocol, {field.name: 1 for field in options if field.required})
+    return REQUIRED.get(protocol, {field.name: field.examples[0] for field in options if field.required})
 
 
 def build(protocol: str, version: int = 4, /, **settings: object):
