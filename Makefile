@@ -28,6 +28,10 @@ demo: setup ## the two-node lab on real traffic: GENEVE and VXLAN side by side, 
 test: setup lint ## lint, types, unit, program and lab tests
 	@$(VENV)/python -m pytest $(TESTS)
 
+.PHONY: fuzz
+fuzz: setup ## random packets through programs and reference model (MINUTES=10, SEED=N to begin there)
+	@$(VENV)/python tests/fuzz.py --minutes $(or $(MINUTES),10) $(if $(SEED),--seed $(SEED))
+
 .PHONY: lint
 lint: setup ## ruff, mypy, clang-format: checks only
 	@$(VENV)/ruff check --quiet .
@@ -40,6 +44,10 @@ format: setup ## apply ruff's and clang-format's style
 	@$(VENV)/ruff check --quiet --fix . || true
 	@$(VENV)/ruff format --quiet .
 	@$(VENV)/clang-format -i $(C_FILES)
+
+.PHONY: docs
+docs: setup ## docs/protocols.md and README's table of protocols, from the registry
+	@$(VENV)/python scripts/document_protocols.py
 
 .PHONY: bench
 bench: setup $(BENCH_OBJECTS) ## nanoseconds per packet and packets per second (ARGS=--quick: in a minute)

@@ -88,5 +88,6 @@ def send_oversized(lab: Lab, target: str, place: Place, data: bytes) -> None:
 
 def ping(lab: Lab, target: str, source: str, destination: str, *options: str, count: int) -> str:
     """Ping from an address in the namespace of `target`; its output."""
+    # With -W it would wait for the last answer no longer than 50 ms or twice the slowest so far.
     command = ["ping", "-n", "-I", source, "-c", str(count), "-i", "0.05", "-w", "2", *options, destination]
     return lab.exec(target, command, check=False).stdout

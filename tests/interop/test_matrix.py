@@ -22,6 +22,8 @@ from mptm.protocols import PROTOCOLS
 
 TRANSFER_TIMEOUT_SECONDS = 60
 EXPLAINABLE = (AssertionError, OSError, TimeoutError)
+SECOND_VERSION_SHARE = 5
+"""The second inner IP version has a transfer of this part of the first's: a header is all that differs."""
 IPV6_FRAGMENT_HEADER = 44
 
 
@@ -71,7 +73,8 @@ def run_check(ground: Ground, place: Place, check: str, transfer_bytes: int) -> 
             ping_both_ways(ground, place, version)
             return ""
         case "tcp":
-            transfer(ground, place, version, transfer_bytes)
+            share = 1 if version == place.case.inner[0] else SECOND_VERSION_SHARE
+            transfer(ground, place, version, transfer_bytes // share)
             return ""
         case "largest":
             said = ping_from_node(ground, place, version, *packet_of(version, place.mtu), count=2)

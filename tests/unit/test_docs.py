@@ -14,16 +14,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import click
+import document_protocols
 import pytest
 from documents import DOCUMENTS, ROOT, Block, blocks, commands, prose, table
 
+from model import c_enum
 from mptm import config, reasons
 from mptm.cli import mptm_user
 from mptm.cli.root import mptm
+from mptm.fields import fields_of
 from mptm.protocols import PROTOCOLS
 
 DOCS = ROOT / "docs"
 PROGRAMS = ("mptm", "mptm_user")
+OF_PARSERS = r"REASON_(GENEVE|VXLAN|VLAN|GRE|ERSPAN|GPE|NSH|ETHERIP|GTPU|L2TP|GUE|MPLS|SRV6)_"
 SEPARATORS = re.compile(r"[|&;()<>]+")
 
 
@@ -156,20 +160,40 @@ def test_every_map_stands_in_the_table():
     assert named == declared
 
 
+def test_the_protocols_are_documented_as_the_registry_has_them():
+    """`make docs` writes what is missing."""
+    made = document_protocols.protocols_document()
+    assert (DOCS / "protocols.md").read_text(encoding="utf-8") == made, "run `make docs`"
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert readme == document_protocols.readme(readme), "run `make docs`"
+
+
 def test_every_protocol_stands_in_the_table_with_its_name_and_reference():
     rows = table(DOCS / "protocols.md", "protocol")
-    assert sorted(row[:3] for row in rows) == sorted(
+    assert sorted([re.sub(r"\[(.*)\].*", r"\1", row[0]), *row[1:3]] for row in rows) == sorted(
         [protocol.title, protocol.name, protocol.reference] for protocol in PROTOCOLS.values()
     )
 
 
-def test_the_options_of_the_protocols_are_documented():
-    from mptm.fields import fields_of
+@pytest.mark.parametrize("protocol", PROTOCOLS.values(), ids=PROTOCOLS.keys())
+def test_every_option_is_documented_where_the_protocol_is(protocol):
+    text = (DOCS / "protocols.md").read_text(encoding="utf-8")
+    own = text.split(f"\n### {protocol.title}\n")[1].split("\n### ")[0]
+    shared = text.split("\n## What every tunnel has\n")[1].split("\n## ")[0]
+    assert "\nReceived: " in own, "the module's docstring says what is accepted"
+    for field in fields_of(protocol.options):
+        assert re.search(rf"`--{field.name.replace('_', '-')}`", own + shared), field.name
 
-    text = (DOCS / "protocols.md").read_text()
-    for protocol in PROTOCOLS.values():
-        for field in fields_of(protocol.options):
-            assert re.search(rf"--{field.name.replace('_', '-')}\b", text), field.name
+
+def test_the_reasons_of_a_parser_are_found_in_its_source():
+    reasons_of = {name: document_protocols.reasons_of(protocol) for name, protocol in PROTOCOLS.items()}
+    assert all(set(found) <= reasons.CAPTIONS.keys() for found in reasons_of.values())
+    assert reasons_of["vxlan"] == ["REASON_VXLAN_TRUNCATED", "REASON_VXLAN_FLAGS"]
+    assert "REASON_GRE_CHECKSUM" in reasons_of["gre-udp"]
+    assert "REASON_NSH_HEADER" in reasons_of["nsh"]
+    assert "REASON_L2TP_COOKIE" in reasons_of["l2tp"]
+    of_parsers = {name for name in c_enum("reason") if re.match(OF_PARSERS, name)}
+    assert {each for found in reasons_of.values() for each in found} >= of_parsers
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
@@ -226,12 +250,13 @@ def test_the_version_has_its_place_in_the_changelog():
 def test_the_worked_example_compiles_and_builds_a_header(tmp_path):
     """The files and the changes of docs/adding-a-protocol.md, made to a copy of the tree."""
     document = DOCS / "adding-a-protocol.md"
-    for directory in ("bpf", "src", "scripts"):
+    for directory in ("bpf", "src", "scripts", "tests/model"):
         shutil.copytree(ROOT / directory, tmp_path / directory, ignore=shutil.ignore_patterns("__pycache__"))
-    (python,), (header,), (changes,) = (list(blocks(document, kind)) for kind in ("python", "c", "diff"))
+    (python,), (header,) = (list(blocks(document, kind)) for kind in ("python", "c"))
     (tmp_path / "src/mptm/protocols/lisp.py").write_text(python.text)
     (tmp_path / "bpf/decap/lisp.h").write_text(header.text)
-    change_files(tmp_path, changes)
+    for changes in blocks(document, "diff"):
+        change_files(tmp_path, changes)
 
     compiled = run(tmp_path, "scripts/compile_bpf.py", "build", "bpf/mptm.bpf.c")
     assert compiled == "built build/mptm.o\n"
@@ -250,6 +275,23 @@ def test_the_worked_example_compiles_and_builds_a_header(tmp_path):
         "print(caption_of(Reason(48).name))\n",
     )
     assert built == "11 0800000000000700 36\nLISP without an instance identifier (I flag not set)\n"
+    made = run(
+        tmp_path,
+        "-c",
+        "from mptm.intent import tunnel_from_dict\n"
+        "from model import decap, encap\n"
+        "from model.encap.base import Fields\n"
+        "from model.parse import parse_frame\n"
+        "from model.way import Way\n"
+        "values = dict(name='t', protocol='lisp', network='blue', remote='10.30.30.2', instance_id=7)\n"
+        "options = tunnel_from_dict(values).options\n"
+        "inner = parse_frame(bytes.fromhex('00' * 12 + '0800' + '4500001400000000' + '40ff' + '00' * 10))\n"
+        "way = Way(2, 1500, bytes(6), bytes(6), bytes(4), bytes(4))\n"
+        "wire = encap.encapsulate('lisp', options, way, inner, Fields(0))\n"
+        "read = decap.read(decap.read_outer(wire, decap.arrivals('lisp', options)))\n"
+        "print(wire[42:50].hex(), read.names[0].identifier, read.names[0].payload.data == inner.ip)\n",
+    )
+    assert made == "0800000000000700 7 True\n"
 
 
 def change_files(root: Path, changes: Block) -> None:
@@ -275,7 +317,7 @@ def run(root: Path, *arguments: str) -> str:
     done = subprocess.run(
         [sys.executable, *arguments],
         cwd=root,
-        env={"PYTHONPATH": "src", "PATH": "/usr/bin:/bin:/usr/local/bin"},
+        env={"PYTHONPATH": "src:tests", "PATH": "/usr/bin:/bin:/usr/local/bin"},
         capture_output=True,
         text=True,
         check=False,
