@@ -41,6 +41,10 @@ format: setup ## apply ruff's and clang-format's style
 	@$(VENV)/ruff format --quiet .
 	@$(VENV)/clang-format -i $(C_FILES)
 
+.PHONY: docs
+docs: setup ## docs/protocols.md and README's table of protocols, from the registry
+	@$(VENV)/python scripts/document_protocols.py
+
 .PHONY: bench
 bench: setup $(BENCH_OBJECTS) ## nanoseconds per packet and packets per second (ARGS=--quick: in a minute)
 	@$(VENV)/python bench/run.py $(ARGS)

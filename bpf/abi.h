@@ -325,7 +325,7 @@ enum reason {
 	REASON_GPE_TRUNCATED = 29,
 	REASON_GPE_FLAGS = 30, /* version, no VNI, OAM */
 	REASON_GPE_PROTOCOL = 31,
-	REASON_NSH_HEADER = 32, /* version, length, OAM, TTL or next protocol */
+	REASON_NSH_HEADER = 32, /* version, MD type, length, OAM or next protocol */
 	REASON_ETHERIP_HEADER = 33,
 	REASON_GTPU_TRUNCATED = 34,
 	REASON_GTPU_HEADER = 35,    /* version, protocol type or length */

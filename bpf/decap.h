@@ -62,15 +62,12 @@ static __always_inline enum reason parse_tunnel_header(struct xdp_md *ctx, const
 
 /*
  * Whose packet is this, and which tunnel header does it have? Fills in *outer and *inner, both zero before,
- * as far as the packet goes; an enum reason. outer->parser stays PARSER_NONE for what we don't listen for. A
- * global function: the verifier goes through all parsers once, and forgets which one it was.
+ * as far as the packet goes. outer->parser stays PARSER_NONE for what we don't listen for.
  */
-__noinline int parse_arrival(struct xdp_md *ctx, struct outer *outer, struct inner *inner)
+static __always_inline enum reason parse_arrival(struct xdp_md *ctx, struct outer *outer, struct inner *inner)
 {
 	enum reason reason;
 
-	if (!outer || !inner)
-		return REASON_NONE;
 	parse_outer(ctx, frame_len(ctx), outer);
 	if (!outer->parser) {
 		trace(TRACE_NOT_LISTENING, outer->protocol, outer->number, outer->family);
@@ -89,15 +86,13 @@ __noinline int parse_arrival(struct xdp_md *ctx, struct outer *outer, struct inn
 
 /*
  * The slot of the termination for what the outer headers and the tunnel header say, by its more specific name
- * first; NOT_FOUND: nobody may send us this. A global function: the verifier goes through its probes once.
+ * first; NOT_FOUND: nobody may send us this.
  */
-__noinline int find_termination(const struct outer *outer, struct inner *inner)
+static __always_inline int find_termination(const struct outer *outer, struct inner *inner)
 {
 	struct termination_key key;
 	int found = NOT_FOUND;
 
-	if (!outer || !inner)
-		return NOT_FOUND;
 #pragma unroll
 	for (int i = 0; i < 2; i++) {
 		__builtin_memcpy(&key.words[0], outer->source, 16);
@@ -168,17 +163,12 @@ static __always_inline enum reason check_accepted(struct xdp_md *ctx, const stru
 	return REASON_NONE;
 }
 
-/*
- * Reads the inner frame or packet into *packet, which is zero before; an enum reason. A global function: the
- * verifier goes through it once, whatever header came before.
- */
-__noinline int parse_inner(struct xdp_md *ctx, const struct inner *inner, const struct outer *outer,
-			   struct packet *packet)
+/* Reads the inner frame or packet into *packet, which is zero before. */
+static __always_inline enum reason parse_inner(const struct xdp_md *ctx, const struct inner *inner,
+					       const struct outer *outer, struct packet *packet)
 {
 	__u32 len;
 
-	if (!inner || !outer || !packet)
-		return REASON_BAD_INNER;
 	len = inner->payload.end - inner->payload.offset;
 	if (inner->payload.kind == INNER_IP) {
 		if (!parse_ip_packet(ctx, inner->payload.offset, len, packet))

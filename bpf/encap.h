@@ -202,7 +202,8 @@ static __always_inline bool is_carried(const struct tunnel *tunnel, const struct
 struct sending {
 	__u32 slot;	  /* in tunnels */
 	__u32 mtu;	  /* filled in with TOO_BIG: the largest inner IP packet that fits */
-	__u32 writes_mac; /* 1: the inner destination MAC becomes `mac` */
+	__u16 writes_mac; /* 1: the inner destination MAC becomes `mac` */
+	__u16 is_answer;  /* 1: our own answer to a packet that is counted already */
 	__u8 mac[ETH_ALEN];
 };
 
@@ -233,7 +234,8 @@ static __always_inline int encap_inline(struct xdp_md *ctx, struct packet *packe
 		return drop_on_tunnel(REASON_TUNNEL_DOWN, tunnel ? tunnel->counter : slot, packet->len);
 	is_l3 = tunnel->flags & TUNNEL_L3;
 	if (is_l3 && !is_carried(tunnel, packet))
-		return drop_on_tunnel(REASON_INNER_FAMILY, tunnel->counter, packet->len);
+		return sending->is_answer ? XDP_DROP
+					  : drop_on_tunnel(REASON_INNER_FAMILY, tunnel->counter, packet->len);
 	strip = is_l3 ? packet->l3_offset : tunnel->strip;
 	if (is_l3)
 		frame_bytes = packet->end; /* padding isn't IP's */
@@ -244,7 +246,8 @@ static __always_inline int encap_inline(struct xdp_md *ctx, struct packet *packe
 		sending->mtu =
 		    tunnel->max_len - tunnel->outer_len - (is_l3 ? 0 : packet->l3_offset - tunnel->strip);
 		trace(TRACE_TOO_BIG, sending->mtu, 0, 0);
-		count_reason(REASON_TOO_BIG, SCOPE_TUNNEL, tunnel->counter, packet->len);
+		if (!sending->is_answer)
+			count_reason(REASON_TOO_BIG, SCOPE_TUNNEL, tunnel->counter, packet->len);
 		return TOO_BIG;
 	}
 	if (frame_bytes != packet->len && bpf_xdp_adjust_tail(ctx, (int)frame_bytes - (int)packet->len))

@@ -8,6 +8,7 @@
  *
  * Nothing is modified before the decision is made: what is not ours leaves the hook exactly as it came.
  */
+#include <stddef.h>
 #include <linux/bpf.h>
 #include <bpf/bpf_helpers.h>
 
@@ -97,7 +98,7 @@ static __always_inline int send(struct xdp_md *ctx, struct packet *packet, const
 
 SEC("xdp") int mptm_encap_xdp(struct xdp_md *ctx)
 {
-	struct question *question;
+	struct question question;
 	struct packet packet = {};
 	struct next_hop *next_hop;
 	struct port *port, *local_port;
@@ -116,10 +117,9 @@ SEC("xdp") int mptm_encap_xdp(struct xdp_md *ctx)
 	}
 	trace_address(TRACE_PACKET, packet.family, packet.protocol, packet.len, packet.destination);
 	trace_address(TRACE_SOURCE, packet.ports, packet.ethertype, packet.tos, packet.source);
-	question = parse_question(ctx, 0, &packet);
-	if (question) {
-		trace_address(TRACE_QUESTION, question->family, question->is_probe, 0, question->target);
-		return answer_question(ctx, &packet, question, port, slot);
+	if (parse_question(ctx, 0, &packet, &question)) {
+		trace_address(TRACE_QUESTION, question.family, question.is_probe, 0, question.target);
+		return answer_question(ctx, &packet, &question, port, slot);
 	}
 
 	next_hop = lookup_next_hop(port->network, port->lookups, &packet);
@@ -141,7 +141,7 @@ SEC("xdp") int mptm_encap_xdp(struct xdp_md *ctx)
 		count_reason(REASON_PORT_TOO_BIG, SCOPE_PORT, next_hop->id, packet.len);
 		return answer_too_big(ctx, &packet, local_port->mtu, port, slot);
 	case NEXT_HOP_GATEWAY:
-		return write_echo_reply(ctx, &packet) ? answer(ctx, port->ifindex, slot) : XDP_PASS;
+		return write_echo_reply(ctx, &packet, slot) ? answer(ctx, port->ifindex, slot) : XDP_PASS;
 	case NEXT_HOP_DROP:
 		return drop_on_port(REASON_ROUTE_DROP, port->ifindex, packet.len);
 	default:
@@ -185,75 +185,80 @@ static __always_inline int answer_echo(struct xdp_md *ctx, const struct outer *o
 	return write_gtpu_echo(ctx, outer) ? answer(ctx, port->ifindex, slot) : XDP_PASS;
 }
 
-/* A packet that is to be accepted, as far as it was read. */
+/* A packet of the underlay that is being looked at, as far as it was read. */
 struct arrival {
-	__u32 port_slot;   /* of the uplink */
-	__u32 termination; /* slot of who accepts it */
-	struct payload payload;
+	struct outer outer;
+	struct inner inner;
 	struct packet packet;
+	struct question question;
 	int ecn; /* the ECN field that leaves the tunnel */
 };
 
-#define ACCEPTED -2 /* no XDP verdict */
+/*
+ * 0 -> the arrival at hand, per CPU. Decapsulation writes and reads. It isn't on the stack, where there would
+ * be no room for it, and where older verifiers go on telling apart all the ways in which it may have been
+ * filled in.
+ */
+TABLE_ARRAY(arrivals, BPF_MAP_TYPE_PERCPU_ARRAY, 1, struct arrival);
 
 /*
- * Is it a tunnel packet, from somebody who may send it, and what is inside? ACCEPTED with *arrival, zero
- * before but for port_slot, filled in; else the XDP verdict. A global function: the verifier forgets how it
- * was found out.
+ * Is it a tunnel packet, from somebody who may send it, and what is inside? The termination, with *arrival,
+ * zero before, filled in; NULL: *verdict says what becomes of the packet.
  */
-__noinline int accept(struct xdp_md *ctx, struct arrival *arrival)
+static __always_inline struct termination *accept(struct xdp_md *ctx, const struct port *port,
+						  __u32 port_slot, struct arrival *arrival, int *verdict)
 {
-	struct outer outer = {};
-	struct inner inner = {};
+	struct outer *outer = &arrival->outer;
+	struct inner *inner = &arrival->inner;
+	struct packet *packet = &arrival->packet;
+	enum reason reason = parse_arrival(ctx, outer, inner);
 	struct termination *termination;
-	struct packet *packet;
-	struct port *port;
-	enum reason reason;
 	__u32 slot;
 
-	if (!arrival)
-		return XDP_PASS;
-	packet = &arrival->packet;
-	slot = arrival->port_slot;
-	port = bpf_map_lookup_elem(&ports, &slot);
-	if (!port)
-		return XDP_PASS;
-	reason = parse_arrival(ctx, &outer, &inner);
-	if (!outer.parser)
-		return XDP_PASS;
-	if (outer.family && !is_for(ctx, port)) {
+	*verdict = XDP_PASS;
+	if (!outer->parser)
+		return NULL;
+	if (outer->family && !is_for(ctx, port)) {
 		trace(TRACE_NOT_FOR_US, 0, 0, 0);
-		return XDP_PASS;
+		return NULL;
 	}
-	if (reason >= REFUSED_SENDER_OR_ID)
-		return refuse(ctx, port, &outer, reason);
-	if (!inner.is_identified)
-		return reject(ctx, port, &outer, reason);
-	slot = find_termination(&outer, &inner);
-	arrival->termination = slot;
+	if (reason >= REFUSED_SENDER_OR_ID) {
+		*verdict = refuse(ctx, port, outer, reason);
+		return NULL;
+	}
+	if (!inner->is_identified) {
+		*verdict = reject(ctx, port, outer, reason);
+		return NULL;
+	}
+	slot = find_termination(outer, inner);
 	termination = bpf_map_lookup_elem(&terminations, &slot);
-	if (!termination)
-		return refuse(ctx, port, &outer,
-			      inner.parser == PARSER_GTPU_ECHO ? REFUSED_CONTROL : REFUSED_SENDER_OR_ID);
-	trace(TRACE_TERMINATION, termination->network, termination->counter, inner.parser);
+	if (!termination) {
+		*verdict = refuse(ctx, port, outer,
+				  inner->parser == PARSER_GTPU_ECHO ? REFUSED_CONTROL : REFUSED_SENDER_OR_ID);
+		return NULL;
+	}
+	trace(TRACE_TERMINATION, termination->network, termination->counter, inner->parser);
 	if (!reason)
-		reason = check_accepted(ctx, termination, &outer, &inner);
-	if (!reason && inner.parser == PARSER_GTPU_ECHO)
-		return answer_echo(ctx, &outer, port, arrival->port_slot);
+		reason = check_accepted(ctx, termination, outer, inner);
+	if (!reason && inner->parser == PARSER_GTPU_ECHO) {
+		*verdict = answer_echo(ctx, outer, port, port_slot);
+		return NULL;
+	}
 	if (!reason)
-		reason = parse_inner(ctx, &inner, &outer, packet);
-	if (!reason && !(termination->flags & accept_flag(&inner.payload, packet)))
+		reason = parse_inner(ctx, inner, outer, packet);
+	if (!reason && !(termination->flags & accept_flag(&inner->payload, packet)))
 		reason = REASON_INNER_FAMILY;
-	arrival->ecn = combine_ecn(packet->tos & ECN_MASK, outer.tos & ECN_MASK);
+	arrival->ecn = combine_ecn(packet->tos & ECN_MASK, outer->tos & ECN_MASK);
 	if (!reason && packet->family && arrival->ecn < 0)
 		reason = REASON_ECN_CE;
-	if (reason)
-		return drop_on_tunnel(reason, termination->counter, frame_len(ctx));
-	trace(TRACE_ECN, packet->tos & ECN_MASK, outer.tos & ECN_MASK, arrival->ecn);
+	if (reason) {
+		*verdict = drop_on_tunnel(reason, termination->counter, frame_len(ctx));
+		return NULL;
+	}
+	trace(TRACE_ECN, packet->tos & ECN_MASK, outer->tos & ECN_MASK, arrival->ecn);
 	trace_address(TRACE_PACKET, packet->family, packet->protocol, packet->len, packet->destination);
 	trace_address(TRACE_SOURCE, packet->ports, packet->ethertype, packet->tos, packet->source);
-	arrival->payload = inner.payload;
-	return ACCEPTED;
+	return termination;
 }
 
 /* Sends the frame at the start of the packet, which is an answer, back through the tunnel that asked. */
@@ -265,6 +270,7 @@ static __always_inline int answer_tunnel(struct xdp_md *ctx, struct packet *pack
 	trace(TRACE_ANSWERED_BACK, accepted->counter, 0, 0);
 	sending->slot = accepted->tunnel;
 	sending->writes_mac = 0;
+	sending->is_answer = 1;
 	verdict = encap(ctx, packet, sending);
 	return verdict == TOO_BIG ? XDP_DROP : verdict;
 }
@@ -293,29 +299,30 @@ static __always_inline int relay(struct xdp_md *ctx, struct packet *packet, cons
 
 /* An accepted packet, on which nothing was changed yet: where does it go, and off it goes. */
 static __always_inline int forward(struct xdp_md *ctx, const struct port *port,
-				   const struct termination *accepted, struct arrival *arrival)
+				   const struct termination *accepted, struct arrival *arrival,
+				   __u32 port_slot)
 {
+	const struct payload *payload = &arrival->inner.payload;
 	struct packet *packet = &arrival->packet;
+	struct question *question = NULL;
 	struct port *local_port = NULL;
-	struct question *question;
+	struct sending sending = {};
 	struct next_hop *next_hop;
 	__u64 len = frame_len(ctx);
 	__u32 local_slot = 0;
 	enum reason reason;
-	struct sending sending = {};
 	int to = -1;
 
-	question = arrival->payload.kind == INNER_ETHERNET
-		       ? parse_question(ctx, arrival->payload.offset, packet)
-		       : NULL;
+	if (payload->kind == INNER_ETHERNET)
+		question = parse_question(ctx, payload->offset, packet, &arrival->question);
 	if (question)
 		trace_address(TRACE_QUESTION, question->family, question->is_probe, 0, question->target);
 	next_hop = question ? lookup_target(accepted->network, accepted->lookups, question)
 			    : lookup_next_hop(accepted->network, accepted->lookups, packet);
 	/* With `remote: any` a VLAN may have others on it, whose frames are theirs. */
-	if (!next_hop && arrival->payload.keeps_macs && !is_mac_of(port, packet->macs.destination))
+	if (!next_hop && payload->keeps_macs && !is_mac_of(port, packet->macs.destination))
 		return XDP_PASS;
-	if (!next_hop || next_hop->kind == NEXT_HOP_GATEWAY || (question && !accepted->can_reply))
+	if (!next_hop || next_hop->kind == NEXT_HOP_GATEWAY)
 		return drop_on_tunnel(REASON_NO_ROUTE, accepted->counter, len);
 	switch (next_hop->kind) {
 	case NEXT_HOP_PORT:
@@ -342,10 +349,13 @@ static __always_inline int forward(struct xdp_md *ctx, const struct port *port,
 		return drop_on_tunnel(REASON_ROUTE_DROP, accepted->counter, len);
 	}
 
+	/* What we would answer goes back through the tunnel. */
+	if (question && next_hop->kind != NEXT_HOP_PASS && !accepted->can_reply)
+		return drop_on_tunnel(REASON_NO_ROUTE, accepted->counter, len);
+
 	/* It is ours: from here on the packet is changed. */
 	sending.slot = to;
-	if (!strip_outer(ctx, &arrival->payload, packet, len, arrival->ecn,
-			 local_port ? local_port->mac : port->mac))
+	if (!strip_outer(ctx, payload, packet, len, arrival->ecn, local_port ? local_port->mac : port->mac))
 		return drop_on_tunnel(REASON_BAD_INNER, accepted->counter, len);
 	count_decap(accepted->counter, packet->len);
 	if (next_hop->kind == NEXT_HOP_PASS) {
@@ -353,7 +363,7 @@ static __always_inline int forward(struct xdp_md *ctx, const struct port *port,
 		return pass_to_stack(ctx, port);
 	}
 	if (!question)
-		return to >= 0 ? relay(ctx, packet, next_hop, accepted, &sending, arrival->port_slot)
+		return to >= 0 ? relay(ctx, packet, next_hop, accepted, &sending, port_slot)
 			       : deliver(ctx, packet, next_hop, local_slot);
 	/* The asker is behind the tunnel: the answer goes back through it. */
 	__builtin_memcpy(question->answer_mac, mac_for(next_hop, port), ETH_ALEN);
@@ -366,23 +376,23 @@ static __always_inline int forward(struct xdp_md *ctx, const struct port *port,
 
 SEC("xdp") int mptm_decap_xdp(struct xdp_md *ctx)
 {
-	struct arrival arrival = {};
 	struct termination *accepted;
+	struct arrival *arrival;
 	struct port *port;
+	__u32 slot, zero = 0;
 	int verdict;
 
-	port = lookup_port(ctx->ingress_ifindex, &arrival.port_slot);
-	if (!port || port->role != PORT_UPLINK) {
+	port = lookup_port(ctx->ingress_ifindex, &slot);
+	arrival = bpf_map_lookup_elem(&arrivals, &zero);
+	if (!port || port->role != PORT_UPLINK || !arrival) {
 		trace(TRACE_NO_PORT, ctx->ingress_ifindex, 0, 0);
 		return XDP_PASS;
 	}
 	trace(TRACE_PORT, port->ifindex, port->role, port->network);
-	count_port_rx(arrival.port_slot, frame_len(ctx));
-	verdict = accept(ctx, &arrival);
-	if (verdict != ACCEPTED)
-		return verdict;
-	accepted = bpf_map_lookup_elem(&terminations, &arrival.termination);
-	return accepted ? forward(ctx, port, accepted, &arrival) : XDP_PASS;
+	count_port_rx(slot, frame_len(ctx));
+	__builtin_memset(arrival, 0, offsetof(struct arrival, question));
+	accepted = accept(ctx, port, slot, arrival, &verdict);
+	return accepted ? forward(ctx, port, accepted, arrival, slot) : verdict;
 }
 
 /* Never loaded: keeps the enums in the object's BTF, where Python reads them. */

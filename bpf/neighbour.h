@@ -161,32 +161,19 @@ static __always_inline bool parse_nd_solicit(struct xdp_md *ctx, __u64 offset, c
 	return check_nd_solicit(ctx, offset);
 }
 
-/*
- * 0 -> the question of the packet at hand, per CPU: it would fill the frames of who has it. Data plane writes
- * and reads.
- */
-TABLE_ARRAY(questions, BPF_MAP_TYPE_PERCPU_ARRAY, 1, struct question);
-
-/* What the frame at `offset` asks of its neighbours; NULL: nothing. */
+/* What the frame at `offset` asks of its neighbours, read into *question; NULL: nothing. */
 static __always_inline struct question *parse_question(struct xdp_md *ctx, __u64 offset,
-						       const struct packet *packet)
+						       const struct packet *packet, struct question *question)
 {
-	bool is_arp = packet->ethertype == bpf_htons(ETH_P_ARP);
-	struct question *question;
-	__u32 zero = 0;
-
-	if (!is_arp && !(packet->family == 6 && packet->protocol == IPPROTO_ICMPV6))
-		return NULL;
-	question = bpf_map_lookup_elem(&questions, &zero);
 	offset += packet->l3_offset;
-	if (!question)
-		return NULL;
-	if (is_arp)
+	if (packet->ethertype == bpf_htons(ETH_P_ARP))
 		return packet->l3_offset + sizeof(struct arp_packet) <= packet->len &&
 			       parse_arp(ctx, offset, question)
 			   ? question
 			   : NULL;
-	return parse_nd_solicit(ctx, offset, packet, question) ? question : NULL;
+	if (packet->family == 6 && packet->protocol == IPPROTO_ICMPV6)
+		return parse_nd_solicit(ctx, offset, packet, question) ? question : NULL;
+	return NULL;
 }
 
 /* The next hop of the address asked for. A probe is answered only where a host is known by that very address.

@@ -94,6 +94,16 @@ static __always_inline bool is_vlan(__be16 ethertype)
 	return ethertype == bpf_htons(ETH_P_8021Q) || ethertype == bpf_htons(ETH_P_8021AD);
 }
 
+/* Whether an address can be that of one host, to which an answer may go (RFC 1122 §3.2.2, RFC 4443 §2.4). */
+static __always_inline bool is_single_host(__u8 family, const __be32 *address)
+{
+	__u32 first = bpf_ntohl(address[0]);
+
+	if (family == 4)
+		return first && first >> 24 != 127 && first >> 24 < 224;
+	return first >> 24 != 0xff && (address[0] | address[1] | address[2] | (address[3] & bpf_htonl(~1U)));
+}
+
 /* Protocols whose first four bytes are the source and the destination port. */
 static __always_inline bool has_ports(__u8 protocol)
 {

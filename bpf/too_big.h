@@ -14,9 +14,14 @@
 
 #define ICMP_UNREACHABLE	   3
 #define ICMP_FRAGMENTATION_NEEDED  4
+#define ICMP_SOURCE_QUENCH	   4
+#define ICMP_REDIRECT		   5
+#define ICMP_TIME_EXCEEDED	   11
+#define ICMP_PARAMETER_PROBLEM	   12
+#define ICMPV6_REDIRECT		   137
 #define ICMPV6_PACKET_TOO_BIG	   2
-#define ICMP4_QUOTED		   548	/* RFC 1812 §4.3.2.3: an answer of at most 576 bytes */
-#define ICMP6_QUOTED		   1232 /* RFC 4443 §2.4: an answer of at most 1280 bytes */
+#define ICMP4_QUOTED		   548	/* RFC 1812 §4.3.2.3: at most, in an answer of 576 bytes */
+#define ICMP6_QUOTED		   1232 /* RFC 4443 §2.4: at most, in an answer of 1280 bytes */
 #define ICMPV6_FIRST_INFORMATIONAL 128
 #define L2_MAX			   (ETH_HLEN + INNER_TAGS * VLAN_LEN)
 #define ANSWERS_PER_SECOND	   100
@@ -43,33 +48,46 @@ static __always_inline bool may_answer(__u32 port_slot)
 	return true;
 }
 
-/* RFC 1122 §3.2.2, RFC 4443 §2.4: no errors about errors, fragments that aren't the first, groups or nobody.
+/* RFC 1122 §3.2.2: no errors about these; others are queries. */
+static __always_inline bool is_icmp_error(__u8 type)
+{
+	return type == ICMP_UNREACHABLE || type == ICMP_SOURCE_QUENCH || type == ICMP_REDIRECT ||
+	       type == ICMP_TIME_EXCEEDED || type == ICMP_PARAMETER_PROBLEM;
+}
+
+/*
+ * RFC 1122 §3.2.2: no errors about errors, about fragments that aren't the first, about what went to groups,
+ * or to who is no single host. RFC 4443 §2.4: the same, but for groups, whose packets may well be too big.
  */
 static __always_inline bool deserves_answer(const struct xdp_md *ctx, const struct packet *packet)
 {
 	void *at = packet_at(ctx, packet->l3_offset);
+	__u8 *type;
 
+	if (!is_single_host(packet->family, packet->source))
+		return false;
 	if (packet->family == 4) {
 		struct iphdr *ip = at;
-		__u8 *type = (void *)(ip + 1);
 
-		if ((void *)(type + 1) > packet_end(ctx) || !(ip->frag_off & bpf_htons(IPV4_DONT_FRAGMENT)) ||
-		    ip->frag_off & bpf_htons(IPV4_OFFSET_BITS) || !ip->saddr)
+		if ((void *)(ip + 1) > packet_end(ctx) || !(ip->frag_off & bpf_htons(IPV4_DONT_FRAGMENT)) ||
+		    ip->frag_off & bpf_htons(IPV4_OFFSET_BITS) || packet->macs.destination[0] & MAC_GROUP ||
+		    !is_single_host(4, packet->destination))
 			return false;
-		return ip->protocol != IPPROTO_ICMP || *type == ICMP_ECHO_REQUEST || *type == ICMP_ECHO_REPLY;
-	} else {
-		struct ipv6hdr *ip = at;
-		__u8 *type = (void *)(ip + 1);
-
-		if ((void *)(type + 1) > packet_end(ctx) || !packet->source[0])
+		type = at + ip->ihl * 4;
+		if ((void *)(type + 1) > packet_end(ctx))
 			return false;
-		return ip->nexthdr != IPPROTO_ICMPV6 || *type >= ICMPV6_FIRST_INFORMATIONAL;
+		return ip->protocol != IPPROTO_ICMP || !is_icmp_error(*type);
 	}
+	type = at + sizeof(struct ipv6hdr);
+	if ((void *)(type + 1) > packet_end(ctx))
+		return false;
+	return packet->protocol != IPPROTO_ICMPV6 ||
+	       (*type >= ICMPV6_FIRST_INFORMATIONAL && *type != ICMPV6_REDIRECT);
 }
 
 static __always_inline bool write_fragmentation_needed(struct xdp_md *ctx, __u32 at,
 						       const struct packet *packet,
-						       const struct gateway *gateway, __u32 mtu)
+						       const struct gateway *gateway, __u32 mtu, __u32 quoted)
 {
 	__u32 icmp_at = at + sizeof(struct iphdr);
 	struct iphdr *ip = packet_at(ctx, at);
@@ -83,7 +101,8 @@ static __always_inline bool write_fragmentation_needed(struct xdp_md *ctx, __u32
 	__builtin_memset(ip, 0, sizeof(*ip) + sizeof(*icmp));
 	ip->version = 4;
 	ip->ihl = 5;
-	ip->tot_len = bpf_htons(sizeof(*ip) + sizeof(*icmp) + ICMP4_QUOTED);
+	ip->tot_len = bpf_htons(sizeof(*ip) + sizeof(*icmp) + quoted);
+	ip->frag_off = bpf_htons(IPV4_DONT_FRAGMENT); /* RFC 6864 §4.1: so the ID may be anything */
 	ip->ttl = ANSWER_TTL;
 	ip->protocol = IPPROTO_ICMP;
 	ip->saddr = gateway->address_v4;
@@ -95,7 +114,7 @@ static __always_inline bool write_fragmentation_needed(struct xdp_md *ctx, __u32
 	icmp->type = ICMP_UNREACHABLE;
 	icmp->code = ICMP_FRAGMENTATION_NEEDED;
 	icmp->mtu = bpf_htonl(mtu & 0xffff);
-	sum = sum_bytes(ctx, icmp_at, sizeof(*icmp) + ICMP4_QUOTED);
+	sum = sum_bytes(ctx, icmp_at, sizeof(*icmp) + quoted);
 	icmp = packet_at(ctx, icmp_at);
 	if (sum < 0 || (void *)(icmp + 1) > packet_end(ctx))
 		return false;
@@ -104,9 +123,9 @@ static __always_inline bool write_fragmentation_needed(struct xdp_md *ctx, __u32
 }
 
 static __always_inline bool write_packet_too_big(struct xdp_md *ctx, __u32 at, const struct packet *packet,
-						 const struct gateway *gateway, __u32 mtu)
+						 const struct gateway *gateway, __u32 mtu, __u32 quoted)
 {
-	__u32 icmp_at = at + sizeof(struct ipv6hdr), len = sizeof(struct icmp_error) + ICMP6_QUOTED;
+	__u32 icmp_at = at + sizeof(struct ipv6hdr), len = sizeof(struct icmp_error) + quoted;
 	struct ipv6hdr *ip = packet_at(ctx, at);
 	struct icmp_error *icmp = (void *)(ip + 1);
 	const __u32 *gateway_words = (const void *)gateway->address_v6;
@@ -164,9 +183,10 @@ __noinline int write_too_big(struct xdp_md *ctx, const struct packet *packet, __
 	header_len = packet->family == 4 ? sizeof(struct iphdr) + sizeof(struct icmp_error)
 					 : sizeof(struct ipv6hdr) + sizeof(struct icmp_error);
 	l3_offset = packet->l3_offset;
-	if (l3_offset < ETH_HLEN || l3_offset > L2_MAX || packet->end < l3_offset + quoted ||
-	    !may_answer(port_slot))
+	if (l3_offset < ETH_HLEN || l3_offset > L2_MAX || packet->end < l3_offset || !may_answer(port_slot))
 		return 0;
+	if (quoted > packet->end - l3_offset)
+		quoted = packet->end - l3_offset;
 
 	rest = (void *)(long)ctx->data + MACS_LEN;
 #pragma unroll
@@ -186,8 +206,8 @@ __noinline int write_too_big(struct xdp_md *ctx, const struct packet *packet, __
 	/* All that a header with two tags would have; what belongs to a shorter one's IP header is written
 	 * next. */
 	__builtin_memcpy(start, &l2, sizeof(l2));
-	return packet->family == 4 ? write_fragmentation_needed(ctx, l3_offset, packet, gateway, mtu)
-				   : write_packet_too_big(ctx, l3_offset, packet, gateway, mtu);
+	return packet->family == 4 ? write_fragmentation_needed(ctx, l3_offset, packet, gateway, mtu, quoted)
+				   : write_packet_too_big(ctx, l3_offset, packet, gateway, mtu, quoted);
 }
 
 #endif

@@ -132,7 +132,11 @@ static __always_inline enum reason parse_srv6(const struct xdp_md *ctx, const st
 	if (outer->family != 6)
 		return REFUSED_CONTROL;
 	if (next == IPPROTO_ROUTING) {
-		if ((void *)(srh + 1) > packet_end(ctx) || srh->type != SRH_TYPE || srh->segments_left)
+		if ((void *)(srh + 1) > packet_end(ctx) || !is_within(outer, offset + sizeof(*srh))) {
+			identify(inner, PARSER_SRV6, 0);
+			return REASON_SRV6_HEADER;
+		}
+		if (srh->type != SRH_TYPE || srh->segments_left)
 			return REFUSED_CONTROL;
 		next = srh->next_header;
 		offset += sizeof(*srh) + srh->len * 8;

@@ -22,7 +22,8 @@
 #define NSH_OAM	     0x2000
 #define NSH_LEN_MASK 0x3f /* in units of 4 bytes */
 #define NSH_LEN_MIN  2
-#define NSH_LEN_MD1  6 /* RFC 8300 §2.4 */
+#define NSH_LEN_MD1  6	  /* RFC 8300 §2.4 */
+#define NSH_MD_MASK  0x0f /* the other bits are unassigned, and ignored (§2.2) */
 #define NSH_MD1	     1
 #define NSH_MD2	     2
 
@@ -64,19 +65,22 @@ static __always_inline bool set_payload_by_gpe(struct inner *inner, const struct
 }
 
 static __always_inline enum reason parse_nsh(const struct xdp_md *ctx, const struct outer *outer,
-					     struct inner *inner, __u32 offset)
+					     struct inner *inner, __u32 vni, __u32 offset)
 {
 	struct nsh_header *nsh = packet_at(ctx, offset);
 	__u16 first;
+	__u8 md_type;
 	__u32 header_len;
 
+	identify(inner, PARSER_NSH, vni);
 	if ((void *)(nsh + 1) > packet_end(ctx) || !is_within(outer, offset + sizeof(*nsh)))
 		return REASON_NSH_HEADER;
 	first = bpf_ntohs(nsh->version_ttl_len);
 	header_len = (first & NSH_LEN_MASK) * 4;
+	md_type = nsh->md_type & NSH_MD_MASK;
 	/* A TTL of 0 counts as 64 (§2.2): it is not looked at. */
 	if (first & (NSH_VERSION | NSH_OAM) || header_len < NSH_LEN_MIN * 4 ||
-	    (nsh->md_type == NSH_MD1 ? header_len != NSH_LEN_MD1 * 4 : nsh->md_type != NSH_MD2))
+	    (md_type == NSH_MD1 ? header_len != NSH_LEN_MD1 * 4 : md_type != NSH_MD2))
 		return REASON_NSH_HEADER;
 	if (!is_within(outer, offset + header_len))
 		return REASON_NSH_HEADER;
@@ -107,7 +111,7 @@ static __always_inline enum reason parse_vxlan_gpe(const struct xdp_md *ctx, con
 		return REASON_NONE;
 	}
 	if ((flags & GPE_PROTOCOL_MASK) == GPE_NSH)
-		return parse_nsh(ctx, outer, inner, offset);
+		return parse_nsh(ctx, outer, inner, vni, offset);
 	return set_payload_by_gpe(inner, outer, flags & GPE_PROTOCOL_MASK, offset) ? REASON_NONE
 										   : REASON_GPE_PROTOCOL;
 }

@@ -230,7 +230,7 @@ def _way(tunnel: Tunnel, facts: Facts) -> _Way:
         problem = facts.problems.get(tunnel.name) or _missing_path(tunnel)
         return _Way(None, None, f"down: {problem}")
     if (too_far := _too_far(tunnel, path)) is not None:
-        return _Way(None, None, f"down: {too_far}")
+        return _Way(path, None, f"down: {too_far}")
     if path.next_hop_mac is None and tunnel.remote_mac is None and tunnel.remote_address is not None:
         return _Way(path, None, f"down: {path.problem or 'the next hop has no MAC address'}")
     return _Way(path, protocol.build(tunnel, path), UP)

@@ -116,9 +116,9 @@ class _Extra(typing.TypedDict):
     expected: str
 
 
-def written_as(normalise: Callable[[str], str], expected: str) -> Meta:
+def written_as(normalise: Callable[[str], str], expected: str, examples: list[str] | None = None) -> Meta:
     """What a text field, or an item of a list, is brought into by `normalise`; `expected` follows "is not"."""
-    return Meta(extra=dict(_Extra(normalise=normalise, expected=expected)))
+    return Meta(extra=dict(_Extra(normalise=normalise, expected=expected)), examples=examples)
 
 
 def hex_bytes(*lengths: int) -> Meta:
@@ -130,7 +130,8 @@ def hex_bytes(*lengths: int) -> Meta:
             raise ValueError
         return data.hex()
 
-    return written_as(normalise, f"{_alternatives(map(str, lengths))} bytes in hexadecimal")
+    examples = [bytes(range(1, length + 1)).hex() for length in lengths]
+    return written_as(normalise, f"{_alternatives(map(str, lengths))} bytes in hexadecimal", examples)
 
 
 Name = Annotated[
@@ -164,6 +165,8 @@ class Field(NamedTuple):
     """Shown as 0x..., as the field is written in the standards."""
     normalise: Callable[[str], str] | None
     """Brings text into its one form; ValueError or InvalidIntent where there is none."""
+    examples: tuple[Any, ...]
+    """Values that differ in kind, for documents and tests: bounds of numbers, all words; () where none are known."""
 
 
 def _metas(annotation: Any) -> list[Meta]:
@@ -241,6 +244,24 @@ def _expected(annotation: Any, hexadecimal: bool) -> str:
     return "a mapping of text to text" if origin is dict else "one of its options"
 
 
+def _examples(annotation: Any) -> tuple[Any, ...]:
+    origin = typing.get_origin(annotation)
+    if origin is Annotated:
+        metas = [meta for meta in annotation.__metadata__ if isinstance(meta, Meta)]
+        if given := next((meta.examples for meta in metas if meta.examples), None):
+            return tuple(given)
+        if bounds := [meta for meta in metas if meta.ge is not None]:
+            return bounds[0].ge, bounds[0].le
+        return _examples(typing.get_args(annotation)[0])
+    if origin in (typing.Union, types.UnionType):
+        return tuple(value for part in typing.get_args(annotation) for value in _examples(part))
+    if origin is Literal:
+        return typing.get_args(annotation)
+    if annotation is bool:
+        return False, True
+    return (None,) if annotation is types.NoneType else ()
+
+
 @functools.cache
 def fields_of(cls: type[msgspec.Struct]) -> tuple[Field, ...]:
     """The fields of a Checked class, in the order in which they are declared."""
@@ -255,6 +276,7 @@ def fields_of(cls: type[msgspec.Struct]) -> tuple[Field, ...]:
             expected=_expected(info.type, _is_hexadecimal(info.type)),
             hexadecimal=_is_hexadecimal(info.type),
             normalise=_extra(info.type, "normalise"),
+            examples=_examples(info.type),
         )
         for info in msgspec.structs.fields(cls)
     )

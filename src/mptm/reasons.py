@@ -94,7 +94,7 @@ CAPTIONS: dict[str, str] = {
     "REASON_GPE_TRUNCATED": "VXLAN-GPE header cut short",
     "REASON_GPE_FLAGS": "VXLAN-GPE without a valid VNI, of another version, or an OAM packet",
     "REASON_GPE_PROTOCOL": "VXLAN-GPE payload that no tunnel here carries",
-    "REASON_NSH_HEADER": "NSH header with a wrong version, length, TTL or payload, or an OAM packet",
+    "REASON_NSH_HEADER": "NSH header with a wrong version, MD type, length or payload, or an OAM packet",
     "REASON_ETHERIP_HEADER": "EtherIP header cut short, or of another version than 3",
     "REASON_GTPU_TRUNCATED": "GTP-U header cut short",
     "REASON_GTPU_HEADER": "GTP-U length runs over the end of the packet",

@@ -17,7 +17,9 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -46,6 +48,7 @@ MEGABYTE = 1 << 20
 SOCKET_TIMEOUT_SECONDS = 10
 ALL_PROTOCOLS = 0x0003  # ETH_P_ALL
 SOL_PACKET, PACKET_AUXDATA, TAG_IS_VALID = 263, 8, 1 << 4
+SO_RCVBUFFORCE = 33
 IP_RECVTOS, IPV6_RECVTCLASS, IPV6_TCLASS = 13, 66, 67
 FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
 IP_HEADER_LEN = {4: 20, 6: 40}
@@ -192,20 +195,20 @@ def transfer(
         far = stack.enter_context(listener.accept()[0])
         far.settimeout(SOCKET_TIMEOUT_SECONDS)
         with ThreadPoolExecutor(4) as pool:
-            sent = [pool.submit(_send_all, end, os.urandom(size)) for end in (near, far)]
-            received = [pool.submit(_receive_all, end) for end in (far, near)]
+            sent = [pool.submit(send_all, end, os.urandom(size)) for end in (near, far)]
+            received = [pool.submit(receive_all, end) for end in (far, near)]
         for direction in (0, 1):
             assert received[direction].result() == (size, sent[direction].result())
     assert [checksum_errors(lab, target) for target in (client, server)] == errors
 
 
-def _send_all(end: socket.socket, data: bytes) -> str:
+def send_all(end: socket.socket, data: bytes) -> str:
     end.sendall(data)
     end.shutdown(socket.SHUT_WR)
     return hashlib.sha256(data).hexdigest()
 
 
-def _receive_all(end: socket.socket) -> tuple[int, str]:
+def receive_all(end: socket.socket) -> tuple[int, str]:
     digest, size = hashlib.sha256(), 0
     while chunk := end.recv(MEGABYTE):
         digest.update(chunk)
@@ -276,6 +279,83 @@ class Datagrams:
         data, control, _, _ = self.receiver.recvmsg(65536, 64)
         # The TOS comes as one byte, the traffic class as an int.
         return data, next(value[0] for _, _, value in control)
+
+
+@dataclass(frozen=True)
+class Arrived:
+    """What became of a stream's datagrams."""
+
+    sent: int
+    lost: int
+    duplicated: int
+    missing: tuple[int, ...]
+    """The first of the lost ones."""
+
+
+class Stream:
+    """Numbered datagrams from one container to another, `rate` a second, from its making until `finish`.
+
+    What comes waits in the receiver's buffer, which takes all of it: the test's own slowness loses nothing.
+    """
+
+    BUFFER_BYTES = 256 * MEGABYTE
+    PAYLOAD_BYTES = 200
+    AT_ONCE = 8
+    """More in a row would only show how few frames a veth's ring holds while a busy machine looks elsewhere."""
+    SILENCE_SECONDS = 1.0
+
+    def __init__(
+        self, lab: Lab, source: str, destination: str, version: int = 4, *, rate: int = 3000, port: int = 7778
+    ) -> None:
+        self._rate = rate
+        self._sender = open_socket(lab, source, FAMILY[version], socket.SOCK_DGRAM)
+        self._receiver = open_socket(lab, destination, FAMILY[version], socket.SOCK_DGRAM)
+        self._receiver.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, self.BUFFER_BYTES)
+        self._to = (address_of(lab, destination, version), port)
+        self._receiver.bind(self._to)
+        self._over = threading.Event()
+        self._sent = 0
+        self._thread = threading.Thread(target=self._send, daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._over.set()
+        self._thread.join()
+        self._sender.close()
+        self._receiver.close()
+
+    def _send(self) -> None:
+        padding = bytes(self.PAYLOAD_BYTES - 4)
+        started = time.monotonic()
+        behind = 0.0
+        while not self._over.is_set():
+            due = int((time.monotonic() - started - behind) * self._rate)
+            if due - self._sent > self.AT_ONCE:  # what a pause left undone isn't made up for
+                behind += (due - self._sent - self.AT_ONCE) / self._rate
+                due = self._sent + self.AT_ONCE
+            while self._sent < due:
+                self._sender.sendto(struct.pack("!I", self._sent) + padding, self._to)
+                self._sent += 1
+            time.sleep(0.0005)
+
+    def sent(self) -> int:
+        """Datagrams so far."""
+        return self._sent
+
+    def finish(self) -> Arrived:
+        """End the stream, wait until nothing comes any more, and count."""
+        self._over.set()
+        self._thread.join()
+        numbers = []
+        while select.select([self._receiver], [], [], self.SILENCE_SECONDS)[0]:
+            numbers.append(struct.unpack_from("!I", self._receiver.recv(65536))[0])
+        counted = Counter(numbers)
+        lost, duplicated = self._sent - len(counted), len(numbers) - len(counted)
+        missing = sorted(set(range(self._sent)) - counted.keys())
+        return Arrived(self._sent, lost, duplicated, tuple(missing[:20]))
 
 
 # ---- frames ----------------------------------------------------------------------------------------------

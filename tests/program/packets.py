@@ -112,6 +112,15 @@ def carriers() -> list[tuple[str, int]]:
     ]
 
 
+CARRIED = [
+    (protocol, underlay, version)
+    for protocol, underlay in carriers()
+    for version in (4, 6)
+    if carries(protocol, underlay, version)
+]
+"""(protocol or variant, underlay, inner IP version) for all that goes."""
+
+
 def journeys(kinds: Iterable[str]) -> list[Any]:
     """(protocol or variant, underlay, kind of inner packet) for all that goes."""
     known = inner_kinds()

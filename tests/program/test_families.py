@@ -704,3 +704,144 @@ def test_bytes_behind_an_inner_udp_datagram_count(node, version):
 def test_an_ipv4_tunnel_has_no_udp_checksum(node):
     node.apply(between("geneve", 4), to())
     assert node.send("c1", INNER["udp4"]).packet[UDP].chksum == 0
+
+
+# ---- what every tunnel holds its packets to ------------------------------------------------------------------
+
+MISMATCHED = {
+    "ipip": ("ipip", {}, over(4, bytes(their_packet(6)))),
+    "sit": ("sit", {}, over(41, bytes(their_packet(4)))),
+    "gre says 4": ("gre", {}, over(47, bytes.fromhex("00000800") + bytes(their_packet(6)))),
+    "geneve says 6": ("geneve", {"vni": 5, "payload": "l3"},
+                      over_udp(6081, bytes.fromhex("000086dd00000500") + bytes(their_packet(4)))),
+    "gpe says 6": ("vxlan-gpe", {"vni": 5, "payload": "l3"},
+                   over_udp(4790, bytes.fromhex("0c00000200000500") + bytes(their_packet(4)))),
+    "gue says 4": ("gue", {}, over_udp(6080, bytes.fromhex("00040000") + bytes(their_packet(6)))),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("protocol", "options", "wire"), MISMATCHED.values(), ids=MISMATCHED)
+def test_an_inner_packet_of_another_version_than_the_header_says_is_dropped(node, protocol, options, wire):
+    node.apply(between(protocol, **options), here(4), here(6))
+    assert_dropped(node, wire, "INNER_VERSION")
+
+
+KINDS = {
+    "an Ethernet frame for gre": ("gre", {}, over(47, bytes.fromhex("00006558") + bytes(their_frame()))),
+    "an IP packet for gretap": ("gretap", {}, over(47, bytes.fromhex("00000800") + bytes(their_packet()))),
+    "an IP packet for geneve l2": ("geneve", {"vni": 5},
+                                   over_udp(6081, bytes.fromhex("0000080000000500") + bytes(their_packet()))),
+    "a frame for geneve l3": ("geneve", {"vni": 5, "payload": "l3"},
+                              over_udp(6081, bytes.fromhex("0000655800000500") + bytes(their_frame()))),
+    "a frame for gue l3": ("gue", {}, over_udp(6080, bytes.fromhex("006100003000") + bytes(their_frame()))),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("protocol", "options", "wire"), KINDS.values(), ids=KINDS)
+def test_a_payload_that_the_tunnel_does_not_carry_is_dropped(node, protocol, options, wire):
+    node.apply(between(protocol, **options), here())
+    assert_dropped(node, wire, "INNER_FAMILY")
+
+
+def limited(protocol: int, inner: Packet, option: bytes = bytes.fromhex("0401040101 00")) -> bytes:
+    """As Linux's ip6tnl sends by default: destination options with the tunnel encapsulation limit."""
+    return bytes(outer_ip(60, 6) / Raw(bytes([protocol, 0]) + option + bytes(inner)))
+
+
+@pytest.mark.parametrize(("name", "number", "version"), [("ip4ip6", 4, 4), ("ip6ip6", 41, 6)])
+def test_the_tunnel_encapsulation_limit_is_skipped(node, name, number, version):
+    node.apply(between(name, 6), here(version))
+    assert_delivered(node, limited(number, their_packet(version)), their_packet(version))
+
+
+def test_other_destination_options_are_the_kernels(node):
+    node.apply(between("ip6ip6", 6), here(6))
+    wire = limited(41, their_packet(6), bytes.fromhex("c901000101 00"))
+    got = node.send("up0", wire)
+    assert (got.verdict, got.data, node.drops()) == ("PASS", wire, {})
+
+
+def test_a_first_fragment_over_ipv6_is_counted_and_left(node):
+    node.apply(between("ip6ip6", 6), here(6))
+    fragment = bytes(outer_ip(44, 6) / Raw(bytes.fromhex("2900000100000007") + bytes(their_packet(6))))
+    assert_left(node, fragment, "FRAGMENT")
+    later = bytes(outer_ip(44, 6) / Raw(bytes.fromhex("2900000800000007") + bytes(64)))
+    got = node.send("up0", later)
+    assert (got.verdict, got.data, node.drops()) == ("PASS", later, {"FRAGMENT": 1})
+
+
+def checksummed(underlay: int, value: int | None, port: int = 6081) -> bytes:
+    """GENEVE with a UDP checksum: None: the right one."""
+    outer = outer_ip(17, underlay) / UDP(sport=50000, dport=port, chksum=value)
+    return bytes(outer / Raw(bytes.fromhex("0000655800000500") + bytes(their_frame())))
+
+
+@pytest.mark.parametrize("underlay", [4, 6])
+@pytest.mark.parametrize(
+    ("wanted", "taken"),
+    [("ignore", (True, True, True)), ("verify", (True, True, False)), ("require", (True, False, False))],
+)
+def test_a_received_udp_checksum_is_held_to_what_the_tunnel_says(node, underlay, wanted, taken):
+    node.apply(between("geneve", underlay, vni=5, receive_checksum=wanted), here())
+    for value, goes in zip((None, 0, 0x1234), taken, strict=True):
+        wire = checksummed(underlay, value)
+        if goes:
+            assert_delivered(node, wire)
+        else:
+            before = node.drops().get("UDP_CHECKSUM", 0)
+            got = node.send("up0", wire)
+            assert (got.verdict, got.data) == ("DROP", wire)
+            assert node.drops() == {"UDP_CHECKSUM": before + 1}
+
+
+# ---- GTP-U echo ---------------------------------------------------------------------------------------------
+
+
+def echo_request(
+    underlay: int = 4, source: str | None = None, sequence: bytes = b"\x12\x34", flags: int = 0x32
+) -> bytes:
+    optional = sequence + b"\0\0" if flags & 2 else b""
+    header = struct.pack("!BBHI", flags, 1, len(optional), 0)
+    outer = outer_ip(17, underlay)
+    if source is not None:
+        outer[1].src = source
+    return bytes(outer / UDP(sport=2152, dport=2152) / Raw(header + optional))
+
+
+@pytest.mark.parametrize("flags", [0x32, 0x30])
+@pytest.mark.parametrize("underlay", [4, 6])
+def test_a_gtpu_echo_request_of_a_known_peer_is_answered(node, underlay, flags):
+    node.apply(between("gtpu", underlay, teid=7), here())
+    wire = echo_request(underlay, flags=flags)
+    got = node.send("up0", wire)
+    assert (got.verdict, node.drops()) == ("REDIRECT", {})
+    answer = got.packet
+    assert (answer.src, answer.dst) == (LOCAL_MAC, REMOTE_MAC)
+    assert (answer[1].src, answer[1].dst) == (LOCAL[underlay], REMOTE[underlay])
+    assert (answer[UDP].sport, answer[UDP].dport) == (2152, 2152)
+    # TS 29.281 §7.2.2: the sequence number of the request, and a recovery element of 0
+    sequence = "1234" if flags & 2 else "0000"
+    assert bytes(answer[UDP].payload).hex() == "32020006" + "00000000" + sequence + "0000" + "0e00"
+    again = answer.copy()
+    del again[UDP].chksum
+    if underlay == 4:
+        del again[IP].chksum
+    assert bytes(again) == got.data
+
+
+def test_an_echo_request_of_a_stranger_is_left_to_the_host(node):
+    node.apply(between("gtpu", teid=7), here())
+    assert_left(node, echo_request(source=STRANGER[4]), "CONTROL")
+
+
+def test_an_echo_request_is_left_to_the_host_where_the_tunnel_says_so(node):
+    node.apply(between("gtpu", teid=7, echo="pass"), here())
+    assert_left(node, echo_request(), "CONTROL")
+
+
+@pytest.mark.parametrize(
+    "kind", [2, 26, 31, 254], ids=["echo response", "error indication", "extensions", "end marker"]
+)
+def test_other_gtpu_messages_are_left_to_the_host(node, kind):
+    node.apply(between("gtpu", teid=7), here())
+    assert_left(node, over_udp(2152, struct.pack("!BBHI", 0x30, kind, 0, 7)), "CONTROL")

@@ -14,16 +14,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import click
+import document_protocols
 import pytest
 from documents import DOCUMENTS, ROOT, Block, blocks, commands, prose, table
+from model import c_enum
 
 from mptm import config, reasons
 from mptm.cli import mptm_user
 from mptm.cli.root import mptm
+from mptm.fields import fields_of
 from mptm.protocols import PROTOCOLS
 
 DOCS = ROOT / "docs"
 PROGRAMS = ("mptm", "mptm_user")
+OF_PARSERS = r"REASON_(GENEVE|VXLAN|VLAN|GRE|ERSPAN|GPE|NSH|ETHERIP|GTPU|L2TP|GUE|MPLS|SRV6)_"
 SEPARATORS = re.compile(r"[|&;()<>]+")
 
 
@@ -156,20 +160,40 @@ def test_every_map_stands_in_the_table():
     assert named == declared
 
 
+def test_the_protocols_are_documented_as_the_registry_has_them():
+    """`make docs` writes what is missing."""
+    made = document_protocols.protocols_document()
+    assert (DOCS / "protocols.md").read_text(encoding="utf-8") == made, "run `make docs`"
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert readme == document_protocols.readme(readme), "run `make docs`"
+
+
 def test_every_protocol_stands_in_the_table_with_its_name_and_reference():
     rows = table(DOCS / "protocols.md", "protocol")
-    assert sorted(row[:3] for row in rows) == sorted(
+    assert sorted([re.sub(r"\[(.*)\].*", r"\1", row[0]), *row[1:3]] for row in rows) == sorted(
         [protocol.title, protocol.name, protocol.reference] for protocol in PROTOCOLS.values()
     )
 
 
-def test_the_options_of_the_protocols_are_documented():
-    from mptm.fields import fields_of
+@pytest.mark.parametrize("protocol", PROTOCOLS.values(), ids=PROTOCOLS.keys())
+def test_every_option_is_documented_where_the_protocol_is(protocol):
+    text = (DOCS / "protocols.md").read_text(encoding="utf-8")
+    own = text.split(f"\n### {protocol.title}\n")[1].split("\n### ")[0]
+    shared = text.split("\n## What every tunnel has\n")[1].split("\n## ")[0]
+    assert "\nReceived: " in own, "the module's docstring says what is accepted"
+    for field in fields_of(protocol.options):
+        assert re.search(rf"`--{field.name.replace('_', '-')}`", own + shared), field.name
 
-    text = (DOCS / "protocols.md").read_text()
-    for protocol in PROTOCOLS.values():
-        for field in fields_of(protocol.options):
-            assert re.search(rf"--{field.name.replace('_', '-')}\b", text), field.name
+
+def test_the_reasons_of_a_parser_are_found_in_its_source():
+    reasons_of = {name: document_protocols.reasons_of(protocol) for name, protocol in PROTOCOLS.items()}
+    assert all(set(found) <= reasons.CAPTIONS.keys() for found in reasons_of.values())
+    assert reasons_of["vxlan"] == ["REASON_VXLAN_TRUNCATED", "REASON_VXLAN_FLAGS"]
+    assert "REASON_GRE_CHECKSUM" in reasons_of["gre-udp"]
+    assert "REASON_NSH_HEADER" in reasons_of["nsh"]
+    assert "REASON_L2TP_COOKIE" in reasons_of["l2tp"]
+    of_parsers = {name for name in c_enum("reason") if re.match(OF_PARSERS, name)}
+    assert {each for found in reasons_of.values() for each in found} >= of_parsers
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())

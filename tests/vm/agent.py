@@ -5,21 +5,35 @@
         -> {"id": 1, "status": 0, "stdout": "", "stderr": "", "timed_out": false}
     {"id": 2, "do": "start", "argv": [...]}  -> {"id": 2, "process": 17}
     {"id": 3, "do": "stop", "process": 17}   -> as for run
-    {"id": 4, "do": "power-off"}             no answer
+    {"id": 4, "do": "listen", "address": "10.0.0.2", "size": 1000}  -> {"id": 4, "port": 4711}
+        One TCP connection: `size` random bytes each way at once
+    {"id": 5, "do": "received", "port": 4711, "timeout": 10}
+        -> {"id": 5, "sent": SHA-256, "received_bytes": 1000, "received": SHA-256}
+    {"id": 6, "do": "send-datagram", "source": "10.0.0.2", "destination": "10.0.0.1", "port": 9, "data": HEX}
+        -> {"id": 6}  UDP, the packet not fragmented
+    {"id": 7, "do": "power-off"}             no answer
+
+Whatever fails is answered as by run, with status 127.
 
 It is process 1, so it also takes up orphans. Needs nothing but Python's standard library.
 """
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import os
+import socket
 import subprocess
 import threading
 import traceback
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 PORT = "mptm.agent"
+CHUNK = 1 << 20
+IP_MTU_DISCOVER, IPV6_MTU_DISCOVER, PMTUDISC_PROBE = 10, 23, 3
 _ENVIRONMENT = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
     "HOME": "/tmp",
@@ -34,6 +48,8 @@ class Agent:
         self._port = port
         self._writing = threading.Lock()
         self._started: dict[int, subprocess.Popen[str]] = {}
+        self._pool = ThreadPoolExecutor(16)
+        self._transfers: dict[int, Future[dict[str, object]]] = {}
 
     def serve(self) -> None:
         self.answer({"ready": os.uname().release})
@@ -97,9 +113,61 @@ class Agent:
             stdout, stderr = process.communicate()
         return {"status": process.returncode, "stdout": stdout, "stderr": stderr, "timed_out": timed_out}
 
+    def _listen(self, request: dict) -> dict[str, object]:
+        with contextlib.ExitStack() as stack:
+            listener = stack.enter_context(socket.socket(_family(request["address"]), socket.SOCK_STREAM))
+            listener.settimeout(request.get("timeout", 30))
+            listener.bind((request["address"], 0))
+            listener.listen(1)
+            stack.pop_all()
+        port = listener.getsockname()[1]
+        self._transfers[port] = self._pool.submit(_serve, listener, request["size"])
+        return {"port": port}
+
+    def _received(self, request: dict) -> dict[str, object]:
+        return self._transfers.pop(request["port"]).result(request["timeout"])
+
+    def _send_datagram(self, request: dict) -> dict[str, object]:
+        with socket.socket(_family(request["source"]), socket.SOCK_DGRAM) as sender:
+            if sender.family == socket.AF_INET:
+                sender.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, PMTUDISC_PROBE)
+            else:
+                sender.setsockopt(socket.IPPROTO_IPV6, IPV6_MTU_DISCOVER, PMTUDISC_PROBE)
+            sender.bind((request["source"], 0))
+            sender.sendto(bytes.fromhex(request["data"]), (request["destination"], request["port"]))
+        return {}
+
     def _power_off(self, _request: dict) -> dict[str, object]:
         Path("/proc/sysrq-trigger").write_text("o")
         return {}
+
+
+def _family(address: str) -> int:
+    return socket.AF_INET6 if ":" in address else socket.AF_INET
+
+
+def _serve(listener: socket.socket, size: int) -> dict[str, object]:
+    with listener:
+        end, _ = listener.accept()
+    with end, ThreadPoolExecutor(1) as pool:
+        end.settimeout(listener.gettimeout())
+        sent = pool.submit(_send, end, size)
+        digest, received = hashlib.sha256(), 0
+        while chunk := end.recv(CHUNK):
+            digest.update(chunk)
+            received += len(chunk)
+        return {"sent": sent.result(), "received_bytes": received, "received": digest.hexdigest()}
+
+
+def _send(end: socket.socket, size: int) -> str:
+    digest = hashlib.sha256()
+    while size:
+        chunk = os.urandom(min(size, CHUNK))
+        digest.update(chunk)
+        end.sendall(chunk)
+        size -= len(chunk)
+    end.shutdown(socket.SHUT_WR)
+    return digest.hexdigest()
 
 
 def open_port() -> int:

@@ -22,6 +22,8 @@ from typing import Any
 from agent import PORT
 from kernels import ROOT, Kernel
 
+from mptm.lab.topology import NAMESPACES
+
 _BOOT_TIMEOUT_S = 90
 _AGENT = Path(__file__).with_name("agent.py")
 
@@ -106,7 +108,7 @@ class Machine:
             f" agent.python={sys.executable} agent.script={_AGENT} agent.modules={modules}"
         )
         return [
-            *(("ip", "netns", "exec", namespace) if namespace else ()),
+            *(("nsenter", f"--net={NAMESPACES / namespace}", "--") if namespace else ()),
             # Whatever becomes of us, the guest goes with us.
             *("setpriv", "--pdeathsig", "KILL"),
             *("qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
@@ -161,6 +163,17 @@ class Machine:
         if "process" not in reply:
             _result(words, reply).check()
         return Running(self, words, reply["process"])
+
+    def ask(self, do: str, patience: float = 10, **request: object) -> dict[str, Any]:
+        """Another service of the agent's; raises GuestError, with what went wrong there."""
+        reply = self._ask(patience, do=do, **request)
+        if reply.get("status", 0) != 0:
+            raise GuestError(f"{do}: {reply['stderr']}")
+        return reply
+
+    def ip(self, commands: Sequence[str]) -> None:
+        """`ip` commands (without the leading "ip") in one batch. Raises GuestError."""
+        self.run("ip", "-batch", "-", input="\n".join(commands) + "\n", timeout=60).check()
 
     def console(self) -> str:
         """What the guest's kernel said."""
@@ -253,7 +266,11 @@ def _result(argv: tuple[str, ...], reply: dict[str, Any]) -> Result:
 
 
 def _network_card(number: int, tap: Tap) -> list[str]:
+    """Without offloads: what is on the wire is what was sent."""
+    offloads = ("csum", "gso", "guest_csum", "guest_tso4", "guest_tso6", "guest_ecn", "guest_ufo")
+    offloads += ("host_tso4", "host_tso6", "host_ecn", "host_ufo")
+    off = ",".join(f"{each}=off" for each in offloads)
     return [
         *("-netdev", f"tap,id=net{number},ifname={tap.name},script=no,downscript=no"),
-        *("-device", f"virtio-net-pci,netdev=net{number},mac={tap.mac}"),
+        *("-device", f"virtio-net-pci,netdev=net{number},mac={tap.mac},{off}"),
     ]

@@ -8,14 +8,11 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from typing import Any, NamedTuple, cast
+from typing import Any
 
-from msgspec import Struct
-
-from mptm.fields import fields_of
 from mptm.protocols.base import IpOptions, Protocol, UdpOptions
 
-__all__ = ["PROTOCOLS", "IpOptions", "Protocol", "Row", "UdpOptions", "table"]
+__all__ = ["PROTOCOLS", "IpOptions", "Protocol", "UdpOptions"]
 
 
 def _load() -> dict[str, Protocol[Any]]:
@@ -30,34 +27,3 @@ def _load() -> dict[str, Protocol[Any]]:
 
 PROTOCOLS: dict[str, Protocol[Any]] = _load()
 """Every protocol by name."""
-
-
-class Row(NamedTuple):
-    """A protocol as a table of all of them shows it."""
-
-    name: str
-    title: str
-    reference: str
-    outer: str
-    """IPv4, IPv6, both, or Ethernet where there is no IP header."""
-    options: tuple[str, ...]
-    """Names of its own options; those with an exclamation mark must be given."""
-
-
-def table() -> list[Row]:
-    """All protocols, for documents."""
-    shared = {field.name for field in fields_of(UdpOptions)} - {"port"}
-    return [
-        Row(
-            name=protocol.name,
-            title=protocol.title,
-            reference=protocol.reference,
-            outer=", ".join(f"IPv{version}" for version in protocol.underlays) or "Ethernet",
-            options=tuple(
-                field.name + "!" * field.required
-                for field in fields_of(cast("type[Struct]", protocol.options))
-                if field.name not in shared
-            ),
-        )
-        for protocol in PROTOCOLS.values()
-    ]

@@ -15,6 +15,9 @@
 
 In front of it: Ethernet, IPv4 or IPv6 (protocol 47), GRE with S set (protocol type 0x88be for II, 0x22eb for III);
 behind it the Ethernet frame, its VLAN tags inside.
+
+Received: either type, whatever `version` says, with a sequence number, which isn't looked at; a platform specific
+subheader (O) is skipped, all other fields but version and session are ignored.
 """
 
 from __future__ import annotations

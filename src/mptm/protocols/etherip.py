@@ -8,6 +8,8 @@
 +-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+
 
 In front of it: Ethernet, IPv4 or IPv6 (protocol 97); behind its two bytes the inner Ethernet frame.
+
+Received: version 3 with reserved bits zero.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ class Etherip(HeaderProtocol[IpOptions]):
         return HEADER
 
     def tunnel_id(self, options: IpOptions) -> int:
-        """None."""
+        """None: the addresses alone tell."""
         return 0
 
     def describe_header(self, options: IpOptions) -> str:

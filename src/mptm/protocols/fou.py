@@ -10,6 +10,8 @@
 +-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+
 
 There is no header of its own: a UDP port is given to it, behind which an IPv4 or IPv6 packet begins.
+
+Received: what `inner` says; IPv4 and IPv6 are told apart by the first four bits.
 """
 
 from __future__ import annotations

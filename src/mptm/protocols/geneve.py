@@ -15,6 +15,10 @@
 
 In front of it: Ethernet, IPv4 or IPv6, UDP to port 6081; behind it an Ethernet frame (protocol type 0x6558), IPv4
 (0x0800) or IPv6 (0x86dd).
+
+Received: a version other than 0, a control packet (O), an option with the critical bit, options that run over their
+area, and a protocol type other than these are refused; other options are skipped. The C bit by itself refuses nothing,
+as the options are gone through anyhow (§3.4); reserved bits are ignored.
 """
 
 from __future__ import annotations
@@ -64,7 +68,10 @@ class GeneveOptions(UdpOptions, frozen=True, kw_only=True):
     payload: Payload = "l2"
     tlvs: Annotated[
         tuple[GeneveOption, ...],
-        Meta(description="options that are sent: CLASS:TYPE:DATA in hexadecimal"),
+        Meta(
+            description="options that are sent: CLASS:TYPE:DATA in hexadecimal",
+            examples=[["0102:01:00112233"], ["0102:80:00112233", "0103:02:", "ffff:7f:0011223344556677"]],
+        ),
     ] = ()
     port: UdpPort = 6081
 

@@ -14,6 +14,10 @@
 +-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+
 
 In front of it: Ethernet, IPv4 or IPv6 (protocol 47); behind it IPv4 (protocol type 0x0800) or IPv6 (0x86dd).
+
+Received: bits 1, 4 and 5 must be zero (RFC 2784 §2.3); versions other than 0, such as PPTP's, are left to the kernel.
+A checksum that is there must be right, unless `verify_checksum` is off; the sequence number isn't looked at. A packet
+with a key is for a tunnel with that key, one without a key for a tunnel without.
 """
 
 from __future__ import annotations

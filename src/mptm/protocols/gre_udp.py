@@ -19,6 +19,8 @@
 
 In front of it: Ethernet, IPv4 or IPv6; behind it an Ethernet frame (protocol type 0x6558), IPv4 (0x0800) or IPv6
 (0x86dd).
+
+Received: as GRE; what `payload` says is taken, and nothing else.
 """
 
 from __future__ import annotations

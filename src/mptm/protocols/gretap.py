@@ -14,6 +14,8 @@
 +-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+
 
 In front of it: Ethernet, IPv4 or IPv6 (protocol 47); behind it an Ethernet frame (protocol type 0x6558).
+
+Received: as GRE.
 """
 
 from __future__ import annotations

@@ -15,6 +15,10 @@
 
 In front of it: Ethernet, IPv4 or IPv6, UDP to port 2152; behind it an IPv4 or IPv6 packet. The last two words are
 there where a QFI is set.
+
+Received: version 1 with PT set, a G-PDU whose length fits. Sequence and N-PDU number are skipped, extension headers as
+well, up to four of them; one that isn't known and whose type has the top bit, which says that the endpoint must
+comprehend it (TS 29.281 §5.2.1), is refused. Other messages, other versions and GTP' are left to the kernel.
 """
 
 from __future__ import annotations

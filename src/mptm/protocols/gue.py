@@ -10,6 +10,9 @@
 In front of it: Ethernet, IPv4 or IPv6, UDP to port 6080. Behind the header of variant 0 an IPv4 (protocol 4) or IPv6
 (41) packet, or an Ethernet frame in EtherIP (97, RFC 3378); variant 1 has no header: the first bits of an IP version
 stand where the variant would.
+
+Received: both variants, whatever `variant` says. Control messages (C) and flags other than zero are refused, as both
+may mean that no packet follows; private fields that Hlen counts are skipped.
 """
 
 from __future__ import annotations

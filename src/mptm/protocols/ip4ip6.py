@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""IPv4-in-IPv6 (RFC 2473 §3), without a tunnel encapsulation limit.
+"""IPv4-in-IPv6: IPv4 in IPv6, without a tunnel encapsulation limit (RFC 2473 §3).
 
  0                   1                   2                   3
  0 1 2 3 4 5 6 7 8 9 0 1 2 3 4 5 6 7 8 9 0 1 2 3 4 5 6 7 8 9 0 1
@@ -10,6 +10,9 @@
 +-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+
 
 It is the outer IPv6 header that says what follows: there is no other. Behind it the inner IPv4 packet.
+
+Received: the inner packet must be IPv4. A destination option with the tunnel encapsulation limit (§4.1.1) may be in
+front of it, and is skipped.
 """
 
 from __future__ import annotations

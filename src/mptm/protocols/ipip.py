@@ -12,6 +12,8 @@
 +-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+
 
 It is the outer IPv4 header that says what follows: there is no other. Behind it the inner IPv4 packet.
+
+Received: the inner packet must be IPv4.
 """
 
 from __future__ import annotations

@@ -15,6 +15,9 @@
 
 In front of it: Ethernet, IPv4 or IPv6 (protocol 115), or UDP to port 1701; behind it an Ethernet frame. Names of
 options are those of `ip l2tp`.
+
+Received: the cookie must be the session's; the sublayer is skipped. Control messages (T set, or session 0) and other
+versions than 3 are left to the kernel.
 """
 
 from __future__ import annotations

@@ -9,6 +9,9 @@
 
 In front of it: Ethernet, IPv4 or IPv6, UDP to port 6635; one such entry per label, the last with S set; behind them an
 IPv4 or IPv6 packet.
+
+Received: up to eight labels, of which the last, at the bottom of the stack, tells the tunnel; other labels, TC and TTL
+aren't looked at. Behind them an IPv4 or IPv6 packet, told apart by its first four bits.
 """
 
 from __future__ import annotations
@@ -32,7 +35,12 @@ class MplsOptions(UdpOptions, frozen=True, kw_only=True):
 
     labels: Annotated[
         tuple[Label, ...],
-        Meta(min_length=1, max_length=LABELS_MAX, description="labels that are sent, the outermost first"),
+        Meta(
+            min_length=1,
+            max_length=LABELS_MAX,
+            description="labels that are sent, the outermost first",
+            examples=[[16], [16, 2**20 - 1]],
+        ),
     ]
     local_label: Annotated[
         Label | None,

@@ -13,6 +13,9 @@
 
 In front of it: Ethernet, IPv4 or IPv6, UDP to port 4790, VXLAN-GPE with next protocol 4; behind it an Ethernet frame
 (3) or IPv4 (1) or IPv6 (2).
+
+Received: the VXLAN-GPE header as there; then version 0, no OAM packet (O), MD type 1 with its 24 bytes or MD type 2 of
+any length. Context headers are skipped; service path, service index and TTL (0 counts as 64, §2.2) aren't looked at.
 """
 
 from __future__ import annotations

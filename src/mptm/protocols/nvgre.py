@@ -10,6 +10,9 @@
 +-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+
 
 In front of it: Ethernet, IPv4 or IPv6 (protocol 47); behind it an Ethernet frame.
+
+Received: a key, and neither checksum nor sequence number; the FlowID isn't looked at. A GRETAP tunnel whose key is
+these 32 bits goes before.
 """
 
 from __future__ import annotations

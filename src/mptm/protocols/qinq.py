@@ -11,6 +11,9 @@
 
 In front of it: the MAC addresses of the remote and of the egress interface, in place of the inner frame's own, which
 are dropped; with `remote: any` the inner frame's own stay. Behind it the inner frame from its EtherType on.
+
+Received: PCP and DEI are ignored. The first TPID must be the tunnel's, the second 0x8100. What no QinQ tunnel takes may
+be a VLAN tunnel's by its first tag.
 """
 
 from __future__ import annotations

@@ -12,6 +12,8 @@
 +-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+
 
 It is the outer IPv4 header that says what follows: there is no other. Behind it the inner IPv6 packet.
+
+Received: the inner packet must be IPv6.
 """
 
 from __future__ import annotations

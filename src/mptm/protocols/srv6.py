@@ -13,6 +13,9 @@
 
 In front of it: Ethernet and IPv6 to the first segment; behind it IPv4 (next header 4), IPv6 (41) or an Ethernet frame
 (143). `reduced` leaves the first segment out of the list, and the header out where that was the only one.
+
+Received: packets whose segments are used up (Segments Left 0), with or without a segment routing header; its TLVs,
+flags and tag are skipped. Packets with segments left and other routing types are left to the kernel.
 """
 
 from __future__ import annotations
@@ -46,6 +49,7 @@ class Srv6Options(IpOptions, frozen=True, kw_only=True):
         Meta(
             max_length=SEGMENTS_MAX,
             description="segments that packets visit, in order, the last one decapsulates; default: the remote",
+            examples=[["fd00:9::1"], ["fd00:9::1", "fd00:9::2"]],
         ),
     ] = ()
     mode: Annotated[
@@ -53,7 +57,8 @@ class Srv6Options(IpOptions, frozen=True, kw_only=True):
         Meta(description="H.Encaps, H.Encaps.Red (both for IP packets) or H.Encaps.L2 (for Ethernet frames)"),
     ] = "encaps"
     local_sid: Annotated[
-        UnicastAddress | None, Meta(description="own segment that is decapsulated; default: local")
+        UnicastAddress | None,
+        Meta(description="own segment that is decapsulated; default: local", examples=[None, "fd00:9::7"]),
     ] = None
 
 

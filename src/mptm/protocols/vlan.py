@@ -9,6 +9,8 @@
 
 In front of it: the MAC addresses of the remote and of the egress interface, in place of the inner frame's own, which
 are dropped; with `remote: any` the inner frame's own stay. Behind it the inner frame from its EtherType on.
+
+Received: PCP and DEI are ignored. The TPID must be the tunnel's.
 """
 
 from __future__ import annotations

@@ -10,6 +10,8 @@
 +-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+
 
 In front of it: Ethernet, IPv4 or IPv6, UDP to port 4789 (older Linux: 8472); behind it the inner Ethernet frame.
+
+Received: the I flag must be set; all other flags and reserved bits are ignored (§5), so VXLAN-GBP is read as well.
 """
 
 from __future__ import annotations

@@ -11,6 +11,8 @@
 
 In front of it: Ethernet, IPv4 or IPv6, UDP to port 4789; behind it the inner Ethernet frame. Whoever speaks plain
 VXLAN reads it as such, and so the same tunnel accepts both.
+
+Received: as VXLAN; the group isn't looked at.
 """
 
 from __future__ import annotations

@@ -10,6 +10,9 @@
 +-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+
 
 In front of it: Ethernet, IPv4 or IPv6, UDP to port 4790; behind it an Ethernet frame (3) or IPv4 (1) or IPv6 (2).
+
+Received: the I flag must be set and the version 0; an OAM packet (O) and other next protocols are refused; without the
+P flag an Ethernet frame follows. Next protocol 4 is NSH's, and a tunnel of its own.
 """
 
 from __future__ import annotations

@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Our end of the matrix: a lab with one node of ours, that has a network, a workload and a tunnel for every place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import msgspec
+from matrix import NODE, WORKLOAD_LINK_MTU, WORKLOADS, Case, Peer, Place
+
+from mptm.intent import Intent, Network, Object, Port, Route
+from mptm.lab.topology import Lab, Topology, configure, set_offloads
+from mptm.node import Node
+
+HOST_LEN = {4: 32, 6: 128}
+LINK_LEN = {4: 24, 6: 64}
+HAS_GATEWAY = "gateway" in {field.name for field in msgspec.structs.fields(Network)}
+"""Whether a network has a gateway address, in whose name too big packets are answered."""
+
+
+class Ground:
+    """The lab of one peer with all its cases set up: `up` and `down`, then `places` by case id."""
+
+    def __init__(self, prefix: str, kind: type[Peer], cases: Sequence[Case]) -> None:
+        self.lab = Lab(prefix)
+        self.lab.topology = kind.topology(self.lab.topology)
+        self.peer = kind(self.lab)
+        self.places = {case.id: Place(case, number) for number, case in enumerate(cases, 1)}
+
+    @property
+    def node(self) -> Node:
+        """Ours."""
+        return self.lab.node(NODE)
+
+    def up(self) -> None:
+        """Build it; what was begun goes when something fails."""
+        try:
+            self.lab.up(bare=True)
+            self.peer.start()
+            self.peer.set_up(list(self.places.values()))
+            self._set_up_node()
+        except BaseException:
+            self.down()
+            raise
+
+    def down(self) -> None:
+        """Take it away. Harmless when there is nothing."""
+        try:
+            self.peer.stop()
+        finally:
+            self.lab.down()
+
+    def _set_up_node(self) -> None:
+        node, workloads = self.lab.namespace(NODE), self.lab.namespace(WORKLOADS)
+        at_node, at_workload = [], []
+        for place in self.places.values():
+            name = place.interface
+            at_node += [
+                f"link add {name} type veth peer name {name} netns {workloads}",
+                f"link set {name} mtu {WORKLOAD_LINK_MTU} addrgenmode none up",
+                *place.outer_commands(place.node_outer, "eth0"),
+            ]
+            if place.case.underlay == 6:
+                at_node.append(f"route add {place.peer_sids} via {place.peer_outer}")
+            at_workload += workload_commands(
+                name, place.node_mac, place.node_inner, place.peer_inner, place.mtu
+            )
+        configure(node, at_node)
+        configure(workloads, at_workload)
+        for place in self.places.values():
+            set_offloads(workloads, place.interface)
+        self.node.apply(Intent.of([Port(name="eth0", role="uplink"), *self._objects()]))
+
+    def _objects(self) -> list[Object]:
+        objects: list[Object] = []
+        for place in self.places.values():
+            network = place.network
+            objects += [
+                Network(name=network, id=place.number),
+                Port(name=place.interface, role="access", network=network),
+                place.tunnel(),
+            ]
+            to_peer: dict[str, Any] = {"via": network} | ({} if place.is_l3 else {"mac": place.peer_mac})
+            for version in place.case.inner:
+                host_len = HOST_LEN[version]
+                to_node = f"{place.node_inner[version]}/{host_len}"
+                to_far = f"{place.peer_inner[version]}/{host_len}"
+                objects += [
+                    Route(network=network, prefix=to_node, port=place.interface),
+                    Route(network=network, prefix=to_far, **to_peer),
+                ]
+        return objects
+
+
+def with_containers(topology: Topology, node: str, names: Sequence[str]) -> Topology:
+    """The topology with more containers at a node, made like those it has."""
+    nodes = []
+    for each in topology.nodes:
+        if each.name == node:
+            like = each.containers[0]
+            more = [
+                replace(like, name=name, namespace=f"{each.namespace}-{name}", port=f"veth-{name}")
+                for name in names
+            ]
+            each = replace(each, containers=(*each.containers, *more))
+        nodes.append(each)
+    return replace(topology, nodes=tuple(nodes))
+
+
+def workload_commands(
+    interface: str, mac: str, own: dict[int, str], other: dict[int, str], mtu: int
+) -> list[str]:
+    """`ip` commands that make a link a workload's: its addresses, and a route to the other end by the tunnel's MTU."""
+    commands = [f"link set {interface} address {mac} mtu {WORKLOAD_LINK_MTU} addrgenmode none up"]
+    for version, link_len in LINK_LEN.items():
+        nodad = " nodad" if version == 6 else ""
+        route = f"route add {other[version]}/{HOST_LEN[version]} dev {interface}"
+        commands += [
+            f"address add {own[version]}/{link_len} dev {interface}{nodad}",
+            f"{route} src {own[version]} mtu {mtu}",
+        ]
+    return commands
