@@ -564,7 +564,7 @@ class _Story:
         if network is not None and version is not None and version not in network.gateways:
             text = f"its sender isn't told: network {self._network} has no IPv{version} gateway address to tell it from"
         else:
-            text = "its sender isn't told: it may be fragmented, is an error itself, or a later fragment"
+            text = "its sender isn't told: it may be fragmented, is an error or a later fragment, or can't be reached"
         yield Step("unanswered", text)
 
     def _tell_encapsulated(self, record: Record, _: Record | None) -> Iterator[Step]:

@@ -143,6 +143,11 @@ class Place:
         return {4: f"10.251.{self.number}.2", 6: f"fd00:251:{self.number:x}::2"}
 
     @property
+    def gateway(self) -> dict[int, str]:
+        """Our node's addresses in the network: it tells workloads from there what is too big."""
+        return {4: f"10.251.{self.number}.253", 6: f"fd00:251:{self.number:x}::fd"}
+
+    @property
     def node_mac(self) -> str:
         """MAC of our workload's interface."""
         return f"02:00:00:01:00:{self.number:02x}"

@@ -30,6 +30,7 @@ class Outcome:
     verdict    PASS: to the kernel; DROP; REDIRECT: out of `egress`
     data       the frame as it leaves; of a dropped one nothing is said, so it is as it came
     clock      the time that the packet carries, in units of 100 ns; None: it carries none
+    identification  that the packet carries where it has to be random
     error_at   the port that used up one of its ICMP errors
     counts     what was counted: packets and bytes
     """
@@ -38,6 +39,7 @@ class Outcome:
     data: bytes
     egress: int | None = None
     clock: int | None = None
+    identification: int | None = None
     error_at: str | None = None
     counts: dict[Count, tuple[int, int]] = field(default_factory=dict)
 
@@ -132,6 +134,8 @@ class Model(Node):
         self.sequences[name] += 1
         if tunnel.protocol == "erspan" and options.version == 3:
             self._outcome.clock = fields.time
+        if way.version == 4 and not getattr(options, "df", True):
+            self._outcome.identification = fields.identification
         # Both ends count the inner frame; of an IP packet alone that is the packet and an Ethernet header.
         is_l3 = encap.carried_by(tunnel.protocol, options) is not None
         self._count(("tunnel", name, "encap"), ETHERNET_LEN + len(frame.ip) if is_l3 else size)
@@ -246,10 +250,14 @@ class Model(Node):
             return
         found = self._find_tunnel(outer, reading, port)
         if found is None:
-            self._refuse(outer, "SENDER_OR_ID", port)
+            self._refuse(outer, "SENDER_OR_ID" if reading.echo is None else "CONTROL", port)
             return
         accepted, payload = found
-        arrived = self._open(accepted, outer, reading, payload, port)
+        reason = reading.fault or self._checksum_problem(accepted, outer)
+        if not reason and reading.echo is not None:
+            self._send(port.ifindex, decap.echo_response(data, outer, reading.echo))
+            return
+        arrived = reason or self._open(accepted, outer, reading, payload, port)
         if isinstance(arrived, str):
             self._drop(arrived, "tunnel", accepted.tunnel.name, len(data))
         else:
@@ -282,6 +290,14 @@ class Model(Node):
                     return self.acceptances[key], payload
         return None
 
+    def _checksum_problem(self, accepted: Acceptance, outer: decap.Outer) -> str:
+        """What the tunnel wants of the outer UDP checksum."""
+        wanted = getattr(accepted.tunnel.options, "receive_checksum", "ignore")
+        if not outer.udp_datagram or wanted == "ignore":
+            return ""
+        is_right = decap.is_udp_checksum_right(outer, is_required=wanted == "require")
+        return "" if is_right else "UDP_CHECKSUM"
+
     def _open(
         self,
         accepted: Acceptance,
@@ -291,8 +307,6 @@ class Model(Node):
         port: Access,
     ) -> Arrived | str:
         """What is in the tunnel; or the reason why it goes no further."""
-        if reading.fault:
-            return reading.fault
         assert payload is not None
         data, says = payload
         options: Any = accepted.tunnel.options

@@ -193,13 +193,17 @@ class Node:
             return
         carried = encap.carried_by(variant.protocol, variant.options)
         for arrival in arrivals:
-            yield Acceptance(
+            made = Acceptance(
                 variant,
                 arrival,
                 *decap.name(variant.protocol, variant.options),
                 *ends,
                 frozenset({FRAMES} if carried is None else carried),
             )
+            yield made
+            options: Any = variant.options
+            if variant.protocol == "gtpu" and options.echo == "answer" and ends[0] is not None:
+                yield replace(made, header=decap.ECHO, identifier=0)
 
     def _packet_ends(self, variant: Tunnel) -> tuple[bytes | None, bytes, int] | None:
         """From the remote, to our address."""

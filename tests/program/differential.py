@@ -124,12 +124,14 @@ class Bench:
 
     cases      packets so far
     happened   how often: ("encap" or "decap", protocol), ("drop", reason), and ("verdict", verdict)
+    identifications  that outer IPv4 packets without DF had
     """
 
     def __init__(self, node: World) -> None:
         self.node = node
         self.cases = 0
         self.happened: Counter[tuple[str, str]] = Counter()
+        self.identifications: set[int] = set()
         self._programs = {
             role: node.data_plane.program_fd(f"mptm_{name}_xdp")
             for role, name in (("access", "encap"), ("uplink", "decap"))
@@ -202,6 +204,8 @@ class Bench:
     def _note(self, outcome: Outcome) -> None:
         """Also what holds for every outcome, whatever the packet."""
         self.happened["verdict", outcome.verdict] += 1
+        if outcome.identification is not None:
+            self.identifications.add(outcome.identification)
         for count in outcome.counts:
             if count[0] == "tunnel":
                 self.happened[count[2], self.model.intent.tunnels[count[1]].protocol] += 1

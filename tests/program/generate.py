@@ -512,6 +512,15 @@ def _gtpu(random: Random, teid: int, tunnel: Tunnel, frame: bytes, packet: bytes
     return struct.pack("!BBHI", flags, message, length & 0xFFFF, teid) + optional + packet
 
 
+def _gtpu_echo(random: Random, identifier: int, tunnel: Tunnel, frame: bytes, packet: bytes) -> bytes:
+    flags = mixed(random, (12, 0x32), (1, 0x30), (1, 0x36), (1, 0x33), (1, 0x12))
+    optional = random.randbytes(4) if flags & 7 else b""
+    more = mixed(random, (8, b""), (1, b"\x0e\x07"), (1, random.randbytes(40)))
+    message = mixed(random, (20, 1), (1, 2))
+    teid = mixed(random, (8, 0), (1, random.getrandbits(32)))
+    return struct.pack("!BBHI", flags, message, len(optional + more), teid) + optional + more
+
+
 def _l2tp(over_udp: bool) -> Wrap:
     def wrap(random: Random, session: int, tunnel: Tunnel, frame: bytes, packet: bytes) -> bytes:
         start = b""
@@ -559,6 +568,7 @@ WRAPS: dict[str, Wrap] = {
     "gue": _gue,
     "mpls": _mpls,
     "gtpu": _gtpu,
+    "gtpu echo": _gtpu_echo,
     "l2tp over ip": _l2tp(False),
     "l2tp over udp": _l2tp(True),
 }

@@ -130,11 +130,13 @@ class World:
 
     # ---- what the node is told ----
 
-    def apply(self, *objects: Object | dict[str, object], down: Sequence[str] = ()) -> Compiled:
+    def apply(
+        self, *objects: Object | dict[str, object], down: Sequence[str] = (), keep_counters: bool = False
+    ) -> Compiled:
         """Bring the tables to these objects (a dict is a tunnel) and nothing else; counters start at zero.
 
         Networks blue and green and the ports are there anyhow; one of `objects` of the same key takes the place.
-        Tunnels in `down` have no neighbour.
+        Tunnels in `down` have no neighbour. With `keep_counters` those of tunnels that stay go on.
         """
         tunnels = [tunnel_from_dict(dict(each)) for each in objects if isinstance(each, dict)]
         rest = [each for each in objects if not isinstance(each, dict)]
@@ -163,14 +165,14 @@ class World:
             for tunnel in tunnels
             if tunnel.remote_address is not None
         }
-        return self.bring(intent, Facts(self.links, paths))
+        return self.bring(intent, Facts(self.links, paths), keep_counters=keep_counters)
 
-    def bring(self, intent: Intent, facts: Facts) -> Compiled:
-        """Bring the tables to a valid intent; counters start at zero."""
+    def bring(self, intent: Intent, facts: Facts, *, keep_counters: bool = False) -> Compiled:
+        """Bring the tables to a valid intent; counters start at zero, but with `keep_counters` only new ones."""
         compiled = compile_tables(intent, facts, self.allocations)
         compiled = dataclasses.replace(compiled, attachments=[])
         with netns.inside(self.namespace):
-            sync.apply(self.data_plane, compiled, None)
+            sync.apply(self.data_plane, compiled, self.allocations if keep_counters else None)
         self.allocations = compiled.allocations
         self.data_plane.maps["drops"].delete(list(self.data_plane.maps["drops"].items()))
         return compiled

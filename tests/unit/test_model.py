@@ -9,22 +9,20 @@ from pathlib import Path as FilePath
 from typing import Any
 
 import pytest
+import vectors
 from hypothesis import given
 from hypothesis import strategies as st
+from packets import far_end
 from patching import encapsulate
-from scapy.contrib.erspan import ERSPAN_II
-from scapy.contrib.etherip import EtherIP
-from scapy.contrib.geneve import GENEVE, GeneveOptions
-from scapy.contrib.gtp import GTP_U_Header, GTPPDUSessionContainer
-from scapy.contrib.mpls import MPLS
-from scapy.contrib.nsh import NSH
 from scapy.layers.inet import IP, TCP, UDP
 from scapy.layers.inet6 import IPv6
-from scapy.layers.l2 import GRE, Dot1AD, Dot1Q, Ether
-from scapy.layers.vxlan import VXLAN
-from scapy.packet import Packet, Raw
+from scapy.layers.l2 import Ether
+from scapy.packet import Raw
+from scenario import Scenario
+from vectors import VECTORS, Vector, label
+from world import THEIRS
 
-from model import decap, ecn, encap, flow
+from model import Model, decap, ecn, encap
 from model.decap.underlay import Outer
 from model.encap.base import Fields
 from model.frames import ones_complement, updated_checksum
@@ -33,6 +31,7 @@ from model.parse import parse_frame
 from model.way import Way
 from mptm import hashing
 from mptm.facts import Path
+from mptm.fields import fields_of
 from mptm.intent import tunnel_from_dict
 from mptm.protocols import PROTOCOLS
 
@@ -75,25 +74,9 @@ def sent(protocol: str, version: int = 4, inner: int = 4, /, **options: Any) -> 
     return encap.encapsulate(protocol, tunnel.options, way, frame, Fields(destination=remote, **SENT_BY))
 
 
-def made(protocol: str, version: int, **options: Any) -> Any:
+def made(protocol: str, version: int, /, **options: Any) -> Any:
     values = {"name": "t", "protocol": protocol, "network": "blue", "remote": ADDRESSES[version][1]}
     return tunnel_from_dict(values | REQUIRED.get(protocol, {}) | options)
-
-
-def outer(version: int = 4, **fields: Any) -> Packet:
-    """The same by scapy."""
-    source, destination = ADDRESSES[version]
-    ether = Ether(src=OWN_MAC.hex(":"), dst=NEXT_MAC.hex(":"))
-    if version == 4:
-        return ether / IP(src=source, dst=destination, flags="DF", id=0, tos=0x01, **fields)
-    label = flow.flow_label(SENT_BY["flow_hash"])
-    return ether / IPv6(src=source, dst=destination, tc=0x01, fl=label, **fields)
-
-
-def udp(port: int, version: int = 4) -> Packet:
-    source_port = flow.source_port(SENT_BY["flow_hash"])
-    checksum = {"chksum": 0} if version == 4 else {}
-    return outer(version) / UDP(sport=source_port, dport=port, **checksum)
 
 
 def test_the_model_knows_nothing_of_what_it_judges():
@@ -113,91 +96,38 @@ def test_the_model_knows_every_protocol():
         assert decap.arrivals(protocol, options) and decap.name(protocol, options)
 
 
-SCAPY: dict[str, tuple[bytes, Packet]] = {
-    "vxlan": (sent("vxlan"), udp(4789) / VXLAN(vni=0x123456, flags=8) / FRAMES[4]),
-    "vxlan over IPv6": (sent("vxlan", 6, 6), udp(4789, 6) / VXLAN(vni=0x123456, flags=8) / FRAMES[6]),
-    "geneve": (sent("geneve"), udp(6081) / GENEVE(vni=0x123456, proto=0x6558) / FRAMES[4]),
-    "geneve with an option": (
-        sent("geneve", tlvs=["0102:83:00112233"]),
-        udp(6081)
-        / GENEVE(
-            vni=0x123456,
-            proto=0x6558,
-            critical=1,
-            options=GeneveOptions(classid=0x102, type=0x83, data=b"\0\x11\x22\x33"),
-        )
-        / FRAMES[4],
-    ),
-    "geneve with IPv6": (
-        sent("geneve", 4, 6, payload="l3"),
-        udp(6081) / GENEVE(vni=0x123456, proto=0x86DD) / FRAMES[6][IPv6],
-    ),
-    "gre": (sent("gre"), outer() / GRE() / FRAMES[4][IP]),
-    "gre with all": (
-        sent("gre", 6, 4, key=7, checksum=True, sequence=True),
-        outer(6)
-        / GRE(key_present=1, key=7, chksum_present=1, seqnum_present=1, sequence_number=5)
-        / FRAMES[4][IP],
-    ),
-    "gretap": (sent("gretap"), outer() / GRE(proto=0x6558) / FRAMES[4]),
-    "nvgre": (
-        sent("nvgre"),
-        outer()
-        / GRE(proto=0x6558, key_present=1, key=0x12345600 | flow.flow_id(SENT_BY["flow_hash"]))
-        / FRAMES[4],
-    ),
-    "erspan": (
-        sent("erspan"),
-        outer()
-        / GRE(proto=0x88BE, seqnum_present=1, sequence_number=5)
-        / ERSPAN_II(session_id=0x123, en=3)
-        / FRAMES[4],
-    ),
-    "gre-udp": (sent("gre-udp"), udp(4754) / GRE() / FRAMES[4][IP]),
-    "ipip": (sent("ipip"), outer() / FRAMES[4][IP]),
-    "sit": (sent("sit", 4, 6), outer() / FRAMES[6][IPv6]),
-    "ip4ip6": (sent("ip4ip6", 6), outer(6) / FRAMES[4][IP]),
-    "ip6ip6": (sent("ip6ip6", 6, 6), outer(6) / FRAMES[6][IPv6]),
-    "fou": (sent("fou"), udp(5555) / FRAMES[4][IP]),
-    "mpls": (
-        sent("mpls", labels=[100, 200], tc=5),
-        udp(6635) / MPLS(label=100, cos=5, s=0, ttl=64) / MPLS(label=200, cos=5, s=1, ttl=64) / FRAMES[4][IP],
-    ),
-    "gtpu": (sent("gtpu"), udp(2152) / GTP_U_Header(teid=0x12345678, gtp_type=255) / FRAMES[4][IP]),
-    "gtpu with a QFI": (
-        sent("gtpu", qfi=9),
-        udp(2152)
-        / GTP_U_Header(teid=0x12345678, gtp_type=255, E=1, next_ex=0x85)
-        / GTPPDUSessionContainer(ExtHdrLen=1, type=0, QFI=9)
-        / FRAMES[4][IP],
-    ),
-    "etherip": (sent("etherip"), outer(proto=97) / EtherIP() / FRAMES[4]),
-    "nsh": (
-        sent("nsh"),
-        udp(4790)
-        / VXLAN(flags=0x0C, NextProtocol=4, vni=0)
-        / NSH(mdtype=2, nextproto=3, spi=0x123456, si=255, length=2)
-        / FRAMES[4],
-    ),
-    "vlan": (
-        sent("vlan", pcp=5),
-        Ether(src=OWN_MAC.hex(":"), dst=NEXT_MAC.hex(":")) / Dot1Q(vlan=0x123, prio=5) / FRAMES[4][IP],
-    ),
-    "qinq": (
-        sent("qinq"),
-        Ether(src=OWN_MAC.hex(":"), dst=NEXT_MAC.hex(":"), type=0x88A8)
-        / Dot1AD(vlan=0x123)
-        / Dot1Q(vlan=0x456)
-        / FRAMES[4][IP],
-    ),
-}
-"""What the model sends -> what scapy builds."""
+def options_of(vector: Vector) -> dict[str, Any]:
+    known = {field.name for field in fields_of(PROTOCOLS[vector.protocol].options)}
+    return ({"source_port": vectors.SOURCE_PORT} if "source_port" in known else {}) | vector.options
 
 
-@pytest.mark.parametrize("name", SCAPY)
-def test_scapy_builds_the_same_packets(name):
-    ours, theirs = SCAPY[name]
-    assert ours.hex(" ", 2) == bytes(theirs).hex(" ", 2)
+@pytest.mark.parametrize("vector", [each for each in VECTORS if each.is_sent], ids=label)
+def test_the_model_sends_what_the_specification_says(vector):
+    options = made(vector.protocol, vector.underlay, **options_of(vector)).options
+    frame = parse_frame(vectors.FRAMES[vector.inner])
+    assert frame is not None
+    local, remote = (ip_address(ends[vector.underlay]).packed for ends in (vectors.LOCAL, vectors.REMOTE))
+    if vector.protocol == "srv6" and options.segments:
+        remote = ip_address(options.segments[0]).packed
+    macs = (bytes.fromhex(mac.replace(":", "")) for mac in (vectors.REMOTE_MAC, vectors.LOCAL_MAC))
+    fields = Fields(vectors.FLOW_HASH, remote, vectors.SEQUENCE, time=vectors.TIME)
+    wire = encap.encapsulate(vector.protocol, options, Way(2, 1500, *macs, local, remote), frame, fields)
+    assert wire.hex(" ") == vector.wire.hex(" ")
+
+
+@pytest.mark.parametrize("vector", [each for each in VECTORS if each.arrives], ids=label)
+def test_the_model_takes_what_the_specification_says(vector):
+    tunnel = {"kind": "tunnel", **far_end(vector.protocol, vector.underlay, **options_of(vector))}
+    routes = [
+        {"kind": "route", "network": "blue", "prefix": THEIRS[version], "port": "c2"} for version in (4, 6)
+    ]
+    far = Scenario((tunnel, *routes), is_far=True)
+    got = Model(far.intent, far.facts).receive("up0", vector.wire)
+    assert got.reasons == ([vector.reason] if vector.reason else [])
+    if not vector.reason:
+        inner, wanted = parse_frame(got.data), parse_frame(vectors.FRAMES[vector.inner])
+        assert inner is not None and wanted is not None
+        assert (got.verdict, inner.ip.hex(" ")) == ("REDIRECT", wanted.ip.hex(" "))
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)

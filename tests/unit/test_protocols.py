@@ -7,6 +7,8 @@ from ipaddress import IPv4Address, IPv6Address
 
 import pytest
 from c_headers import c_enum
+from packets import CARRIED, protocol_of
+from packets import required_options as options_of_variant
 from patching import encapsulate
 from scapy.contrib.geneve import GENEVE
 from scapy.layers.inet import IP, TCP, UDP
@@ -154,6 +156,23 @@ OVERHEADS = [
 def test_overhead_counts_what_the_egress_mtu_counts(name, version, settings, overhead):
     template = build(name, version, **settings)
     assert (template.overhead(), template.inner_mtu(1500)) == (overhead, 1500 - overhead)
+
+
+@pytest.mark.parametrize(("protocol", "underlay", "version"), CARRIED)
+def test_an_inner_packet_grows_by_the_overhead_whatever_the_options(protocol, underlay, version):
+    """Counted on the frame that leaves: what an egress MTU counts of it is all but its own Ethernet header."""
+    values = {
+        "name": "t", "protocol": protocol_of(protocol).name, "network": "blue", "remote": REMOTES[underlay][0],
+        **options_of_variant(protocol),
+    }  # fmt: skip
+    made = protocol_of(protocol).build(tunnel_from_dict(values), REMOTES[underlay][1])
+    frame = bytes(INNER[f"ipv{version}"])
+    sent = encapsulate(made, frame)
+    counted = len(sent) - 14
+    if protocol_of(protocol).name in ("vlan", "qinq"):
+        counted -= 4  # one tag goes beside the MTU
+    assert made.overhead() == counted - (len(frame) - 14)
+    assert made.inner_mtu(1500) == 1500 - made.overhead()
 
 
 # ---- as another program reads it -------------------------------------------------------------------------

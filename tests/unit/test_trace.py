@@ -405,7 +405,7 @@ def test_too_big(tell, node):
     silent = record(TraceStep.UNANSWERED)
     told = tell(*start, silent, verdict=DROP)
     assert texts(told)[-1] == (
-        "its sender isn't told: it may be fragmented, is an error itself, or a later fragment"
+        "its sender isn't told: it may be fragmented, is an error or a later fragment, or can't be reached"
     )
     assert told.sentence == f"dropped: {caption_of('REASON_TOO_BIG')}"
     assert (told.leaves, told.interface, told.summary) == (None, None, None)

@@ -9,9 +9,23 @@ from typing import Any
 from model import frames
 from model.decap import geneve, gre, gtpu, ip, l2tp, vlan, vxlan
 from model.decap.base import Control, Payload, Reading, Unreadable
-from model.decap.underlay import Outer, read_outer
+from model.decap.gtpu import ECHO, echo_response
+from model.decap.underlay import Outer, is_udp_checksum_right, read_outer
 
-__all__ = ["Control", "Outer", "Payload", "Reading", "Unreadable", "arrivals", "name", "read", "read_outer"]
+__all__ = [
+    "ECHO",
+    "Control",
+    "Outer",
+    "Payload",
+    "Reading",
+    "Unreadable",
+    "arrivals",
+    "echo_response",
+    "is_udp_checksum_right",
+    "name",
+    "read",
+    "read_outer",
+]
 
 READERS: dict[str, Callable[[Outer], Reading]] = {
     "geneve": geneve.read,

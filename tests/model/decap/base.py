@@ -31,11 +31,13 @@ class Reading:
 
     fault    what is wrong with the rest, a reason; "": nothing
     summed   what the header's checksum covers; b"": there is none
+    echo     the sequence number of a request that is to be answered; None: it is none
     """
 
     names: tuple[Name, ...]
     fault: str = ""
     summed: bytes = b""
+    echo: int | None = None
 
 
 class Unreadable(Exception):

@@ -7,7 +7,15 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from model.frames import ETHERNET_LEN, ETHERTYPE_IPV4, ETHERTYPE_IPV6, UDP, is_summed_right
+from model.frames import (
+    ETHERNET_LEN,
+    ETHERTYPE_IPV4,
+    ETHERTYPE_IPV6,
+    UDP,
+    ipv4_pseudo_header,
+    ipv6_pseudo_header,
+    is_summed_right,
+)
 
 MORE_FRAGMENTS, OFFSET = 0x2000, 0x1FFF
 DESTINATION_OPTIONS, FRAGMENT = 60, 44
@@ -28,6 +36,7 @@ class Outer:
     payload     from the tunnel header to where the outer lengths say that it ends
     payload_at  where that begins in the frame
     problem     what is wrong with the outer headers, a reason
+    udp_datagram  with its header; b"": no UDP
     """
 
     family: str
@@ -50,6 +59,15 @@ class Outer:
 
 Arrivals = Mapping[tuple[str, int], str]
 """Where tunnel packets arrive -> who reads them."""
+
+
+def is_udp_checksum_right(outer: Outer, *, is_required: bool) -> bool:
+    """RFC 768, RFC 8200 §8.1; zero is none, which tunnels may have over IPv6, too (RFC 6935)."""
+    datagram = outer.udp_datagram
+    if not any(datagram[6:8]):
+        return not is_required
+    pseudo_header = ipv4_pseudo_header if outer.version == 4 else ipv6_pseudo_header
+    return is_summed_right(pseudo_header(outer.source, outer.destination, len(datagram), UDP) + datagram)
 
 
 def read_outer(frame: bytes, arrivals: Arrivals) -> Outer | None:

@@ -42,7 +42,7 @@ def _read_nsh(vni: int, data: bytes) -> Reading:
     """The TTL is for who forwards on the path (0 is none of the values that forbid it, §2.2): we are its end."""
     if len(data) < 8:
         return of_one("nsh", vni, fault="NSH_HEADER")
-    first, kind = int.from_bytes(data[:2], "big"), data[2]
+    first, kind = int.from_bytes(data[:2], "big"), data[2] & 0x0F
     version, is_oam, length = first >> 14, first >> 13 & 1, (first & 0x3F) * 4
     payload = _payload(data[3], data[length:])
     is_sound = (
