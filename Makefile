@@ -28,6 +28,10 @@ demo: setup ## the two-node lab on real traffic: GENEVE and VXLAN side by side, 
 test: setup lint ## lint, types, unit, program and lab tests
 	@$(VENV)/python -m pytest $(TESTS)
 
+.PHONY: fuzz
+fuzz: setup ## random packets through programs and reference model (MINUTES=10, SEED=N to begin there)
+	@$(VENV)/python tests/fuzz.py --minutes $(or $(MINUTES),10) $(if $(SEED),--seed $(SEED))
+
 .PHONY: lint
 lint: setup ## ruff, mypy, clang-format: checks only
 	@$(VENV)/ruff check --quiet .

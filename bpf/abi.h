@@ -375,7 +375,7 @@ enum trace_step {
 	TRACE_NEXT_HOP = 6, /* enum trace_table, enum next_hop_kind, id */
 	TRACE_GROUP = 7,    /* group, hash slot, slot in tunnels + 1 */
 	TRACE_TUNNEL = 8,   /* slot in tunnels, counter, length of the outgoing frame */
-	TRACE_TOO_BIG = 9,  /* largest inner IP packet that fits; 1: its sender is told */
+	TRACE_TOO_BIG = 9,  /* largest inner IP packet that fits */
 	TRACE_ENCAPSULATED = 10,  /* egress ifindex, bytes of outer header, flow hash */
 	TRACE_TO_STACK = 11,	  /* handed to the kernel's stack */
 	TRACE_DELIVERED = 12,	  /* ifindex, length */
@@ -389,6 +389,10 @@ enum trace_step {
 	TRACE_STRIPPED = 20,	  /* bytes of outer header, kind of payload */
 	TRACE_RELAYED = 21,	  /* TTL or hop limit that the packet has now */
 	TRACE_REASON = 22,	  /* enum reason, enum drop_scope, id */
+	TRACE_SOURCE = 23,	  /* of the same: ports and EtherType as on the wire (0: none), TOS; source */
+	TRACE_OUTER_DESTINATION = 24, /* IP protocol, TOS; outer destination */
+	TRACE_ANSWERED_BACK = 25,     /* counter: the answer goes back through that tunnel */
+	TRACE_UNANSWERED = 26,	      /* the sender of what was too big isn't told */
 };
 
 /* Where a next hop was found. */

@@ -74,6 +74,7 @@ static __always_inline enum reason parse_arrival(struct xdp_md *ctx, struct oute
 		return REASON_NONE;
 	}
 	trace_address(TRACE_OUTER, outer->family, outer->number, outer->parser, outer->source);
+	trace_address(TRACE_OUTER_DESTINATION, outer->protocol, outer->tos, 0, outer->destination);
 	if (outer->is_fragment)
 		return REFUSED_FRAGMENT;
 	if (outer->problem)

@@ -245,6 +245,7 @@ static __always_inline int encap_inline(struct xdp_md *ctx, struct packet *packe
 	if (patching.len > tunnel->max_len) {
 		sending->mtu =
 		    tunnel->max_len - tunnel->outer_len - (is_l3 ? 0 : packet->l3_offset - tunnel->strip);
+		trace(TRACE_TOO_BIG, sending->mtu, 0, 0);
 		if (!sending->is_answer)
 			count_reason(REASON_TOO_BIG, SCOPE_TUNNEL, tunnel->counter, packet->len);
 		return TOO_BIG;

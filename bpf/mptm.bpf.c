@@ -72,8 +72,10 @@ static __always_inline int answer_question(struct xdp_md *ctx, const struct pack
 static __always_inline int answer_too_big(struct xdp_md *ctx, const struct packet *packet, __u32 mtu,
 					  const struct port *port, __u32 slot)
 {
-	if (!write_too_big(ctx, packet, port->network, mtu, slot))
+	if (!write_too_big(ctx, packet, port->network, mtu, slot)) {
+		trace(TRACE_UNANSWERED, 0, 0, 0);
 		return XDP_DROP;
+	}
 	return answer(ctx, port->ifindex, slot);
 }
 
@@ -114,6 +116,7 @@ SEC("xdp") int mptm_encap_xdp(struct xdp_md *ctx)
 		return XDP_PASS;
 	}
 	trace_address(TRACE_PACKET, packet.family, packet.protocol, packet.len, packet.destination);
+	trace_address(TRACE_SOURCE, packet.ports, packet.ethertype, packet.tos, packet.source);
 	if (parse_question(ctx, 0, &packet, &question)) {
 		trace_address(TRACE_QUESTION, question.family, question.is_probe, 0, question.target);
 		return answer_question(ctx, &packet, &question, port, slot);
@@ -134,6 +137,7 @@ SEC("xdp") int mptm_encap_xdp(struct xdp_md *ctx)
 			return drop_on_port(REASON_PORT_GONE, next_hop->id, packet.len);
 		if (fits_port(local_port, &packet))
 			return deliver(ctx, &packet, next_hop, local_slot);
+		trace(TRACE_TOO_BIG, local_port->mtu, 0, 0);
 		count_reason(REASON_PORT_TOO_BIG, SCOPE_PORT, next_hop->id, packet.len);
 		return answer_too_big(ctx, &packet, local_port->mtu, port, slot);
 	case NEXT_HOP_GATEWAY:
@@ -253,6 +257,7 @@ static __always_inline struct termination *accept(struct xdp_md *ctx, const stru
 	}
 	trace(TRACE_ECN, packet->tos & ECN_MASK, outer->tos & ECN_MASK, arrival->ecn);
 	trace_address(TRACE_PACKET, packet->family, packet->protocol, packet->len, packet->destination);
+	trace_address(TRACE_SOURCE, packet->ports, packet->ethertype, packet->tos, packet->source);
 	return termination;
 }
 
@@ -262,9 +267,9 @@ static __always_inline int answer_tunnel(struct xdp_md *ctx, struct packet *pack
 {
 	int verdict;
 
+	trace(TRACE_ANSWERED_BACK, accepted->counter, 0, 0);
 	sending->slot = accepted->tunnel;
 	sending->writes_mac = 0;
-	sending->is_answer = 1;
 	verdict = encap(ctx, packet, sending);
 	return verdict == TOO_BIG ? XDP_DROP : verdict;
 }
@@ -284,8 +289,11 @@ static __always_inline int relay(struct xdp_md *ctx, struct packet *packet, cons
 		return verdict;
 	/* It was counted; its sender, behind the tunnel that it came by, is told where it may be. */
 	if (!accepted->can_reply || !write_too_big(ctx, packet, accepted->network, sending->mtu, port_slot) ||
-	    !parse_again(ctx, packet))
+	    !parse_again(ctx, packet)) {
+		trace(TRACE_UNANSWERED, 0, 0, 0);
 		return XDP_DROP;
+	}
+	sending->is_answer = 1;
 	return answer_tunnel(ctx, packet, accepted, sending);
 }
 

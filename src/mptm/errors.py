@@ -3,6 +3,7 @@
 
 MptmError                    anything that MPTM reports; `hint` says what to do next
 ├── InvalidIntent            a value, object or file that makes no sense; names field and line
+├── InvalidPacket            a packet, its description or its file can't be read
 ├── NotFound                 the named object isn't there
 ├── AlreadyExists            the name or key is taken
 ├── InUse                    something else still refers to the object
@@ -48,6 +49,10 @@ class InvalidIntent(MptmError):
             if part is not None
         )
         return where
+
+
+class InvalidPacket(MptmError):
+    """A packet, its description or its file can't be read."""
 
 
 class NotFound(MptmError):

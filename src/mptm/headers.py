@@ -15,15 +15,20 @@ from mptm.facts import IPAddress
 from mptm.template import OUTER_SIZE, PATCHES, InnerFamily, Patch, PatchOp, Template
 
 ETHERTYPE_IPV4 = 0x0800
+ETHERTYPE_ARP = 0x0806
 ETHERTYPE_IPV6 = 0x86DD
+ETHERTYPES_VLAN = (0x8100, 0x88A8)
 ETHERTYPE_BRIDGED = 0x6558
 """Transparent Ethernet bridging: what GRE and GENEVE say of an Ethernet frame."""
 
+IP_PROTOCOL_ICMP = 1
 IP_PROTOCOL_IPV4 = 4
+IP_PROTOCOL_TCP = 6
 IP_PROTOCOL_UDP = 17
 IP_PROTOCOL_IPV6 = 41
 IP_PROTOCOL_ROUTING = 43
 IP_PROTOCOL_GRE = 47
+IP_PROTOCOL_ICMPV6 = 58
 IP_PROTOCOL_ETHERIP = 97
 IP_PROTOCOL_L2TP = 115
 IP_PROTOCOL_ETHERNET = 143
@@ -32,6 +37,10 @@ ETHERNET_LEN = 14
 IPV4_LEN = 20
 IPV6_LEN = 40
 UDP_LEN = 8
+TCP_LEN = 20
+ICMP_LEN = 8
+VLAN_LEN = 4
+ARP_LEN = 28
 
 IPV4_ID_OFFSET = 4
 IPV6_NEXT_HEADER_OFFSET = 6
@@ -242,3 +251,93 @@ def describe_outer(template: Template) -> str:
     source = "flow" if PatchOp.FLOW16 in patched else source_port
     summed = "packet" if PatchOp.UDP6_CHECKSUM in patched else "0x0"
     return f"{text},udp(src={source},dst={destination_port},csum={summed})"
+
+
+def describe_frame(frame: bytes) -> str:
+    """An Ethernet frame as text, from its MAC addresses to the transport header, in the style of `describe_outer`.
+
+    What is cut short, or unknown, ends it.
+    """
+    if len(frame) < ETHERNET_LEN:
+        return f"short({len(frame)} bytes)"
+    destination, source, ethertype = struct.unpack_from("!6s6sH", frame)
+    parts = [f"eth(dst={destination.hex(':')},src={source.hex(':')},type={ethertype:#06x})"]
+    at = ETHERNET_LEN
+    while ethertype in ETHERTYPES_VLAN and len(frame) >= at + VLAN_LEN:
+        tci, ethertype = struct.unpack_from("!HH", frame, at)
+        parts.append(f"vlan(vid={tci & 0xFFF},pcp={tci >> 13},type={ethertype:#06x})")
+        at += VLAN_LEN
+    if ethertype == ETHERTYPE_ARP:
+        parts.append(_describe_arp(frame[at:]))
+    elif ethertype in (ETHERTYPE_IPV4, ETHERTYPE_IPV6):
+        parts.append(describe_ip(frame[at:]))
+    return ",".join(filter(None, parts))
+
+
+def describe_ip(packet: bytes) -> str:
+    """An IP packet as text; "" where there is none."""
+    version = packet[0] >> 4 if packet else 0
+    if version == 4 and len(packet) >= IPV4_LEN:
+        tos, total_len, fragment, ttl, protocol = struct.unpack_from("!xBH2xHBB", packet)
+        source, destination = IPv4Address(packet[12:16]), IPv4Address(packet[16:20])
+        text = (
+            f"ipv4(src={source},dst={destination},proto={protocol},tos={tos:#x},ttl={ttl},frag={fragment:#x})"
+        )
+        header_len = max(4 * (packet[0] & 0x0F), IPV4_LEN)
+        is_first = not fragment & 0x1FFF
+        rest = packet[header_len:total_len] if is_first else b""
+    elif version == 6 and len(packet) >= IPV6_LEN:
+        first_word, payload_len, protocol, ttl = struct.unpack_from("!IHBB", packet)
+        source6, destination6 = IPv6Address(packet[8:24]), IPv6Address(packet[24:40])
+        text = (
+            f"ipv6(src={source6},dst={destination6},label={first_word & 0xFFFFF:#x},proto={protocol},"
+            f"tclass={first_word >> 20 & 0xFF:#x},hlimit={ttl})"
+        )
+        rest = packet[IPV6_LEN : IPV6_LEN + payload_len]
+    else:
+        return ""
+    return ",".join(filter(None, (text, _describe_transport(protocol, rest))))
+
+
+def _describe_transport(protocol: int, data: bytes) -> str:
+    if protocol == IP_PROTOCOL_UDP and len(data) >= UDP_LEN:
+        source, destination, checksum_ = struct.unpack_from("!HH2xH", data)
+        return f"udp(src={source},dst={destination},csum={checksum_:#x})"
+    if protocol == IP_PROTOCOL_TCP and len(data) >= TCP_LEN:
+        source, destination, flags = struct.unpack_from("!HH8xH", data)
+        return f"tcp(src={source},dst={destination},flags={flags & 0x1FF:#x})"
+    if protocol in (IP_PROTOCOL_ICMP, IP_PROTOCOL_ICMPV6) and len(data) >= ICMP_LEN:
+        name = "icmp" if protocol == IP_PROTOCOL_ICMP else "icmpv6"
+        target = f",target={IPv6Address(data[8:24])}" if _has_target(protocol, data) else ""
+        mtu = f",mtu={int.from_bytes(data[4:8])}" if _has_mtu(protocol, data) else ""
+        return f"{name}(type={data[0]},code={data[1]}{target}{mtu})"
+    return ""
+
+
+def _has_target(protocol: int, data: bytes) -> bool:
+    """Whether it is a neighbour solicitation or advertisement (RFC 4861 §4.3, §4.4)."""
+    return protocol == IP_PROTOCOL_ICMPV6 and data[0] in (135, 136) and len(data) >= 24
+
+
+def _has_mtu(protocol: int, data: bytes) -> bool:
+    """Whether it says that a packet was too big (RFC 1191 §4, RFC 4443 §3.2)."""
+    return data[:2] == b"\3\4" if protocol == IP_PROTOCOL_ICMP else data[0] == 2
+
+
+def _describe_arp(data: bytes) -> str:
+    """RFC 826, for IPv4 over Ethernet."""
+    if len(data) < ARP_LEN or data[:6] != b"\0\1\x08\0\6\4":
+        return ""
+    operation, sender_mac, sender, target_mac, target = struct.unpack_from("!6xH6s4s6s4s", data)
+    return (
+        f"arp(op={operation},sip={IPv4Address(sender)},tip={IPv4Address(target)},"
+        f"sha={sender_mac.hex(':')},tha={target_mac.hex(':')})"
+    )
+
+
+def hexdump(data: bytes) -> list[str]:
+    """Lines of an offset and 16 bytes."""
+    return [
+        f"{at:04x}  {data[at : at + 8].hex(' ')}  {data[at + 8 : at + 16].hex(' ')}".rstrip()
+        for at in range(0, len(data), 16)
+    ]

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from mptm.compile import Allocations, Compiled
     from mptm.intent import Intent, Object, Tunnel
     from mptm.template import Template
+    from mptm.trace import Trace, Tracer
 
 RESOLVE_TIMEOUT_SECONDS = 3.0
 """How long a neighbour has to answer: three probes, a second apart (RFC 4861 §7.2.2; Linux does the same for ARP)."""
@@ -58,6 +59,9 @@ class Kernel(Protocol):
 
     def open(self, instance: str, *, load: bool) -> Any:
         """The data plane (mptm.kernel.dataplane.DataPlane); None when it isn't loaded and `load` is False."""
+
+    def load_traced(self, data_plane: Any) -> Any:
+        """Programs that record what they do with a packet (mptm.kernel.tracing.TracedPrograms), on its tables."""
 
     def gather_facts(
         self, tunnels: Iterable[Tunnel], *, resolve_timeout_seconds: float, afresh: bool = False
@@ -105,6 +109,12 @@ class SystemKernel:
         from mptm.kernel.dataplane import DataPlane
 
         return DataPlane.open(instance, load=load)
+
+    def load_traced(self, data_plane: Any) -> Any:
+        """See Kernel."""
+        from mptm.kernel.tracing import TracedPrograms
+
+        return TracedPrograms.load(data_plane)
 
     def gather_facts(
         self, tunnels: Iterable[Tunnel], *, resolve_timeout_seconds: float, afresh: bool = False
@@ -655,6 +665,10 @@ class Node:
                 "overhead": template.overhead(),
                 "inner MTU": template.inner_mtu(mtu),
             }
+        elif (would_be := self._template(tunnel, _unresolved_path(tunnel))) is not None:
+            found["overhead"] = would_be.overhead()
+            if path is not None:
+                found["inner MTU"] = would_be.inner_mtu(path.mtu)
         return TunnelDetails(
             settings=settings,
             state=state,
@@ -769,6 +783,51 @@ class Node:
                 )
             )
         return sorted(found, key=lambda drop: (-drop.packets, drop.reason, drop.name))
+
+    def trace(self, port: str, packet: bytes) -> Trace:
+        """What the data plane does with an Ethernet frame that comes in at a port: nothing is sent, nothing counted.
+
+        Raises NotFound without such a port or without a data plane, InvalidPacket for a packet that can't be run.
+        """
+        with self.tracer(port) as tracer:
+            return tracer.trace(packet)
+
+    @contextlib.contextmanager
+    def tracer(self, port: str) -> Iterator[Tracer]:
+        """The same for many packets: they are traced one after another, as if they came in so."""
+        from mptm.trace import Tracer
+
+        self._kernel.require_privileges()
+        snapshot = self._finished_snapshot()
+        with self._inside(snapshot), self._opened() as data_plane:
+            traced = snapshot.intent.get("port", port)
+            links = self._kernel.gather_facts((), resolve_timeout_seconds=0).links
+            if port not in links or port not in snapshot.allocations.ports:
+                raise NotFound(
+                    f"there is no interface {port}, so nothing comes in there",
+                    "`mptm restore` attaches it when it is back",
+                )
+            warnings = []
+            if data_plane.upgrade_needed:
+                warnings.append(
+                    "the attached programs are of another build than the one that is traced; "
+                    "`mptm restore` switches to this one"
+                )
+            if port not in {each.name for each in data_plane.attachments()}:
+                warnings.append(
+                    f"no program of ours is attached to {port}: real packets don't go this way; "
+                    "`mptm restore` attaches it"
+                )
+            with self._kernel.load_traced(data_plane) as programs:
+                yield Tracer(
+                    traced,
+                    intent=snapshot.intent,
+                    allocations=snapshot.allocations,
+                    links=links,
+                    tables=data_plane.maps,
+                    programs=programs,
+                    warnings=warnings,
+                )
 
     def reset_counters(self) -> None:
         """Set every counter to zero and forget the drops."""
@@ -1087,6 +1146,14 @@ def _template_of(record: tables.Tunnel, egress_mtu: int) -> Template:
         ttl_mask=record.ttl_mask,
         inner_families=InnerFamily(record.inner_families) if record.flags & TunnelFlag.L3 else None,
     )
+
+
+def _unresolved_path(tunnel: Tunnel) -> Path | None:
+    """A path to the remote that has everything but what only the machine knows; None: nothing is sent there."""
+    from mptm.protocols.base import NO_MAC, NOWHERE
+
+    remote = tunnel.remote_address
+    return None if remote is None else Path(0, NOWHERE[remote.version], NO_MAC, None, NO_MAC, 0)
 
 
 def _port_state(compiled: str, mode: str | None, loaded: bool) -> str:

@@ -25,6 +25,7 @@ def exchange(end: socket.socket, size: int) -> Transferred:
     """Send `size` random bytes and receive until the other end has sent all."""
     end.settimeout(TRANSFER_TIMEOUT_SECONDS)  # of sendall it is for all, not for each piece
     data = os.urandom(size)
+    end.settimeout(TRANSFER_TIMEOUT_SECONDS)  # of sending all of it
     with ThreadPoolExecutor(2) as pool:
         sent, received = pool.submit(send_all, end, data), pool.submit(receive_all, end)
         return Transferred(sent.result(), *received.result())
@@ -88,5 +89,6 @@ def send_oversized(lab: Lab, target: str, place: Place, data: bytes) -> None:
 
 def ping(lab: Lab, target: str, source: str, destination: str, *options: str, count: int) -> str:
     """Ping from an address in the namespace of `target`; its output."""
-    command = ["ping", "-n", "-I", source, "-c", str(count), "-i", "0.05", "-W", "2", *options, destination]
+    # With -W it would wait for the last answer no longer than 50 ms or twice the slowest so far.
+    command = ["ping", "-n", "-I", source, "-c", str(count), "-i", "0.05", "-w", "2", *options, destination]
     return lab.exec(target, command, check=False).stdout

@@ -19,6 +19,7 @@ from mptm.facts import Facts, Link, Path
 from mptm.intent import Tunnel
 from mptm.kernel.btf import IntegerLayout, Layout, Types, load_types
 from mptm.kernel.objects import object_path
+from mptm.kernel.tracing import TracedRun
 from mptm.node import NetnsIdentity
 from mptm.tables import Attachment
 
@@ -31,6 +32,7 @@ ARRAYS = (
     "terminations",
     "tunnel_counters",
     "port_counters",
+    "sequences",
 )
 STRUCTS = {
     "ports": ("", "port"),
@@ -51,6 +53,7 @@ STRUCTS = {
     "generation": ("", ""),
     "gateways": ("", "gateway"),
     "groups": ("", "group"),
+    "sequences": ("", ""),
 }
 STEERING = ("flows_v4", "flows_v6", "hosts_v4", "hosts_v6", "prefixes_v4", "prefixes_v6")
 
@@ -192,8 +195,26 @@ class FakeDataPlane:
 
     def bytes(self) -> dict[str, dict[bytes, bytes]]:
         """Everything that the control plane writes."""
-        counted = ("generation", "tunnel_counters", "port_counters", "drops")
+        counted = ("generation", "tunnel_counters", "port_counters", "sequences", "drops")
         return {name: dict(table.entries) for name, table in self.maps.items() if name not in counted}
+
+
+@dataclass
+class FakeTraced:
+    """Programs that record steps as they are told to; what was run is in `packets`."""
+
+    answers: list[TracedRun] = field(default_factory=list)
+    packets: list[tuple[str, bytes, int, int]] = field(default_factory=list)
+
+    def __enter__(self) -> FakeTraced:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def run(self, role: str, packet: bytes, *, ifindex: int, slot: int) -> TracedRun:
+        self.packets.append((role, packet, ifindex, slot))
+        return self.answers.pop(0) if self.answers else TracedRun(2, packet, ())
 
 
 def link(ifindex: int, name: str, **more: Any) -> Link:
@@ -220,6 +241,7 @@ class FakeKernel:
     here: str = "the machine's"
     boot: str = "first"
     asked: list[tuple[list[str], float]] = field(default_factory=list)
+    traced: FakeTraced = field(default_factory=FakeTraced)
 
     def require_privileges(self) -> None:
         if not self.root:
@@ -232,6 +254,9 @@ class FakeKernel:
         if plane is None or plane.removed:
             plane = self.planes[instance] = FakeDataPlane(instance)
         return plane
+
+    def load_traced(self, data_plane: FakeDataPlane) -> FakeTraced:
+        return self.traced
 
     def gather_facts(
         self, tunnels: Iterable[Tunnel], *, resolve_timeout_seconds: float, afresh: bool = False

@@ -23,6 +23,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "purge": ("mptm.cli.whole:purge", "Detach everything and forget the node."),
     "counters": ("mptm.cli.observe:counters", "Packets and bytes per tunnel and port."),
     "drops": ("mptm.cli.observe:drops", "What was dropped or refused, and why."),
+    "trace": (
+        "mptm.cli.trace:trace",
+        "What the data plane does with a packet, step by step; nothing is sent.",
+    ),
     "reset": ("mptm.cli.observe:reset", "Set counters and drops to zero."),
     "doctor": ("mptm.cli.doctor:doctor", "What this machine can do, what is missing, how to get it."),
     "lab": ("mptm.lab.cli:lab", "Two nodes in network namespaces, to try things on one machine."),

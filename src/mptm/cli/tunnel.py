@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from mptm.fields import Field
     from mptm.intent import Intent
 
-HEX_BYTES_PER_LINE = 16
 ON_OR_OFF = "on or off"
 """What an option takes that is written as a word, not as a flag."""
 
@@ -362,6 +361,8 @@ def show(name: str, as_json: bool) -> None:
     Example:
       mptm tunnel show to-node2
     """
+    from mptm.headers import hexdump
+
     details = current_node().tunnel_details(name)
     if as_json:
         print_json(details.to_dict())
@@ -382,9 +383,8 @@ def show(name: str, as_json: bool) -> None:
     if details.outer:
         click.echo(f"\nheader ({len(details.outer)} bytes; fields that depend on the packet are zero)")
         click.echo(f"  {details.header}")
-        for offset in range(0, len(details.outer), HEX_BYTES_PER_LINE):
-            line = details.outer[offset : offset + HEX_BYTES_PER_LINE]
-            click.echo(f"  {offset:04x}  {line[:8].hex(' ')}  {line[8:].hex(' ')}".rstrip())
+        for line in hexdump(details.outer):
+            click.echo(f"  {line}")
     if details.counters is not None:
         counters = details.counters
         click.echo("\ncounters (bytes of the inner frames)")

@@ -146,7 +146,7 @@ class DataPlane:
                     continue
                 fd = libbpf.open_pin(pin)
                 try:
-                    if _is_compatible(declared, types, fd):
+                    if is_compatible(declared, types, fd):
                         loading.reuse_map(declared, fd)
                         reused.add(declared.name)
                 finally:
@@ -502,7 +502,7 @@ def _owner(program_id: int) -> str | None:
     return None
 
 
-def _is_compatible(declared: libbpf.ObjectMap, types: Types, fd: int) -> bool:
+def is_compatible(declared: libbpf.ObjectMap, types: Types, fd: int) -> bool:
     """Whether an existing map can serve as the declared one: same kind, same size, same layout of its entries."""
     info = libbpf.map_info(fd)
     flags = info.flags & ~_READ_ONLY_FOR_PROGRAMS if info.type in (DEVMAP, DEVMAP_HASH) else info.flags

@@ -11,6 +11,9 @@ from mptm.errors import MptmError
 DATA_PLANE = "mptm.o"
 """The object with the data plane's programs and tables."""
 
+TRACED = "mptm_trace.o"
+"""The same programs, built to record what they do with a packet."""
+
 EXTRAS = "mptm_extras.o"
 """The object with `mptm_redirect` and `mptm_pass`."""
 

@@ -57,6 +57,10 @@ class GtpuOptions(UdpOptions, frozen=True, kw_only=True):
     pdu_type: Annotated[
         Literal["dl", "ul"], Meta(description="direction in the PDU session container: down or up")
     ] = "dl"
+    echo: Annotated[
+        Literal["answer", "pass"],
+        Meta(description="echo requests of the remote: answer: at once, pass: left to the host"),
+    ] = "answer"
     port: UdpPort = 2152
 
 
@@ -89,6 +93,10 @@ class Gtpu(UdpProtocol[GtpuOptions]):
     def tunnel_id(self, options: GtpuOptions) -> int:
         """The TEID of what comes in."""
         return options.teid if options.local_teid is None else options.local_teid
+
+    def echo_parser(self, options: GtpuOptions) -> Parser | None:
+        """See Protocol (3GPP TS 29.281 §7.2.1: a path has one echo, whatever the tunnels in it)."""
+        return Parser.GTPU_ECHO if options.echo == "answer" else None
 
     def describe_header(self, options: GtpuOptions) -> str:
         """See IpProtocol."""
