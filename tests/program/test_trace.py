@@ -53,7 +53,7 @@ BLUE = Network(name="blue", id=1, gateway=("10.250.1.1", "fd00:250:1::1"))
 ROUTES = [Route(network="blue", prefix=THEIRS[version], via="to-node2") for version in (4, 6)]
 HOSTS = [Route(network="blue", prefix=THEIRS[version], port="c2") for version in (4, 6)]
 HERE = [Route(network="blue", prefix=OURS[version], port="c1") for version in (4, 6)]
-MANGLED = 20
+MANGLED = 10
 """Mutations of a packet."""
 
 
@@ -93,17 +93,18 @@ class Bench:
         """A packet is traced, then run: with one outcome, and without a mark by the first."""
         before = self.marks()
         traced = self.trace(port, packet)
-        assert self.marks() == before, "a trace left a mark"
-        drops = self.world.drops()
+        between = self.marks()
+        assert between == before, "a trace left a mark"
         real = self.world.send(port, packet)
         assert VERDICTS[traced.verdict] == real.verdict
         assert self.comparable(traced.data) == self.comparable(real.data)
-        counted = {
-            reason
-            for reason, number in self.world.drops().items()
-            if number != drops.get(reason, 0)
-        }  # fmt: skip
-        assert {reason.partition("_")[2] for reason in reasons_of(traced)} == counted
+        drops = self.world.data_plane.maps["drops"]
+        counted = [
+            Reason(drops.key.unpack(key)["reason"]).name
+            for key, value in drops.items().items()
+            if value != between["drops"].get(key)
+        ]
+        assert reasons_of(traced) == counted
         assert not traced.lost
         return traced, real
 
