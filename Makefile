@@ -37,8 +37,9 @@ test-interop: setup peers ## every protocol with real peers, printed as a table 
 	@$(VENV)/python -m pytest tests/interop --full $(ARGS)
 
 .PHONY: interop-table
-interop-table: setup ## docs/interop.md, from what test-interop found
+interop-table: setup ## docs/interop.md and README's column of it, from what test-interop found
 	@$(VENV)/python tests/interop/table.py
+	@$(VENV)/python scripts/document_protocols.py
 
 .PHONY: lint
 lint: setup ## ruff, mypy, clang-format: checks only
