@@ -151,9 +151,6 @@ class GuestPeer(Peer):
             step = steps[int(line) - 1]
             self._refused.setdefault(step.place, f"{step.command}: {done.stderr}")
 
-    def _behind(self, *argv: str, **more: Any):
-        return self.guest.run("nsenter", f"--net=/run/netns/{BEHIND}", *argv, **more)
-
     # ---- what is tried ----
 
     def attempt(self, unable: Unable) -> str:
@@ -181,13 +178,16 @@ class GuestPeer(Peer):
             *options,
             destination,
         ]
-        done = self._behind(*command) if place.case.protocol == "srv6" else self.guest.run(*command)
-        return done.stdout
+        end = _end(place)
+        inside = ("nsenter", f"--net=/run/netns/{end}") if end else ()
+        return self.guest.run(*inside, *command).stdout
 
     @contextlib.contextmanager
     def serving(self, place: Place, version: int, size: int) -> Iterator[Server]:
         self._check(place)
-        listening = self.guest.ask("listen", address=place.peer_inner[version], size=size)
+        listening = self.guest.ask(
+            "listen", namespace=_end(place), address=place.peer_inner[version], size=size
+        )
         yield GuestServer(self.guest, listening["port"])
 
     def send_oversized(self, place: Place, data: bytes) -> None:
@@ -196,6 +196,7 @@ class GuestPeer(Peer):
         size = WORKLOAD_LINK_MTU - HEADER_LEN[version]
         self.guest.ask(
             "send-datagram",
+            namespace=_end(place),
             source=place.peer_inner[version],
             destination=place.node_inner[version],
             port=DISCARD_PORT,
@@ -351,6 +352,11 @@ class Linux612(GuestPeer):
     name = "linux-6.12"
     title = "Linux 6.12 (Debian)"
     series = "6.12"
+
+
+def _end(place: Place) -> str:
+    """The guest's network namespace where the workload is; "" for its first."""
+    return BEHIND if place.case.protocol == "srv6" else ""
 
 
 def words_of(place: Place) -> dict[str, str]:
