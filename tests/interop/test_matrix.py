@@ -179,8 +179,8 @@ def outer_fragments(ground: Ground, place: Place) -> str:
     assert outer.flags.MF if isinstance(outer, IP) else outer.nh == IPV6_FRAGMENT_HEADER
     version = place.case.inner[0]
     ping_both_ways(ground, place, version)
-    assert refused == (1 if isinstance(outer, IP) else 0)
-    return "the peer fragments; left to the kernel" + (" and counted" if refused else "")
+    assert refused == 1
+    return "the peer fragments; left to the kernel and counted"
 
 
 def refused(ground: Ground, place: Place) -> str:
