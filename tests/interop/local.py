@@ -23,6 +23,7 @@ DISCARD_PORT = 9
 
 def exchange(end: socket.socket, size: int) -> Transferred:
     """Send `size` random bytes and receive until the other end has sent all."""
+    end.settimeout(TRANSFER_TIMEOUT_SECONDS)  # of sendall it is for all, not for each piece
     data = os.urandom(size)
     end.settimeout(TRANSFER_TIMEOUT_SECONDS)  # of sending all of it
     with ThreadPoolExecutor(2) as pool:

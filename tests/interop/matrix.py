@@ -98,6 +98,8 @@ class Unable:
     attempt: tuple[str, ...]
     """A command, in the peer's terms."""
     says: str
+    until: str = ""
+    """Version of the peer that has it: nothing to prove from there on."""
 
 
 @dataclass(frozen=True)

@@ -329,6 +329,10 @@ TLV_MAP = (
 )
 """Options that OVS can name: two that whoever doesn't know them may skip, one that is critical."""
 
+GTPU_VERSION = (
+    "it looks for the version of the inner IP header 8 bytes too far, at the TTL of IPv4 and the source address of "
+    "IPv6: what it takes is IPv4 with a TTL of 64 to 79"
+)
 CASES = [
     *_over("geneve", "geneve", {"key": 100}, mine={"vni": 100}, quick=True),
     *_over(
@@ -487,7 +491,7 @@ CASES = [
         form="IPv6",
         mine={"teid": 0x12345679},
         inner=(6,),
-        unanswered="it takes packets in GTP-U for IPv4 whatever they are",
+        unanswered=GTPU_VERSION,
         complaint="GTP-U: Receive non-IP packet",
     ),
     *_over(
@@ -497,7 +501,7 @@ CASES = [
         form="QFI",
         mine={"teid": 0x12345680, "qfi": 9},
         inner=(4,),
-        unanswered="it takes the extension header for the payload",
+        unanswered="it knows no extension headers, and takes them for the inner packet",
         complaint="GTP-U: Receive non-IP packet",
     ),
     *_over(
@@ -515,17 +519,23 @@ CASES = [
 ]
 NO_TYPE = "Address family not supported by protocol"
 UNABLE = [
-    Unable(protocol, reason, (f"type={type_}", "options:remote_ip=10.30.30.1"), NO_TYPE)
-    for protocol, type_, reason in (
-        ("ipip", "ipip", "no such tunnel type"),
-        ("sit", "sit", "no such tunnel type"),
-        ("ip4ip6", "ip6tnl", "no such tunnel type"),
-        ("ip6ip6", "ip6tnl", "no such tunnel type"),
-        ("fou", "fou", "no such tunnel type"),
-        ("gue", "gue", "no such tunnel type"),
-        ("gre-udp", "gre-udp", "no such tunnel type"),
-        ("srv6", "srv6", "no such tunnel type before Open vSwitch 3.2"),
-        ("l2tp", "l2tp", "no such tunnel type"),
-        ("etherip", "etherip", "no such tunnel type"),
+    Unable(
+        protocol,
+        reason,
+        (f"type={type_}", "options:remote_ip=10.30.30.1"),
+        "Address family not supported by protocol",
+        until,
+    )
+    for protocol, type_, reason, until in (
+        ("ipip", "ipip", "no such type of tunnel", ""),
+        ("sit", "sit", "no such type of tunnel", ""),
+        ("ip4ip6", "ip6tnl", "no such type of tunnel", ""),
+        ("ip6ip6", "ip6tnl", "no such type of tunnel", ""),
+        ("fou", "fou", "no such type of tunnel", ""),
+        ("gue", "gue", "no such type of tunnel", ""),
+        ("gre-udp", "gre-udp", "no such type of tunnel", ""),
+        ("srv6", "srv6", "not before version 3.2", "3.2"),
+        ("l2tp", "l2tp", "no such type of tunnel", ""),
+        ("etherip", "etherip", "no such type of tunnel", ""),
     )
 ]

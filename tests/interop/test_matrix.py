@@ -21,7 +21,6 @@ from traffic import Capture, checksum_errors, drops, mac_of, packet_of
 
 from mptm.protocols import PROTOCOLS
 
-TRANSFER_TIMEOUT_SECONDS = 60
 EXPLAINABLE = (AssertionError, OSError, TimeoutError)
 SECOND_VERSION_SHARE = 5
 """The second inner IP version has a transfer of this part of the first's: a header is all that differs."""
@@ -63,7 +62,17 @@ def test_matrix(ground: Ground, case: Case, check: str, record: Recorder, transf
     indirect=["ground"],
 )
 def test_what_a_peer_is_said_to_lack_it_lacks(ground: Ground, unable: Unable) -> None:
+    version = ground.peer.version()
+    if unable.until and numbers(version) >= numbers(unable.until):
+        pytest.skip(
+            f"{ground.peer.title} {version} has {unable.protocol}; no case has been written for it yet"
+        )
     assert unable.says in ground.peer.attempt(unable)
+
+
+def numbers(version: str) -> list[int]:
+    """A version so that it compares."""
+    return [int(number) for number in re.findall(r"\d+", version)]
 
 
 def run_check(ground: Ground, place: Place, check: str, transfer_bytes: int) -> str:
@@ -125,7 +134,7 @@ def transfer(ground: Ground, place: Place, version: int, size: int) -> None:
         far = place.peer_inner[version], server.port
         with local.connect(ground.lab, WORKLOADS, place.node_inner[version], far, version) as end:
             ours = local.exchange(end, size)
-        theirs = server.result(TRANSFER_TIMEOUT_SECONDS)
+        theirs = server.result(local.TRANSFER_TIMEOUT_SECONDS)
     assert (theirs.received_bytes, theirs.received) == (size, ours.sent)
     assert (ours.received_bytes, ours.received) == (size, theirs.sent)
     assert checksum_errors(ground.lab, WORKLOADS) == errors
@@ -157,7 +166,9 @@ def is_too_big(frame: Packet, data: bytes) -> bool:
 
 
 def outer_fragments(ground: Ground, place: Place) -> str:
-    """What becomes of an inner packet that is too large for the tunnel when the peer sends it."""
+    """What becomes of an inner packet that is too large for the tunnel when the peer sends it: a peer may put it into
+    several outer packets. We leave fragments to the kernel, and count the first where it can be told (IPv4).
+    """
     data = os.urandom(16)
     before = drops(ground.node, "REFUSED_FRAGMENT", "eth0")
     with (
@@ -167,20 +178,20 @@ def outer_fragments(ground: Ground, place: Place) -> str:
         try:
             ground.peer.send_oversized(place, data)
         except OSError as error:
-            return f"the peer doesn't send them: {error.strerror}"
+            return f"none sent: {error.strerror}"
         sent = underlay.find(lambda frame: data in frame, wait_seconds=0.5)
         arrived = workload.find(lambda frame: data in frame, wait_seconds=0.2 if sent else 0)
     assert arrived is None, "a fragment was taken for a packet"
     refused = drops(ground.node, "REFUSED_FRAGMENT", "eth0") - before
     if sent is None:
         assert not refused
-        return "the peer sends nothing"
+        return "none sent"
     outer = Ether(sent).payload
     assert outer.flags.MF if isinstance(outer, IP) else outer.nh == IPV6_FRAGMENT_HEADER
     version = place.case.inner[0]
     ping_both_ways(ground, place, version)
     assert refused == 1
-    return "the peer fragments; left to the kernel and counted"
+    return "left to the kernel, counted"
 
 
 def refused(ground: Ground, place: Place) -> str:

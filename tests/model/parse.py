@@ -182,5 +182,5 @@ def _parse_ipv6(frame: Frame) -> Frame | None:
 
 def _read_ports(frame: Frame) -> None:
     if frame.protocol in (TCP, UDP, SCTP):
-        ports = frame.data[frame.transport : frame.transport + 4]
+        ports = frame.data[frame.transport : min(frame.transport + 4, frame.end)]
         frame.ports = ports if len(ports) == 4 else b""

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 from document_protocols import reasons_of
 from packets import VARIANTS, carries, far_end, inner_kinds, over_ip, protocol_of, set_outer, tunnel
-from test_malformed import mend
+from test_malformed import mended
 from world import REMOTE, THEIRS, World
 
 from mptm.intent import Route
@@ -33,7 +33,7 @@ def mutants(wire: bytes, underlay: int, header_len: int, has_ip: bool) -> Iterat
             for word in TELLING:
                 yield set_outer(wire, at, word.to_bytes(2))
     for length in range(start + 8 if has_ip else 14, header_len + 4):
-        yield mend(wire[:length], underlay) if has_ip else wire[:length]
+        yield mended(wire[:length], underlay) if has_ip else wire[:length]
 
 
 def reasons_seen(node: World, peer: World, carrier: str, underlay: int) -> set[str]:

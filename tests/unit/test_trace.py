@@ -20,7 +20,6 @@ from scapy.layers.l2 import Ether
 from scapy.packet import Raw
 from scapy.utils import rdpcap, wrpcap
 
-from model import c_constant, c_enum
 from mptm import cli
 from mptm import trace as trace_module
 from mptm.compile import NextHopKind

@@ -128,7 +128,7 @@ def outcomes(guest: Machine, played: Played) -> dict[str, Outcome]:
 @pytest.mark.timeout(VERIFYING_SECONDS)
 def test_the_verifier_takes_every_program(guest: Machine) -> None:
     objects = Path(__file__).parents[2] / "build"
-    for name in ("mptm.o", "mptm_extras.o"):
+    for name in ("mptm.o", "mptm_extras.o", "mptm_trace.o"):
         said = guest.python(Path(__file__).with_name("load.py"), objects / name, timeout=VERIFYING_SECONDS)
         assert said.status == 0, said.stdout + said.stderr
 

@@ -18,7 +18,8 @@ there where a QFI is set.
 
 Received: version 1 with PT set, a G-PDU whose length fits. Sequence and N-PDU number are skipped, extension headers as
 well, up to four of them; one that isn't known and whose type has the top bit, which says that the endpoint must
-comprehend it (TS 29.281 §5.2.1), is refused. Other messages, other versions and GTP' are left to the kernel.
+comprehend it (TS 29.281 §5.2.1), is refused. An echo request of a remote is answered (§7.2), or left to the kernel
+where `echo` says pass, as are other messages, other versions and GTP'.
 """
 
 from __future__ import annotations
