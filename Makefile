@@ -14,7 +14,7 @@ OBJECTS := $(patsubst bpf/%.bpf.c,build/%.o,$(wildcard bpf/*.bpf.c))
 HEADERS := $(shell find bpf -name '*.h')
 BENCH_OBJECTS := $(patsubst bench/%.bpf.c,build/%.o,$(wildcard bench/*.bpf.c))
 C_FILES := $(wildcard bpf/*.bpf.c bench/*.bpf.c) $(HEADERS)
-TESTS   ?= $(wildcard tests/unit tests/program tests/lab)
+TESTS   ?= $(wildcard tests/unit tests/program tests/lab tests/interop)
 
 .PHONY: help
 help: ## this list
@@ -25,8 +25,20 @@ demo: setup ## the two-node lab on real traffic: GENEVE and VXLAN side by side, 
 	@$(VENV)/mptm lab demo
 
 .PHONY: test
-test: setup lint ## lint, types, unit, program and lab tests
+test: setup peers lint ## lint, types, unit, program and lab tests
 	@$(VENV)/python -m pytest $(TESTS)
+
+.PHONY: fuzz
+fuzz: setup ## random packets through programs and reference model (MINUTES=10, SEED=N to begin there)
+	@$(VENV)/python tests/fuzz.py --minutes $(or $(MINUTES),10) $(if $(SEED),--seed $(SEED))
+
+.PHONY: test-interop
+test-interop: setup peers ## every protocol with real peers, printed as a table (ARGS='-k geneve': a part of it)
+	@$(VENV)/python -m pytest tests/interop --full $(ARGS)
+
+.PHONY: interop-table
+interop-table: setup ## docs/interop.md, from what test-interop found
+	@$(VENV)/python tests/interop/table.py
 
 .PHONY: lint
 lint: setup ## ruff, mypy, clang-format: checks only
@@ -56,6 +68,10 @@ setup: packages build .venv/.installed ## packages, BPF objects and the virtual 
 .PHONY: packages
 packages: ## Debian/Ubuntu packages that are missing
 	@scripts/setup.sh packages
+
+.PHONY: peers
+peers: packages ## what tests talk to: Open vSwitch
+	@scripts/setup.sh peers
 
 .venv/.installed: pyproject.toml hatch_build.py scripts/setup.sh | packages build
 	@scripts/setup.sh venv

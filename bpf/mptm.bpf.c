@@ -270,7 +270,6 @@ static __always_inline int answer_tunnel(struct xdp_md *ctx, struct packet *pack
 	trace(TRACE_ANSWERED_BACK, accepted->counter, 0, 0);
 	sending->slot = accepted->tunnel;
 	sending->writes_mac = 0;
-	sending->is_answer = 1;
 	verdict = encap(ctx, packet, sending);
 	return verdict == TOO_BIG ? XDP_DROP : verdict;
 }
@@ -294,6 +293,7 @@ static __always_inline int relay(struct xdp_md *ctx, struct packet *packet, cons
 		trace(TRACE_UNANSWERED, 0, 0, 0);
 		return XDP_DROP;
 	}
+	sending->is_answer = 1;
 	return answer_tunnel(ctx, packet, accepted, sending);
 }
 

@@ -23,6 +23,7 @@
 #define VLAN_LEN      4
 #define INNER_TAGS    2
 #define MACS_LEN      (2 * ETH_ALEN)
+#define PORTS_LEN     4
 #define MAC_GROUP     0x01 /* in the first byte: broadcast or multicast */
 #define IPV6_FRAGMENT 44
 #ifndef IPPROTO_ETHERNET
@@ -138,7 +139,8 @@ static __always_inline bool parse_ipv4(const struct xdp_md *ctx, struct packet *
 	packet->ttl = ip->ttl;
 	packet->source[0] = ip->saddr;
 	packet->destination[0] = ip->daddr;
-	if (has_ports(ip->protocol) && !(ip->frag_off & bpf_htons(IPV4_OFFSET_BITS | IPV4_MORE_FRAGMENTS))) {
+	if (has_ports(ip->protocol) && total_len >= header_len + PORTS_LEN &&
+	    !(ip->frag_off & bpf_htons(IPV4_OFFSET_BITS | IPV4_MORE_FRAGMENTS))) {
 		__u32 *ports = at + header_len;
 
 		if ((void *)(ports + 1) <= end)
@@ -164,7 +166,7 @@ static __always_inline bool parse_ipv6(const struct xdp_md *ctx, struct packet *
 	__builtin_memcpy(packet->source, &ip->saddr, sizeof(packet->source));
 	__builtin_memcpy(packet->destination, &ip->daddr, sizeof(packet->destination));
 	/* Behind an extension header there are no ports for us: all fragments of a packet hash alike. */
-	if (has_ports(ip->nexthdr)) {
+	if (has_ports(ip->nexthdr) && bpf_ntohs(ip->payload_len) >= PORTS_LEN) {
 		__u32 *ports = (void *)(ip + 1);
 
 		if ((void *)(ports + 1) <= end)

@@ -1,7 +1,8 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0-only
 # Sets this checkout up: `setup.sh packages` installs the Debian/Ubuntu packages that are missing (nothing
-# is touched when none is), `setup.sh venv` makes .venv with the project in it.
+# is touched when none is), `setup.sh peers` those that tests talk to, `setup.sh venv` makes .venv with the project
+# in it.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -22,9 +23,11 @@ distribution_packages() {
 	esac
 }
 
+peer_packages=(openvswitch-switch)
+
 missing_packages() {
 	local package
-	for package in $(distribution_packages); do
+	for package in "$@"; do
 		[ "$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null)" = installed ] || echo "$package"
 	done
 }
@@ -42,7 +45,24 @@ setup_packages() {
 		[ -z "$tools" ] || fail "not Debian or Ubuntu: install these tools (and libbpf's headers) first: $tools"
 		return
 	fi
-	local packages; packages=$(missing_packages | xargs)
+	# shellcheck disable=SC2046 # a list of package names
+	install_packages $(distribution_packages)
+}
+
+# Tests start what they need themselves, with files of its own: no service of these packages has to run.
+setup_peers() {
+	command -v apt-get >/dev/null || { command -v ovs-vswitchd >/dev/null || fail "install Open vSwitch first"; return; }
+	local policy=/usr/sbin/policy-rc.d
+	if [ -n "$(missing_packages "${peer_packages[@]}")" ] && [ "$(id -u)" = 0 ] && [ ! -e $policy ]; then
+		trap 'rm -f /usr/sbin/policy-rc.d' EXIT
+		printf '#!/bin/sh\nexit 101\n' >$policy
+		chmod +x $policy
+	fi
+	install_packages "${peer_packages[@]}"
+}
+
+install_packages() {
+	local packages; packages=$(missing_packages "$@" | xargs)
 	[ -n "$packages" ] || return 0
 	[ "$(id -u)" = 0 ] || fail "packages are missing, and only root can install them: sudo apt-get install $packages"
 	say "installing packages that are missing: $packages"
@@ -91,6 +111,7 @@ mkdir -p build
 log=build/setup.log
 case "${1:-}" in
 packages) setup_packages ;;
+peers) setup_peers ;;
 venv) setup_venv ;;
-*) fail "usage: setup.sh packages|venv" ;;
+*) fail "usage: setup.sh packages|peers|venv" ;;
 esac

@@ -59,7 +59,7 @@ static __always_inline enum reason parse_gtpu(const struct xdp_md *ctx, const st
 		return REASON_GTPU_HEADER;
 	if (gtpu->flags & GTPU_OPTIONAL) {
 		optional = packet_at(ctx, offset);
-		if ((void *)(optional + 1) > packet_end(ctx) || !is_within(outer, offset + sizeof(*optional)))
+		if ((void *)(optional + 1) > packet_end(ctx) || offset + sizeof(*optional) > end)
 			return REASON_GTPU_TRUNCATED;
 		if (gtpu->flags & GTPU_EXTENSION)
 			next = optional->next_extension;
@@ -93,7 +93,7 @@ struct gtpu_echo {
 	struct gtpu_optional optional;
 	__u8 recovery_type;
 	__u8 recovery;
-};
+} __attribute__((packed, aligned(2))); /* no padding: it would be sent */
 
 /* Addresses and ports of the datagram at `ip` exchanged, and its lengths and checksums made those of `len`
  * bytes. */

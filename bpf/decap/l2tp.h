@@ -38,16 +38,16 @@ static __always_inline enum reason parse_l2tp_cookie(const struct xdp_md *ctx,
 	__be32 *cookie = packet_at(ctx, inner->payload.offset);
 	const __be32 *wanted = (const void *)accepted->cookie;
 
+	if (inner->payload.offset + accepted->cookie_len > inner->payload.end)
+		return REASON_L2TP_TRUNCATED;
 	if (accepted->cookie_len) {
-		if ((void *)(cookie + 1) > packet_end(ctx) ||
-		    inner->payload.offset + sizeof(*cookie) > inner->payload.end)
+		if ((void *)(cookie + 1) > packet_end(ctx))
 			return REASON_L2TP_TRUNCATED;
 		if (cookie[0] != wanted[0])
 			return REASON_L2TP_COOKIE;
 	}
 	if (accepted->cookie_len == 8) {
-		if ((void *)(cookie + 2) > packet_end(ctx) ||
-		    inner->payload.offset + 2 * sizeof(*cookie) > inner->payload.end)
+		if ((void *)(cookie + 2) > packet_end(ctx))
 			return REASON_L2TP_TRUNCATED;
 		if (cookie[1] != wanted[1])
 			return REASON_L2TP_COOKIE;

@@ -24,7 +24,7 @@ from mptm.errors import TableFull
 from mptm.facts import Facts, Link, Path
 from mptm.fields import mac_bytes
 from mptm.intent import Flow, Group, Intent, Network, Port, Route, Tunnel, find_protocol
-from mptm.protocols.base import IpOptions, Parser, Protocol
+from mptm.protocols.base import IpOptions, ListenerKind, Parser, Protocol, UdpOptions
 from mptm.tables import Attachment, Tables
 from mptm.template import InnerFamily, Template
 
@@ -93,6 +93,7 @@ class TerminationFlag(IntEnum):
     ACCEPT_IPV6 = 32
 
 
+ECHO_PARSERS = frozenset((Parser.GTPU_ECHO,))
 ACCEPT_ANY = TerminationFlag.ACCEPT_ETHERNET | TerminationFlag.ACCEPT_IPV4 | TerminationFlag.ACCEPT_IPV6
 
 
@@ -161,6 +162,11 @@ class _Acceptance:
     source: bytes
     destination: bytes
     flags: int
+
+    @property
+    def is_echo(self) -> bool:
+        """Whether these packets are answered, and carry nothing."""
+        return self.parser in ECHO_PARSERS
 
     @property
     def key(self) -> str:
@@ -429,7 +435,10 @@ def termination_homes(key: bytes) -> tuple[int, int]:
 
 
 def _accepted_by(tunnel: Tunnel, way: _Way) -> dict[str, _Acceptance]:
-    """What a tunnel accepts by key, the protocol that it sends first; nothing while its own address isn't known."""
+    """What a tunnel accepts by key, the protocol that it sends first; nothing while its own address isn't known.
+
+    Echo requests of a remote that is known are accepted, too, to be answered.
+    """
     found: dict[str, _Acceptance] = {}
     for variant in tunnel.variants():
         protocol = find_protocol(variant.protocol)
@@ -437,18 +446,17 @@ def _accepted_by(tunnel: Tunnel, way: _Way) -> dict[str, _Acceptance]:
         if ends is None or (way.path is not None and _too_far(variant, way.path)):
             continue
         for listener in protocol.listeners(variant.options):
-            accepted = _Acceptance(
-                variant,
-                listener,
-                protocol.accepted_parser(variant.options),
-                protocol.tunnel_id(variant.options),
-                *ends,
-                flags=_termination_flags(protocol, variant),
-            )
+            parser, number = protocol.accepted_parser(variant.options), protocol.tunnel_id(variant.options)
+            flags = _termination_flags(protocol, variant, listener)
+            accepted = _Acceptance(variant, listener, parser, number, *ends, flags)
             if (known := found.get(accepted.key)) is not None:
                 # Headers that can't be told apart may carry what either of them may.
                 accepted = replace(known, flags=known.flags | accepted.flags & ACCEPT_ANY)
             found[accepted.key] = accepted
+            echo_parser = protocol.echo_parser(variant.options)
+            if echo_parser is not None and variant.remote_address is not None:
+                echo = replace(accepted, parser=echo_parser, tunnel_id=0)
+                found.setdefault(echo.key, echo)
     return found
 
 
@@ -457,13 +465,13 @@ def _acceptances(
 ) -> tuple[dict[str, _Acceptance], list[tuple[_Acceptance, _Acceptance]]]:
     """What is accepted by key; and where several tunnels would accept the same, who doesn't get it and who does.
 
-    The first tunnel (by name) does.
+    The first tunnel (by name) does. Echo requests are nobody's in particular: any tunnel of the same ends will do.
     """
     kept: dict[str, _Acceptance] = {}
     lost: list[tuple[_Acceptance, _Acceptance]] = []
     for name in sorted(intent.tunnels):
         for key, accepted in _accepted_by(intent.tunnels[name], ways[name]).items():
-            if (first := kept.setdefault(key, accepted)) is not accepted:
+            if (first := kept.setdefault(key, accepted)) is not accepted and not accepted.is_echo:
                 lost.append((accepted, first))
     return kept, lost
 
@@ -719,16 +727,26 @@ def _flags_of(obj: Route | Flow) -> int:
     return (NextHopFlag.MAC if obj.mac else 0) | (NextHopFlag.RELAY if obj.relay else 0)
 
 
-def _termination_flags(protocol: Protocol[Any], tunnel: Tunnel) -> int:
-    """Flags of a termination: what its tunnel carries, and what isn't looked at."""
+UDP_CHECKSUM_FLAGS = {
+    "ignore": 0,
+    "verify": TerminationFlag.VERIFY_UDP_CHECKSUM,
+    "require": TerminationFlag.VERIFY_UDP_CHECKSUM | TerminationFlag.REQUIRE_UDP_CHECKSUM,
+}
+
+
+def _termination_flags(protocol: Protocol[Any], tunnel: Tunnel, listener: tables.Listener) -> int:
+    """Flags of a termination: what its tunnel carries, and which checksums are looked at."""
     families = protocol.inner_families(tunnel.options)
     if families is None:
         flags = int(TerminationFlag.ACCEPT_ETHERNET)
     else:
         flags = TerminationFlag.ACCEPT_IPV4 if families & InnerFamily.IPV4 else 0
         flags |= TerminationFlag.ACCEPT_IPV6 if families & InnerFamily.IPV6 else 0
-    verification = protocol.verification(tunnel.options)
-    return flags | (TerminationFlag.ACCEPT_BAD_CHECKSUM if verification.ignores_checksum else 0)
+    if protocol.verification(tunnel.options).ignores_checksum:
+        flags |= TerminationFlag.ACCEPT_BAD_CHECKSUM
+    if isinstance(tunnel.options, UdpOptions) and listener.kind == ListenerKind.UDP:
+        flags |= UDP_CHECKSUM_FLAGS[tunnel.options.receive_checksum]
+    return flags
 
 
 def _lookups(intent: Intent) -> dict[str, int]:

@@ -665,6 +665,10 @@ class Node:
                 "overhead": template.overhead(),
                 "inner MTU": template.inner_mtu(mtu),
             }
+        elif (would_be := self._template(tunnel, _unresolved_path(tunnel))) is not None:
+            found["overhead"] = would_be.overhead()
+            if path is not None:
+                found["inner MTU"] = would_be.inner_mtu(path.mtu)
         return TunnelDetails(
             settings=settings,
             state=state,
@@ -1142,6 +1146,14 @@ def _template_of(record: tables.Tunnel, egress_mtu: int) -> Template:
         ttl_mask=record.ttl_mask,
         inner_families=InnerFamily(record.inner_families) if record.flags & TunnelFlag.L3 else None,
     )
+
+
+def _unresolved_path(tunnel: Tunnel) -> Path | None:
+    """A path to the remote that has everything but what only the machine knows; None: nothing is sent there."""
+    from mptm.protocols.base import NO_MAC, NOWHERE
+
+    remote = tunnel.remote_address
+    return None if remote is None else Path(0, NOWHERE[remote.version], NO_MAC, None, NO_MAC, 0)
 
 
 def _port_state(compiled: str, mode: str | None, loaded: bool) -> str:

@@ -101,7 +101,7 @@ CAPTIONS: dict[str, str] = {
     "REASON_GTPU_EXTENSION": "GTP-U extension header that must be understood and isn't, or of a wrong length",
     "REASON_L2TP_TRUNCATED": "L2TPv3 header, cookie or sublayer cut short",
     "REASON_L2TP_COOKIE": "L2TPv3 cookie is not the one that this session has",
-    "REASON_GUE_HEADER": "GUE header with a wrong length, variant or payload, or a control message",
+    "REASON_GUE_HEADER": "GUE header with a wrong length, variant, flags or payload, or a control message",
     "REASON_MPLS_STACK": "MPLS label stack without a bottom, or cut short",
     "REASON_SRV6_HEADER": "segment routing header with a wrong length or payload",
     "REASON_INNER_VERSION": "the inner packet is of another IP version than the tunnel header says",

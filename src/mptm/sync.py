@@ -265,7 +265,10 @@ def _by_table(changes: Iterable[Change]) -> dict[str, list[Change]]:
 
 
 def zero_counters(table: Table, keys: Iterable[bytes]) -> None:
-    """Set per-CPU values to zero on all CPUs. A packet that is counted at that moment may be lost to the count."""
+    """Set values to zero, of a per-CPU table on all CPUs.
+
+    A packet that is counted at that moment may be lost to the count.
+    """
     table.update(dict.fromkeys(keys, bytes(table.value.size)))
 
 
@@ -309,6 +312,9 @@ def _zero_new_counters(maps: Mapping[str, Table], now: Allocations, before: Allo
     new_ports = [allocation for name, allocation in now.ports.items() if ports_before.get(name) != allocation]
     key = maps["tunnel_counters"].key
     zero_counters(maps["tunnel_counters"], [key.pack(counter) for counter in sorted(counters)])
+    # RFC 2890 §2.2: sequence numbers of a tunnel start at 0.
+    key = maps["sequences"].key
+    zero_counters(maps["sequences"], [key.pack(counter) for counter in sorted(counters)])
     key = maps["port_counters"].key
     zero_counters(maps["port_counters"], [key.pack(port.slot) for port in new_ports])
     ifindexes = {port.ifindex for port in new_ports}

@@ -64,7 +64,7 @@ class Grounds:
     def __init__(self, full: bool) -> None:
         self._full = full
         self._standing: Ground | None = None
-        self._broken: dict[str, str] = {}
+        self._broken: dict[str, BaseException] = {}
 
     def of(self, name: str) -> Ground:
         """The lab of a peer with the cases that are tried. One that couldn't be built isn't tried again."""
@@ -72,7 +72,7 @@ class Grounds:
             return self._standing
         self.down()
         if name in self._broken:
-            pytest.fail(f"the lab of {name} didn't come up, see its first test: {self._broken[name]}")
+            raise self._broken[name]
         peer = PEERS[name]
         cases = [case for case in peer.cases() if case.quick or self._full]
         built = Ground(f"mptmi{os.getpid()}-{name}", peer, cases)
@@ -80,8 +80,8 @@ class Grounds:
             built.up()
             unable = {each.protocol: each.reason for each in peer.unable()}
             found[name] = PeerResults(name, peer.title, built.peer.version(), unable)
-        except Exception as error:
-            self._broken[name] = str(error)
+        except (Exception, pytest.skip.Exception) as error:
+            self._broken[name] = error
             built.down()
             raise
         self._standing = built
@@ -129,7 +129,10 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    if session.config.getoption("--full"):
-        RESULTS.mkdir(parents=True, exist_ok=True)
-        for name, results in found.items():
+    """Only what is whole is kept."""
+    if not session.config.getoption("--full"):
+        return
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    for name, results in found.items():
+        if len(results.results) == sum(len(case.checks()) for case in PEERS[name].cases()):
             (RESULTS / f"{name}.json").write_text(json.dumps(results.to_dict(), indent=1) + "\n")

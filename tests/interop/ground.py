@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import msgspec
 from matrix import NODE, WORKLOAD_LINK_MTU, WORKLOADS, Case, Peer, Place
 
 from mptm.intent import Intent, Network, Object, Port, Route
@@ -16,8 +15,6 @@ from mptm.node import Node
 
 HOST_LEN = {4: 32, 6: 128}
 LINK_LEN = {4: 24, 6: 64}
-HAS_GATEWAY = "gateway" in {field.name for field in msgspec.structs.fields(Network)}
-"""Whether a network has a gateway address, in whose name too big packets are answered."""
 
 
 class Ground:
@@ -78,7 +75,7 @@ class Ground:
         for place in self.places.values():
             network = place.network
             objects += [
-                Network(name=network, id=place.number),
+                Network(name=network, id=place.number, gateway=tuple(place.gateway.values())),
                 Port(name=place.interface, role="access", network=network),
                 place.tunnel(),
             ]

@@ -15,6 +15,7 @@ from traffic import FAMILY, IP_HEADER_LEN, open_socket, receive_all, send_all
 from mptm.lab.topology import Lab
 
 CONNECT_TIMEOUT_SECONDS = 5
+TRANSFER_TIMEOUT_SECONDS = 60
 IP_MTU_DISCOVER, IPV6_MTU_DISCOVER, PMTUDISC_PROBE = 10, 23, 3
 UDP_HEADER_LEN = 8
 DISCARD_PORT = 9
@@ -22,7 +23,9 @@ DISCARD_PORT = 9
 
 def exchange(end: socket.socket, size: int) -> Transferred:
     """Send `size` random bytes and receive until the other end has sent all."""
+    end.settimeout(TRANSFER_TIMEOUT_SECONDS)  # of sendall it is for all, not for each piece
     data = os.urandom(size)
+    end.settimeout(TRANSFER_TIMEOUT_SECONDS)  # of sending all of it
     with ThreadPoolExecutor(2) as pool:
         sent, received = pool.submit(send_all, end, data), pool.submit(receive_all, end)
         return Transferred(sent.result(), *received.result())
@@ -39,7 +42,6 @@ class LocalServer(Server):
     def _serve(listener: socket.socket, size: int) -> Transferred:
         end, _ = listener.accept()
         with end:
-            end.settimeout(listener.gettimeout())
             return exchange(end, size)
 
     def result(self, timeout_seconds: float) -> Transferred:
@@ -87,5 +89,6 @@ def send_oversized(lab: Lab, target: str, place: Place, data: bytes) -> None:
 
 def ping(lab: Lab, target: str, source: str, destination: str, *options: str, count: int) -> str:
     """Ping from an address in the namespace of `target`; its output."""
-    command = ["ping", "-n", "-I", source, "-c", str(count), "-i", "0.05", "-W", "1", *options, destination]
+    # With -W it would wait for the last answer no longer than 50 ms or twice the slowest so far.
+    command = ["ping", "-n", "-I", source, "-c", str(count), "-i", "0.05", "-w", "2", *options, destination]
     return lab.exec(target, command, check=False).stdout

@@ -98,6 +98,8 @@ class Unable:
     attempt: tuple[str, ...]
     """A command, in the peer's terms."""
     says: str
+    until: str = ""
+    """Version of the peer that has it: nothing to prove from there on."""
 
 
 @dataclass(frozen=True)
@@ -141,6 +143,11 @@ class Place:
     def peer_inner(self) -> dict[int, str]:
         """Those of the peer's workload."""
         return {4: f"10.251.{self.number}.2", 6: f"fd00:251:{self.number:x}::2"}
+
+    @property
+    def gateway(self) -> dict[int, str]:
+        """Our node's addresses in the network: it tells workloads from there what is too big."""
+        return {4: f"10.251.{self.number}.253", 6: f"fd00:251:{self.number:x}::fd"}
 
     @property
     def node_mac(self) -> str:

@@ -25,7 +25,7 @@ from ground import with_containers, workload_commands
 from matrix import ETHERNET, WORKLOAD_LINK_MTU, Case, Peer, Place, Server, Unable
 
 from mptm.errors import MptmError
-from mptm.lab.topology import Lab, Topology, configure, set_offloads
+from mptm.lab.topology import Lab, Topology, configure
 
 MAIN = "main"
 HOSTS = {MAIN: "node2", "ip6gre": "node2-c2", "erspan": "node2-c3", "ip6erspan": "node2-c4"}
@@ -33,6 +33,8 @@ HOSTS = {MAIN: "node2", "ip6gre": "node2-c2", "erspan": "node2-c3", "ip6erspan":
 WORKLOADS, UNDERLAY = "node2-c1", "underlay"
 PHY, INT = "br-phy", "br-int"
 UPLINK, TRUNK = "uplink", "trunk"
+MTU = {UPLINK: 1500, TRUNK: 1508}
+"""Bytes. A raw socket, as the switch sends by, has no room for two tags beyond the MTU, nor for one of 802.1ad."""
 SCHEMA = "/usr/share/openvswitch/vswitch.ovsschema"
 READY_SECONDS = 10
 NOBODYS_MAC = "02:00:00:00:00:01"
@@ -66,12 +68,12 @@ class Switch:
                 self._lab.namespace(self.host),
                 [
                     f"link add {name} type veth peer name {there} netns {underlay}",
-                    f"link set {name} addrgenmode none up",
+                    f"link set {name} mtu {MTU[name]} addrgenmode none up",
                 ],
             )
-            configure(underlay, [f"link set {there} master br0 addrgenmode none up"])
-            set_offloads(self._lab.namespace(self.host), name)
-            set_offloads(underlay, there)
+            configure(underlay, [f"link set {there} master br0 mtu {MTU[name]} addrgenmode none up"])
+            switch_off_offloads(self._lab, self.host, name)
+            switch_off_offloads(self._lab, UNDERLAY, there)
         # The kernel sees what comes by these, too, but mustn't take it: so addresses are the bridge's, which has a
         # MAC address of its own, and questions that come by another interface aren't answered.
         self._lab.exec(self.host, ["sysctl", "-qw", "net.ipv4.conf.all.arp_ignore=1"])
@@ -108,20 +110,27 @@ class Switch:
         path.write_text("".join(f"{flow}\n" for place in places for flow in _flows(place)))
         self._ofctl("add-flows", str(path))
 
-    def set(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    def set(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run ovs-vsctl."""
         command = ["ovs-vsctl", f"--db=unix:{self._path('db.sock')}", "--timeout=10", *arguments]
-        return self._lab.exec(self.host, command, check=check)
+        return self._lab.exec(self.host, command)
 
     def try_interface(self, *settings: str) -> str:
-        """What is said of a port with these settings; "" when there is nothing to say."""
-        done = self.set(*("add-port", INT, "x0", "--", "set", "interface", "x0", *settings), check=False)
-        self.set("--if-exists", "del-port", "x0")
-        return done.stderr if done.returncode else ""
+        """What is said of a port with these settings; `[]` when there is nothing to say."""
+        self.set("add-port", INT, "x0", "--", "set", "interface", "x0", *settings)
+        said = self.set("get", "interface", "x0", "error").stdout.strip()
+        self.set("del-port", "x0")
+        return said
 
-    def log(self) -> str:
-        """What the daemon has written down."""
-        return self._path("ovs-vswitchd.log").read_text()
+    def complaints(self, place: Place) -> str:
+        """See OvsPeer."""
+        flow = f"in_port={place.number},{'ip' if 4 in place.case.inner else 'ipv6'}"
+        traced = self._appctl("ovs-vswitchd", "ofproto/trace", INT, flow).stdout
+        return self._path("ovs-vswitchd.log").read_text() + traced
+
+    def _appctl(self, program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        command = ["ovs-appctl", f"--target={self._path(f'{program}.ctl')}", "--timeout=10", *arguments]
+        return self._lab.exec(self.host, command, check=False)
 
     def _path(self, name: str) -> Path:
         assert self._directory is not None, "the switch isn't started"
@@ -134,8 +143,7 @@ class Switch:
         options = [f"--unixctl={control}", f"--log-file={log}", "-vconsole:off"]
         process = self._lab.popen(self.host, ["env", *environment, program, *arguments, *options])
         deadline = time.monotonic() + READY_SECONDS
-        command = ["ovs-appctl", f"--target={control}", "--timeout=10", "version"]
-        while self._lab.exec(self.host, command, check=False).returncode:
+        while self._appctl(program, "version").returncode:
             if process.poll() is not None or time.monotonic() > deadline:
                 raise MptmError(f"{program} doesn't run: {log.read_text()[-2000:] if log.exists() else ''}")
             time.sleep(0.05)
@@ -227,7 +235,7 @@ class OvsPeer(Peer):
             )
         configure(workloads, at_workload)
         for place in places:
-            set_offloads(workloads, place.interface)
+            switch_off_offloads(self.lab, WORKLOADS, place.interface)
         for name, switch in self._switches.items():
             its = [place for place in places if _switch_of(place.case) == name]
             if its and name != MAIN:
@@ -237,7 +245,9 @@ class OvsPeer(Peer):
 
     def attempt(self, unable: Unable) -> str:
         """`attempt` is what ovs-vsctl would set at an interface."""
-        return self._switches[MAIN].try_interface(*unable.attempt)
+        said = self._switches[MAIN].try_interface(*unable.attempt)
+        assert said != "[]", f"{unable.protocol}: the port could be added"
+        return said
 
     def ping(self, place: Place, version: int, *options: str, count: int = 3) -> str:
         return local.ping(
@@ -251,7 +261,16 @@ class OvsPeer(Peer):
         local.send_oversized(self.lab, WORKLOADS, place, data)
 
     def complaints(self, place: Place) -> str:
-        return self._switches[_switch_of(place.case)].log()
+        """What the daemon has logged, and what it says of a packet on its way into the tunnel."""
+        return self._switches[_switch_of(place.case)].complaints(place)
+
+
+def switch_off_offloads(lab: Lab, target: str, interface: str) -> None:
+    """The switch sees frames as they are in the kernel: one each, with tags in them and checksums filled in."""
+    features = ("tx", "gro", "txvlan", "tx-vlan-stag-hw-insert")
+    lab.exec(
+        target, ["ethtool", "-K", interface, *(word for feature in features for word in (feature, "off"))]
+    )
 
 
 def _switch_of(case: Case) -> str:
@@ -310,6 +329,10 @@ TLV_MAP = (
 )
 """Options that OVS can name: two that whoever doesn't know them may skip, one that is critical."""
 
+GTPU_VERSION = (
+    "it looks for the version of the inner IP header 8 bytes too far, at the TTL of IPv4 and the source address of "
+    "IPv6: what it takes is IPv4 with a TTL of 64 to 79"
+)
 CASES = [
     *_over("geneve", "geneve", {"key": 100}, mine={"vni": 100}, quick=True),
     *_over(
@@ -351,14 +374,19 @@ CASES = [
         form="IP",
         mine={"vni": 203, "payload": "l3"},
     ),
-    *_over(
-        "nsh",
-        "vxlan",
-        {"key": 204, "exts": "gpe", "dst_port": 4790, "packet_type": "ptap"},
-        mine={"vni": 204, "spi": 0x1234, "si": 254},
-        into=["encap(nsh(md_type=1))", "set_field:0x4321->nsh_spi", "set_field:253->nsh_si"],
-        match=["packet_type=(1,0x894f)", "nsh_spi=0x1234", "nsh_si=254"],
-        out=["decap()"],
+    *(
+        case
+        for md_type, key in ((1, 204), (2, 205))
+        for case in _over(
+            "nsh",
+            "vxlan",
+            {"key": key, "exts": "gpe", "dst_port": 4790, "packet_type": "ptap"},
+            form=f"MD type {md_type}",
+            mine={"vni": key, "spi": 0x1234, "si": 254, "md_type": md_type},
+            into=[f"encap(nsh(md_type={md_type}))", "set_field:0x4321->nsh_spi", "set_field:253->nsh_si"],
+            match=["packet_type=(1,0x894f)", "nsh_spi=0x1234", "nsh_si=254"],
+            out=["decap()"],
+        )
     ),
     *_over(
         "vlan",
@@ -463,7 +491,7 @@ CASES = [
         form="IPv6",
         mine={"teid": 0x12345679},
         inner=(6,),
-        unanswered="it takes packets in GTP-U for IPv4 whatever they are",
+        unanswered=GTPU_VERSION,
         complaint="GTP-U: Receive non-IP packet",
     ),
     *_over(
@@ -473,7 +501,7 @@ CASES = [
         form="QFI",
         mine={"teid": 0x12345680, "qfi": 9},
         inner=(4,),
-        unanswered="it takes the extension header for the payload",
+        unanswered="it knows no extension headers, and takes them for the inner packet",
         complaint="GTP-U: Receive non-IP packet",
     ),
     *_over(
@@ -485,20 +513,29 @@ CASES = [
         match=["eth_type=0x8847"],
         out=["pop_mpls:0x0800"],
         inner=(4,),
-        unanswered="x",
+        unanswered="it has bareudp tunnels, but not in user space",
+        complaint="native tunnel header build failed",
     ),
 ]
+NO_TYPE = "Address family not supported by protocol"
 UNABLE = [
-    *(
-        Unable(
-            protocol,
-            reason,
-            (f"type={type_}",),
-            "could not open network device x0 (Address family not supported",
-        )
-        for protocol, type_, reason in (
-            ("ipip", "ipip", ""),
-            ("sit", "sit", ""),
-        )
+    Unable(
+        protocol,
+        reason,
+        (f"type={type_}", "options:remote_ip=10.30.30.1"),
+        "Address family not supported by protocol",
+        until,
+    )
+    for protocol, type_, reason, until in (
+        ("ipip", "ipip", "no such type of tunnel", ""),
+        ("sit", "sit", "no such type of tunnel", ""),
+        ("ip4ip6", "ip6tnl", "no such type of tunnel", ""),
+        ("ip6ip6", "ip6tnl", "no such type of tunnel", ""),
+        ("fou", "fou", "no such type of tunnel", ""),
+        ("gue", "gue", "no such type of tunnel", ""),
+        ("gre-udp", "gre-udp", "no such type of tunnel", ""),
+        ("srv6", "srv6", "not before version 3.2", "3.2"),
+        ("l2tp", "l2tp", "no such type of tunnel", ""),
+        ("etherip", "etherip", "no such type of tunnel", ""),
     )
 ]

@@ -15,6 +15,9 @@ COLUMNS = {
     "outer fragments": ("fragments",),
 }
 """Heading -> the checks that it sums up."""
+ALONE = ("refused", "unanswered")
+"""Checks of which a case has only one; its note stands where else pings do."""
+FAILS = "**fails**"
 OVER = {4: "IPv4", 6: "IPv6", 0: "Ethernet"}
 
 
@@ -92,13 +95,13 @@ def summary_cell(found: PeerResults, protocol: str, notes: Notes) -> str:
     if not results:
         return "not tried"
     if any(result.outcome == "failed" for result in results):
-        return "**fails**"
-    whole = {result.form for result in results} - {
-        result.form for result in results if result.outcome == "explained" or result.check == "unanswered"
-    }
-    if whole:
+        return FAILS
+    flaws = [result for result in results if result.outcome == "explained" or result.check == "unanswered"]
+    if not flaws:
         return "yes"
-    return f"no ({','.join(sorted({notes.mark(result.note) for result in results if result.note}))})"
+    marks = _marks(flaws, notes)
+    cases = {(result.form, result.underlay) for result in results}
+    return f"partly ({marks})" if cases - {(flaw.form, flaw.underlay) for flaw in flaws} else f"no ({marks})"
 
 
 def rows(found: PeerResults, notes: Notes) -> list[list[str]]:
@@ -108,16 +111,16 @@ def rows(found: PeerResults, notes: Notes) -> list[list[str]]:
         cases.setdefault((result.protocol, result.form, result.underlay), {})[result.check] = result
     made = []
     for (protocol, form, underlay), results in cases.items():
-        row = [protocol, form, OVER[underlay]]
-        for alone in ("refused", "unanswered"):
-            if alone in results:
-                row += [_cell([results[alone]], notes), *[""] * (len(COLUMNS) - 1)]
-        if len(row) == 3:
-            row += [
+        alone = next((results[check] for check in ALONE if check in results), None)
+        cells = (
+            [
                 _cell([results[check] for check in checks if check in results], notes)
                 for checks in COLUMNS.values()
             ]
-        made.append(row)
+            if alone is None
+            else [_cell([alone], notes), *[""] * (len(COLUMNS) - 1)]
+        )
+        made.append([protocol, form, OVER[underlay], *cells])
     return made
 
 
@@ -125,14 +128,15 @@ def _cell(results: Sequence[Result], notes: Notes) -> str:
     if not results:
         return ""
     if any(result.outcome == "failed" for result in results):
-        return "**fails**"
-    marks = sorted({notes.mark(result.note) for result in results if result.note}, key=int)
-    word = "no" if any(result.outcome == "explained" for result in results) else "yes"
-    if results[0].check in ("refused", "unanswered", "fragments"):
-        word = {"refused": "dropped", "unanswered": "no", "fragments": "see"}[results[0].check]
-    elif word == "no" and any(result.outcome == "passed" for result in results):
-        word = "partly"
-    return f"{word} ({','.join(marks)})" if marks else word
+        return FAILS
+    flaws = [result for result in results if result.outcome == "explained" or result.check == "unanswered"]
+    if flaws:
+        return f"{'no' if len(flaws) == len(results) else 'partly'} ({_marks(flaws, notes)})"
+    return next((result.note for result in results if result.note), "yes")
+
+
+def _marks(results: Iterable[Result], notes: Notes) -> str:
+    return ", ".join(sorted({notes.mark(result.note) for result in results}, key=int))
 
 
 def markdown(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:

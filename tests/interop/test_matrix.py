@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import replace
 
 import local
 import pytest
-from ground import HAS_GATEWAY, Ground
+from ground import Ground
 from matrix import NODE, UNDERLAY, WORKLOADS, Case, Place, Unable
 from peers import PEERS
 from results import Recorder, Result
@@ -20,8 +21,9 @@ from traffic import Capture, checksum_errors, drops, mac_of, packet_of
 
 from mptm.protocols import PROTOCOLS
 
-TRANSFER_TIMEOUT_SECONDS = 60
 EXPLAINABLE = (AssertionError, OSError, TimeoutError)
+SECOND_VERSION_SHARE = 5
+"""The second inner IP version has a transfer of this part of the first's: a header is all that differs."""
 IPV6_FRAGMENT_HEADER = 44
 
 
@@ -60,7 +62,17 @@ def test_matrix(ground: Ground, case: Case, check: str, record: Recorder, transf
     indirect=["ground"],
 )
 def test_what_a_peer_is_said_to_lack_it_lacks(ground: Ground, unable: Unable) -> None:
+    version = ground.peer.version()
+    if unable.until and numbers(version) >= numbers(unable.until):
+        pytest.skip(
+            f"{ground.peer.title} {version} has {unable.protocol}; no case has been written for it yet"
+        )
     assert unable.says in ground.peer.attempt(unable)
+
+
+def numbers(version: str) -> list[int]:
+    """A version so that it compares."""
+    return [int(number) for number in re.findall(r"\d+", version)]
 
 
 def run_check(ground: Ground, place: Place, check: str, transfer_bytes: int) -> str:
@@ -71,14 +83,16 @@ def run_check(ground: Ground, place: Place, check: str, transfer_bytes: int) -> 
             ping_both_ways(ground, place, version)
             return ""
         case "tcp":
-            transfer(ground, place, version, transfer_bytes)
+            share = 1 if version == place.case.inner[0] else SECOND_VERSION_SHARE
+            transfer(ground, place, version, transfer_bytes // share)
             return ""
         case "largest":
             said = ping_from_node(ground, place, version, *packet_of(version, place.mtu), count=2)
-            assert "2 received" in said, said
+            assert answers(said) >= 2, said
             return ""
         case "too big":
-            return too_big(ground, place, version)
+            too_big(ground, place, version)
+            return ""
         case "fragments":
             return outer_fragments(ground, place)
         case "refused":
@@ -96,15 +110,22 @@ def ping_from_node(ground: Ground, place: Place, version: int, *options: str, co
     return local.ping(ground.lab, WORKLOADS, *addresses, *options, count=count)
 
 
+def answers(said: str) -> int:
+    """How many pings were answered: more than asked for, if some were so late that more were sent."""
+    found = re.search(r"(\d+) received", said)
+    assert found is not None, said
+    return int(found[1])
+
+
 def ping_both_ways(ground: Ground, place: Place, version: int) -> None:
     ping_from_node(ground, place, version, "-W", "3", count=1)  # neighbours on the way are found
     with Capture(ground.lab, UNDERLAY, NODE) as to_node:
         said = ping_from_node(ground, place, version)
-        assert "3 received" in said, said
+        assert answers(said) >= 3, said
         answer = bytes.fromhex(place.case.answers_with)
         assert not answer or to_node.find(lambda frame: answer in frame)
     said = ground.peer.ping(place, version)
-    assert "3 received" in said, said
+    assert answers(said) >= 3, said
 
 
 def transfer(ground: Ground, place: Place, version: int, size: int) -> None:
@@ -113,13 +134,13 @@ def transfer(ground: Ground, place: Place, version: int, size: int) -> None:
         far = place.peer_inner[version], server.port
         with local.connect(ground.lab, WORKLOADS, place.node_inner[version], far, version) as end:
             ours = local.exchange(end, size)
-        theirs = server.result(TRANSFER_TIMEOUT_SECONDS)
+        theirs = server.result(local.TRANSFER_TIMEOUT_SECONDS)
     assert (theirs.received_bytes, theirs.received) == (size, ours.sent)
     assert (ours.received_bytes, ours.received) == (size, theirs.sent)
     assert checksum_errors(ground.lab, WORKLOADS) == errors
 
 
-def too_big(ground: Ground, place: Place, version: int) -> str:
+def too_big(ground: Ground, place: Place, version: int) -> None:
     """A packet of one byte too many, that nobody may fragment."""
     data = os.urandom(16)
     layer = IP(flags="DF") if version == 4 else IPv6()
@@ -130,16 +151,12 @@ def too_big(ground: Ground, place: Place, version: int) -> str:
     before = drops(ground.node, "REASON_TOO_BIG", place.network)
     with Capture(ground.lab, WORKLOADS, place.interface) as workload:
         workload.send(to_gateway / packet)
-        wait_seconds = 2 if HAS_GATEWAY else 0.1
-        answer = workload.find(lambda frame: is_too_big(Ether(frame), data), wait_seconds=wait_seconds)
+        answer = workload.find(lambda frame: is_too_big(Ether(frame), data))
     assert drops(ground.node, "REASON_TOO_BIG", place.network) == before + 1
-    if not HAS_GATEWAY:
-        assert answer is None
-        return "dropped and counted; not answered, as networks have no gateway address yet"
-    assert answer is not None, "no answer"
-    error = Ether(answer)[ICMP if version == 4 else ICMPv6PacketTooBig]
-    assert (error.nexthopmtu if version == 4 else error.mtu) == place.mtu
-    return ""
+    assert answer is not None, "dropped, but not answered"
+    error = Ether(answer)
+    assert error[layer.__class__].src == place.gateway[version]
+    assert (error[ICMP].nexthopmtu if version == 4 else error[ICMPv6PacketTooBig].mtu) == place.mtu
 
 
 def is_too_big(frame: Packet, data: bytes) -> bool:
@@ -149,7 +166,9 @@ def is_too_big(frame: Packet, data: bytes) -> bool:
 
 
 def outer_fragments(ground: Ground, place: Place) -> str:
-    """What becomes of an inner packet that is too large for the tunnel when the peer sends it."""
+    """What becomes of an inner packet that is too large for the tunnel when the peer sends it: a peer may put it into
+    several outer packets. We leave fragments to the kernel, and count the first where it can be told (IPv4).
+    """
     data = os.urandom(16)
     before = drops(ground.node, "REFUSED_FRAGMENT", "eth0")
     with (
@@ -159,20 +178,20 @@ def outer_fragments(ground: Ground, place: Place) -> str:
         try:
             ground.peer.send_oversized(place, data)
         except OSError as error:
-            return f"the peer doesn't send them: {error.strerror}"
+            return f"none sent: {error.strerror}"
         sent = underlay.find(lambda frame: data in frame, wait_seconds=0.5)
         arrived = workload.find(lambda frame: data in frame, wait_seconds=0.2 if sent else 0)
     assert arrived is None, "a fragment was taken for a packet"
     refused = drops(ground.node, "REFUSED_FRAGMENT", "eth0") - before
     if sent is None:
         assert not refused
-        return "the peer sends nothing"
+        return "none sent"
     outer = Ether(sent).payload
     assert outer.flags.MF if isinstance(outer, IP) else outer.nh == IPV6_FRAGMENT_HEADER
     version = place.case.inner[0]
     ping_both_ways(ground, place, version)
     assert refused == (1 if isinstance(outer, IP) else 0)
-    return "the peer fragments; left to the kernel" + (" and counted" if refused else "")
+    return "left to the kernel, counted" if refused else "left to the kernel"
 
 
 def refused(ground: Ground, place: Place) -> str:

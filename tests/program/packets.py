@@ -14,6 +14,7 @@ from scapy.layers.l2 import Dot1AD, Dot1Q, Ether
 from scapy.packet import Packet, Padding, Raw
 from world import GATEWAY_MAC, LOCAL, LOCAL_MAC, OUR_MAC, OURS, REMOTE, REMOTE_MAC, THEIRS
 
+from model.parse import parse_frame
 from mptm.intent import tunnel_from_dict
 from mptm.protocols import PROTOCOLS, Protocol
 from mptm.template import InnerFamily
@@ -169,6 +170,13 @@ def inner_kinds() -> dict[str, Packet]:
         "smallest4": frame(ip(4, proto=99)),
         "largest4": frame(ip(4) / UDP(sport=1111, dport=53) / Raw(b"l" * 1340)),
     }
+
+
+def ip_packet(frame: bytes) -> bytes:
+    """The IP packet of an Ethernet frame that has one, without its padding."""
+    parsed = parse_frame(frame)
+    assert parsed is not None
+    return parsed.ip
 
 
 def set_outer(packet: bytes, offset: int, value: bytes) -> bytes:

@@ -7,8 +7,7 @@ import struct
 from typing import Any, NamedTuple
 
 import pytest
-from model import ip_packet
-from packets import carried, far_end, frame, inner_kinds, ip, journeys, set_outer, tunnel
+from packets import carried, far_end, frame, inner_kinds, ip, ip_packet, journeys, set_outer, tunnel
 from scapy.contrib.geneve import GENEVE
 from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.layers.inet6 import IPv6

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import pytest
-from model import ip_packet, ones_complement
 from packets import (
     VARIANTS,
     carried,
@@ -13,6 +12,7 @@ from packets import (
     frame,
     inner_kinds,
     ip,
+    ip_packet,
     journeys,
     over_ip,
     tunnel,
@@ -36,6 +36,7 @@ from world import (
     THEIRS,
 )
 
+from model.frames import ones_complement
 from mptm.headers import checksum
 from mptm.intent import Flow, Route
 

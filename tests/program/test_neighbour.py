@@ -6,8 +6,8 @@ from __future__ import annotations
 from socket import IPPROTO_UDP
 
 import pytest
-from model import encapsulate, ones_complement
 from packets import carried, carriers, far_end, frame, over_ip, tunnel
+from patching import encapsulate
 from scapy.layers.inet6 import (
     ICMPv6ND_NA,
     ICMPv6ND_NS,
@@ -30,6 +30,7 @@ from world import (
     THEIRS,
 )
 
+from model.frames import ones_complement
 from mptm.headers import checksum
 from mptm.intent import Route
 from mptm.tables import Tunnel

@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 import vectors
 import world
-from model import ip_packet
-from packets import far_end, tunnel
+from packets import far_end, ip_packet, tunnel
 from vectors import FRAMES, INNER, SOURCE_PORT, VECTORS, Vector, label
 from world import REMOTE, THEIRS, World
 

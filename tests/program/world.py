@@ -13,7 +13,9 @@ import os
 import subprocess
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from ipaddress import ip_address
+from typing import ClassVar
 
 from scapy.config import conf
 from scapy.layers.l2 import Ether
@@ -24,7 +26,9 @@ from mptm.compile import Allocations, Compiled, compile_tables
 from mptm.facts import Facts, Link, Path
 from mptm.intent import Intent, Network, Object, Port, tunnel_from_dict
 from mptm.kernel import netns, testrun
+from mptm.kernel.btf import Types, load_types
 from mptm.kernel.dataplane import DataPlane
+from mptm.kernel.objects import object_path
 
 VERDICTS = ("ABORTED", "DROP", "PASS", "TX", "REDIRECT")
 
@@ -73,12 +77,13 @@ class World:
 
     PORTS = ("c1", "c2", "c3", "up0", "up1")
     UPLINKS = ("up0", "up1")
+    IFINDEX: ClassVar = {name: 10 + number for number, name in enumerate(PORTS)}
 
     def __init__(self, name: str, *, is_far: bool = False) -> None:
         self.instance = self.namespace = f"mptm-t-{name}-{os.getpid()}"
         self.local, self.remote = (REMOTE, LOCAL) if is_far else (LOCAL, REMOTE)
         self.mac, self.remote_mac = (REMOTE_MAC, LOCAL_MAC) if is_far else (LOCAL_MAC, REMOTE_MAC)
-        self._allocations = Allocations()
+        self.allocations = Allocations()
         self._stack = contextlib.ExitStack()
         with contextlib.ExitStack() as stack:
             ip("netns", "add", self.namespace)
@@ -91,7 +96,7 @@ class World:
             self._stack = stack.pop_all()
 
     def _build_links(self) -> None:
-        for number, port in enumerate(self.PORTS):
+        for port, ifindex in self.IFINDEX.items():
             ip(
                 "-n",
                 self.namespace,
@@ -99,7 +104,7 @@ class World:
                 "add",
                 port,
                 "index",
-                str(10 + number),
+                str(ifindex),
                 "type",
                 "veth",
                 "peer",
@@ -109,14 +114,14 @@ class World:
         macs = {"c1": OUR_MAC, "c2": NEIGHBOUR_MAC, "c3": OUR_MAC}
         self.links = {
             port: Link(
-                10 + number,
+                ifindex,
                 port,
                 _mac(self.mac if port in self.UPLINKS else GATEWAY_MAC),
                 UPLINK_MTU,
                 "veth",
                 peer_mac=_mac(macs[port]) if port in macs else None,
             )
-            for number, port in enumerate(self.PORTS)
+            for port, ifindex in self.IFINDEX.items()
         }
 
     def close(self) -> None:
@@ -125,11 +130,13 @@ class World:
 
     # ---- what the node is told ----
 
-    def apply(self, *objects: Object | dict[str, object], down: Sequence[str] = ()) -> Compiled:
+    def apply(
+        self, *objects: Object | dict[str, object], down: Sequence[str] = (), keep_counters: bool = False
+    ) -> Compiled:
         """Bring the tables to these objects (a dict is a tunnel) and nothing else; counters start at zero.
 
         Networks blue and green and the ports are there anyhow; one of `objects` of the same key takes the place.
-        Tunnels in `down` have no neighbour.
+        Tunnels in `down` have no neighbour. With `keep_counters` those of tunnels that stay go on.
         """
         tunnels = [tunnel_from_dict(dict(each)) for each in objects if isinstance(each, dict)]
         rest = [each for each in objects if not isinstance(each, dict)]
@@ -158,11 +165,15 @@ class World:
             for tunnel in tunnels
             if tunnel.remote_address is not None
         }
-        compiled = compile_tables(intent, Facts(self.links, paths), self._allocations)
+        return self.bring(intent, Facts(self.links, paths), keep_counters=keep_counters)
+
+    def bring(self, intent: Intent, facts: Facts, *, keep_counters: bool = False) -> Compiled:
+        """Bring the tables to a valid intent; counters start at zero, but with `keep_counters` only new ones."""
+        compiled = compile_tables(intent, facts, self.allocations)
         compiled = dataclasses.replace(compiled, attachments=[])
         with netns.inside(self.namespace):
-            sync.apply(self.data_plane, compiled, None)
-        self._allocations = compiled.allocations
+            sync.apply(self.data_plane, compiled, self.allocations if keep_counters else None)
+        self.allocations = compiled.allocations
         self.data_plane.maps["drops"].delete(list(self.data_plane.maps["drops"].items()))
         return compiled
 
@@ -180,7 +191,7 @@ class World:
     def drops(self) -> dict[str, int]:
         """Packets by reason, without the REASON_ or REFUSED_ in front."""
         drops = self.data_plane.maps["drops"]
-        reasons = {number: name for name, number in self._types().enum("reason").items()}
+        reasons = {number: name for name, number in self.types.enum("reason").items()}
         found: dict[str, int] = {}
         for key, totals in drops.all_totals().items():
             name = reasons[drops.key.unpack(key)["reason"]].partition("_")[2]
@@ -189,30 +200,29 @@ class World:
 
     def reason_number(self, name: str) -> int:
         """Of a reason, named without the REASON_ in front."""
-        return self._types().enum("reason")[f"REASON_{name}"]
+        return self.types.enum("reason")[f"REASON_{name}"]
 
     def drop_scopes(self) -> set[tuple[str, str, int]]:
         """(reason, scope, id) of every drop counter."""
         drops = self.data_plane.maps["drops"]
-        reasons = {number: name for name, number in self._types().enum("reason").items()}
-        scopes = {number: name for name, number in self._types().enum("drop_scope").items()}
+        reasons = {number: name for name, number in self.types.enum("reason").items()}
+        scopes = {number: name for name, number in self.types.enum("drop_scope").items()}
         keys = [drops.key.unpack(key) for key in drops.items()]
         return {(reasons[key["reason"]].partition("_")[2], scopes[key["scope"]], key["id"]) for key in keys}
 
     def tunnel_counters(self, name: str) -> dict[str, int]:
         """Packets and bytes of a tunnel, both directions."""
         table = self.data_plane.maps["tunnel_counters"]
-        return table.totals(table.key.pack(self._allocations.tunnels[name].counter))
+        return table.totals(table.key.pack(self.allocations.tunnels[name].counter))
 
     def port_counters(self, name: str) -> dict[str, int]:
         """Packets and bytes of a port, both directions."""
         table = self.data_plane.maps["port_counters"]
-        return table.totals(table.key.pack(self._allocations.ports[name].slot))
+        return table.totals(table.key.pack(self.allocations.ports[name].slot))
 
-    def _types(self):
-        from mptm.kernel.btf import load_types
-        from mptm.kernel.objects import object_path
-
+    @cached_property
+    def types(self) -> Types:
+        """Of the loaded object."""
         return load_types(object_path("mptm.o"))
 
 

@@ -32,6 +32,7 @@ ARRAYS = (
     "terminations",
     "tunnel_counters",
     "port_counters",
+    "sequences",
 )
 STRUCTS = {
     "ports": ("", "port"),
@@ -52,6 +53,7 @@ STRUCTS = {
     "generation": ("", ""),
     "gateways": ("", "gateway"),
     "groups": ("", "group"),
+    "sequences": ("", ""),
 }
 STEERING = ("flows_v4", "flows_v6", "hosts_v4", "hosts_v6", "prefixes_v4", "prefixes_v6")
 
@@ -193,7 +195,7 @@ class FakeDataPlane:
 
     def bytes(self) -> dict[str, dict[bytes, bytes]]:
         """Everything that the control plane writes."""
-        counted = ("generation", "tunnel_counters", "port_counters", "drops")
+        counted = ("generation", "tunnel_counters", "port_counters", "sequences", "drops")
         return {name: dict(table.entries) for name, table in self.maps.items() if name not in counted}
 
 

@@ -137,7 +137,7 @@ def test_a_tunnel_goes_from_one_protocol_to_another_in_three_steps(up):
 def test_what_a_tunnel_accepts_is_shown_and_survives_the_file(up, tmp_path):
     line = "tunnel set to-node2 --accept vxlan,vni=0xc8 --accept vlan,vid=7,tpid=0x88a8"
     assert up(*line.split()) == (0, "", "")
-    assert "accept         vxlan,vni=200, vlan,vid=7,tpid=0x88a8\n" in up("tunnel", "show", "to-node2")[1]
+    assert "accept            vxlan,vni=200, vlan,vid=7,tpid=0x88a8\n" in up("tunnel", "show", "to-node2")[1]
     assert re.search(r"^to-node2 +geneve +vxlan, vlan +blue", up("tunnel", "list")[1], re.MULTILINE)
     _, exported, _ = up("export")
     assert "tpid: 0x88a8" in exported

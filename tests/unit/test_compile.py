@@ -9,9 +9,9 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 
 import msgspec
 import pytest
+from c_headers import c_constant, c_enum
 from hypothesis import given
 from hypothesis import strategies as st
-from model import c_constant, c_enum
 
 from mptm import compile as compile_module
 from mptm.compile import (
@@ -407,6 +407,59 @@ def test_headers_that_can_not_be_told_apart_may_carry_what_either_may():
         TerminationFlag.ACCEPT_ETHERNET,
         TerminationFlag.ACCEPT_IPV4 | TerminationFlag.ACCEPT_IPV6,
     ]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "flags"),
+    [
+        ("ignore", 0),
+        ("verify", TerminationFlag.VERIFY_UDP_CHECKSUM),
+        ("require", TerminationFlag.VERIFY_UDP_CHECKSUM | TerminationFlag.REQUIRE_UDP_CHECKSUM),
+    ],
+)
+def test_what_is_done_with_received_udp_checksums_is_a_flag_of_what_comes_by_udp(wanted, flags):
+    (termination,) = compiled(geneve(receive_checksum=wanted)).tables.terminations.values()
+    assert termination.flags == TerminationFlag.ACCEPT_ETHERNET | flags
+    over = {"udp": flags, "ip": 0}
+    for encap, expected in over.items():
+        values = {"protocol": "l2tp", "session_id": 7, "encap": encap, "receive_checksum": wanted}
+        common = {name: value for name, value in GENEVE.items() if name not in ("protocol", "vni")}
+        (termination,) = compiled(tunnel_from_dict(common | values)).tables.terminations.values()
+        assert termination.flags == TerminationFlag.ACCEPT_ETHERNET | expected
+
+
+def gtpu(name: str = "to-node2", **changes: object) -> Tunnel:
+    values = {"name": name, "protocol": "gtpu", "network": "blue", "remote": "10.30.30.2", "teid": 7}
+    return tunnel_from_dict(values | changes)
+
+
+def echoes(made: Compiled) -> list[Termination]:
+    return [each for each in made.tables.terminations.values() if each.parser == Parser.GTPU_ECHO]
+
+
+def test_echo_requests_of_a_gtpu_remote_have_a_termination_of_their_own():
+    made = compiled(gtpu(local_teid=9))
+    data, echo = sorted(made.tables.terminations.values(), key=lambda each: each.parser)
+    assert (data.parser, data.tunnel_id, echo.parser, echo.tunnel_id) == (Parser.GTPU, 9, Parser.GTPU_ECHO, 0)
+    assert (echo.source, echo.destination, echo.number) == (data.source, data.destination, 2152)
+    assert (echo.network, echo.tunnel, echo.counter) == (data.network, data.tunnel, data.counter)
+
+
+def test_echo_requests_are_left_to_the_host_where_it_is_wanted_or_the_sender_is_anybody():
+    assert not echoes(compiled(gtpu(echo="pass")))
+    assert not echoes(compiled(gtpu(remote="any", local="10.30.30.1"), facts=replace(FACTS, paths={})))
+    assert echoes(compiled(geneve(accept=["gtpu,teid=7"])))
+
+
+def test_of_several_tunnels_on_one_path_the_first_by_name_that_answers_does_and_none_is_in_conflict():
+    facts = replace(FACTS, paths={name: PATH for name in ("a", "b", "c")})
+    tunnels = [gtpu("c", teid=1), gtpu("b", teid=2), gtpu("a", teid=3, echo="pass")]
+    made = compiled(*tunnels, facts=facts)
+    (echo,) = echoes(made)
+    assert echo.counter == made.allocations.tunnels["b"].counter
+    assert {made.states["tunnel", name] for name in ("a", "b", "c")} == {"up"}
+    assert made.warnings == []
+    assert len(made.tables.terminations) == 4
 
 
 def test_a_receive_only_tunnel_may_accept_several_protocols():

@@ -166,7 +166,8 @@ def test_whatever_an_intent_holds_survives_the_file(name, other, notes, vni, add
         (
             "vni: 100", "vnl: 100",
             "line 12: tunnels[0].vnl: tunnel to-node2: geneve has no option vnl; "
-            "it has df, dscp, payload, port, source_port, tlvs, to_stack, ttl, udp_checksum, vni\n  did you mean vni?",
+            "it has df, dscp, payload, port, receive_checksum, source_port, tlvs, to_stack, ttl, udp_checksum, vni"
+            "\n  did you mean vni?",
         ),
         (
             "    vni: 100\n", "",

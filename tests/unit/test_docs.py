@@ -16,8 +16,8 @@ from pathlib import Path
 import click
 import document_protocols
 import pytest
+from c_headers import c_enum
 from documents import DOCUMENTS, ROOT, Block, blocks, commands, prose, table
-from model import c_enum
 
 from mptm import config, reasons
 from mptm.cli import mptm_user
@@ -250,12 +250,13 @@ def test_the_version_has_its_place_in_the_changelog():
 def test_the_worked_example_compiles_and_builds_a_header(tmp_path):
     """The files and the changes of docs/adding-a-protocol.md, made to a copy of the tree."""
     document = DOCS / "adding-a-protocol.md"
-    for directory in ("bpf", "src", "scripts"):
+    for directory in ("bpf", "src", "scripts", "tests/model"):
         shutil.copytree(ROOT / directory, tmp_path / directory, ignore=shutil.ignore_patterns("__pycache__"))
-    (python,), (header,), (changes,) = (list(blocks(document, kind)) for kind in ("python", "c", "diff"))
+    (python,), (header,) = (list(blocks(document, kind)) for kind in ("python", "c"))
     (tmp_path / "src/mptm/protocols/lisp.py").write_text(python.text)
     (tmp_path / "bpf/decap/lisp.h").write_text(header.text)
-    change_files(tmp_path, changes)
+    for changes in blocks(document, "diff"):
+        change_files(tmp_path, changes)
 
     compiled = run(tmp_path, "scripts/compile_bpf.py", "build", "bpf/mptm.bpf.c")
     assert compiled == "built build/mptm.o\n"
@@ -271,9 +272,26 @@ def test_the_worked_example_compiles_and_builds_a_header(tmp_path):
         "values = dict(name='t', protocol='lisp', network='blue', remote='10.30.30.2', instance_id=7)\n"
         "template = PROTOCOLS['lisp'].build(tunnel_from_dict(values), path)\n"
         "print(template.outer.hex()[46:48], template.outer.hex()[-16:], template.overhead())\n"
-        "print(caption_of(Reason(48).name))\n",
+        "print(caption_of(Reason['REASON_LISP_FLAGS'].name))\n",
     )
     assert built == "11 0800000000000700 36\nLISP without an instance identifier (I flag not set)\n"
+    made = run(
+        tmp_path,
+        "-c",
+        "from mptm.intent import tunnel_from_dict\n"
+        "from model import decap, encap\n"
+        "from model.encap.base import Fields\n"
+        "from model.parse import parse_frame\n"
+        "from model.way import Way\n"
+        "values = dict(name='t', protocol='lisp', network='blue', remote='10.30.30.2', instance_id=7)\n"
+        "options = tunnel_from_dict(values).options\n"
+        "inner = parse_frame(bytes.fromhex('00' * 12 + '0800' + '4500001400000000' + '40ff' + '00' * 10))\n"
+        "way = Way(2, 1500, bytes(6), bytes(6), bytes(4), bytes(4))\n"
+        "wire = encap.encapsulate('lisp', options, way, inner, Fields(0))\n"
+        "read = decap.read(decap.read_outer(wire, decap.arrivals('lisp', options)))\n"
+        "print(wire[42:50].hex(), read.names[0].identifier, read.names[0].payload.data == inner.ip)\n",
+    )
+    assert made == "0800000000000700 7 True\n"
 
 
 def change_files(root: Path, changes: Block) -> None:
@@ -299,7 +317,7 @@ def run(root: Path, *arguments: str) -> str:
     done = subprocess.run(
         [sys.executable, *arguments],
         cwd=root,
-        env={"PYTHONPATH": "src", "PATH": "/usr/bin:/bin:/usr/local/bin"},
+        env={"PYTHONPATH": "src:tests", "PATH": "/usr/bin:/bin:/usr/local/bin"},
         capture_output=True,
         text=True,
         check=False,

@@ -7,9 +7,9 @@ import time
 from collections import Counter
 
 import pytest
+from c_headers import c_constant
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from model import c_constant
 
 from mptm import hashing
 from mptm.hashing import SLOTS, share_out

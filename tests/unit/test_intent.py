@@ -117,7 +117,8 @@ def error_of(make, *arguments, **keywords) -> InvalidIntent:
         (
             "tunnel", GENEVE | {"vid": 3},
             "vid: tunnel to-node2: geneve has no option vid; "
-            "it has df, dscp, payload, port, source_port, tlvs, to_stack, ttl, udp_checksum, vni\n  did you mean vni?",
+            "it has df, dscp, payload, port, receive_checksum, source_port, tlvs, to_stack, ttl, udp_checksum, vni"
+            "\n  did you mean vni?",
         ),
         (
             "tunnel", GENEVE | {"protocol": "vxlan-ng"},
@@ -200,7 +201,8 @@ def error_of(make, *arguments, **keywords) -> InvalidIntent:
         (
             "tunnel", GENEVE | {"accept": [{"protocol": "vxlan", "vnl": 1}]},
             "accept: tunnel to-node2: vnl: vxlan: vxlan has no option vnl; "
-            "it has df, dscp, port, source_port, to_stack, ttl, udp_checksum, vni\n  did you mean vni?",
+            "it has df, dscp, port, receive_checksum, source_port, to_stack, ttl, udp_checksum, vni"
+            "\n  did you mean vni?",
         ),
         (
             "tunnel", GENEVE | {"accept": [{"vni": 1}]},

@@ -626,6 +626,22 @@ def test_reading_counters_of_a_node_that_is_not_loaded_says_what_to_do(node):
     assert "mptm restore" in str(caught.value)
 
 
+def test_the_overhead_of_a_tunnel_that_is_down_is_known_and_that_of_one_that_only_receives_is_none(
+    node, kernel
+):
+    node.apply(Intent.of([BLUE, UPLINK, tunnel(tlvs=["0102:01:00112233"])]))
+    found = node.tunnel_details("t").found
+    assert (found["overhead"], found["inner MTU"]) == (58, 1442)
+    kernel.silent.add("10.30.30.2")
+    node.restore()
+    details = node.tunnel_details("t")
+    assert details.state.startswith("down: ")
+    assert (details.found["overhead"], details.found["inner MTU"]) == (58, 1442)
+    assert (details.header, details.outer) == (None, b"")
+    node.apply(Intent.of([BLUE, UPLINK, tunnel(remote="any", local="10.30.30.1")]))
+    assert node.tunnel_details("t").found == {}
+
+
 def test_the_inner_mtu_of_a_network_is_that_of_its_narrowest_tunnel(node):
     assert node.inner_mtu("blue") is None
     node.apply(FULL)

@@ -6,13 +6,17 @@ import sys
 from ipaddress import IPv4Address, IPv6Address
 
 import pytest
-from model import c_enum, encapsulate, ones_complement
+from c_headers import c_enum
+from packets import CARRIED, protocol_of
+from packets import required_options as options_of_variant
+from patching import encapsulate
 from scapy.contrib.geneve import GENEVE
 from scapy.layers.inet import IP, TCP, UDP
 from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Dot1AD, Dot1Q, Ether
 from scapy.layers.vxlan import VXLAN
 
+from model.frames import ones_complement
 from mptm.errors import InvalidIntent
 from mptm.facts import Path
 from mptm.fields import fields_of
@@ -80,10 +84,10 @@ def tunnel(protocol: str, version: int = 4, /, **settings: object) -> tuple[Tunn
     return tunnel_from_dict(values | required_options(protocol) | settings), path
 
 
-def required_options(protocol: str) -> dict[str, int]:
+def required_options(protocol: str) -> dict[str, object]:
     """A value for each option that the protocol can't do without: so a new protocol needs no new test."""
     options = fields_of(PROTOCOLS[protocol].options)
-    return REQUIRED.get(protocol, {field.name: 1 for field in options if field.required})
+    return REQUIRED.get(protocol, {field.name: field.examples[0] for field in options if field.required})
 
 
 def build(protocol: str, version: int = 4, /, **settings: object):
@@ -152,6 +156,23 @@ OVERHEADS = [
 def test_overhead_counts_what_the_egress_mtu_counts(name, version, settings, overhead):
     template = build(name, version, **settings)
     assert (template.overhead(), template.inner_mtu(1500)) == (overhead, 1500 - overhead)
+
+
+@pytest.mark.parametrize(("protocol", "underlay", "version"), CARRIED)
+def test_an_inner_packet_grows_by_the_overhead_whatever_the_options(protocol, underlay, version):
+    """Counted on the frame that leaves: what an egress MTU counts of it is all but its own Ethernet header."""
+    values = {
+        "name": "t", "protocol": protocol_of(protocol).name, "network": "blue", "remote": REMOTES[underlay][0],
+        **options_of_variant(protocol),
+    }  # fmt: skip
+    made = protocol_of(protocol).build(tunnel_from_dict(values), REMOTES[underlay][1])
+    frame = bytes(INNER[f"ipv{version}"])
+    sent = encapsulate(made, frame)
+    counted = len(sent) - 14
+    if protocol_of(protocol).name in ("vlan", "qinq"):
+        counted -= 4  # one tag goes beside the MTU
+    assert made.overhead() == counted - (len(frame) - 14)
+    assert made.inner_mtu(1500) == 1500 - made.overhead()
 
 
 # ---- as another program reads it -------------------------------------------------------------------------

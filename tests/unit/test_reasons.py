@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 from __future__ import annotations
 
-from model import c_enum
+from c_headers import c_enum
 
 from mptm import reasons
 

@@ -250,8 +250,11 @@ def test_counters_and_drops_of_a_new_tunnel_start_at_zero_and_those_of_others_st
     kept, new = whole.allocations.tunnels["g"].counter, whole.allocations.tunnels["x"].counter
     count(kept)
     count(new)
+    sequences = plane.maps["sequences"]
+    sequences.update({sequences.key.pack(counter): b"\7\0\0\0" for counter in (kept, new)})
     sync.apply(plane, whole, made.allocations)
     assert set(counters.entries) == {counters.key.pack(kept)}
+    assert set(sequences.entries) == {sequences.key.pack(kept)}
     assert {key["id"] for key, _ in drops.records() if key["scope"]} == {kept}
 
 

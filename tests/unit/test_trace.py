@@ -13,8 +13,8 @@ from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
+from c_headers import c_constant, c_enum
 from fake import FakeKernel
-from model import c_constant, c_enum
 from scapy.layers.inet import ICMP, IP, UDP
 from scapy.layers.l2 import Ether
 from scapy.utils import rdpcap, wrpcap

@@ -7,7 +7,7 @@ import re
 from ipaddress import ip_address
 
 import pytest
-from model import encapsulate
+from patching import encapsulate
 from vectors import (
     FLOW_HASH,
     FRAMES,

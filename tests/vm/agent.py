@@ -13,7 +13,8 @@
         -> {"id": 6}  UDP, the packet not fragmented
     {"id": 7, "do": "power-off"}             no answer
 
-Whatever fails is answered as by run, with status 127.
+Whatever fails is answered as by run, with status 127, and errno where there is one. Sockets (4, 6) are made in the
+network namespace "namespace" of /run/netns, where given.
 
 It is process 1, so it also takes up orphans. Needs nothing but Python's standard library.
 """
@@ -21,6 +22,7 @@ It is process 1, so it also takes up orphans. Needs nothing but Python's standar
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import hashlib
 import json
 import os
@@ -33,6 +35,7 @@ from pathlib import Path
 
 PORT = "mptm.agent"
 CHUNK = 1 << 20
+CLONE_NEWNET = 0x40000000
 IP_MTU_DISCOVER, IPV6_MTU_DISCOVER, PMTUDISC_PROBE = 10, 23, 3
 _ENVIRONMENT = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
@@ -68,7 +71,13 @@ class Agent:
         try:
             reply = getattr(self, "_" + request["do"].replace("-", "_"))(request)
         except OSError as error:
-            reply = {"status": 127, "stdout": "", "stderr": str(error), "timed_out": False}
+            reply = {
+                "status": 127,
+                "errno": error.errno,
+                "stdout": "",
+                "stderr": str(error),
+                "timed_out": False,
+            }
         except Exception:
             reply = {"status": 127, "stdout": "", "stderr": traceback.format_exc(), "timed_out": False}
         self.answer({"id": request["id"], **reply})
@@ -114,6 +123,7 @@ class Agent:
         return {"status": process.returncode, "stdout": stdout, "stderr": stderr, "timed_out": timed_out}
 
     def _listen(self, request: dict) -> dict[str, object]:
+        _enter_namespace(request)
         with contextlib.ExitStack() as stack:
             listener = stack.enter_context(socket.socket(_family(request["address"]), socket.SOCK_STREAM))
             listener.settimeout(request.get("timeout", 30))
@@ -128,6 +138,7 @@ class Agent:
         return self._transfers.pop(request["port"]).result(request["timeout"])
 
     def _send_datagram(self, request: dict) -> dict[str, object]:
+        _enter_namespace(request)
         with socket.socket(_family(request["source"]), socket.SOCK_DGRAM) as sender:
             if sender.family == socket.AF_INET:
                 sender.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, PMTUDISC_PROBE)
@@ -140,6 +151,14 @@ class Agent:
     def _power_off(self, _request: dict) -> dict[str, object]:
         Path("/proc/sysrq-trigger").write_text("o")
         return {}
+
+
+def _enter_namespace(request: dict) -> None:
+    """Move this thread, which answers one request and ends, to the request's namespace."""
+    if name := request.get("namespace"):
+        with open(f"/run/netns/{name}") as namespace:
+            if ctypes.CDLL(None, use_errno=True).setns(namespace.fileno(), CLONE_NEWNET) < 0:
+                raise OSError(ctypes.get_errno(), f"namespace {name} can't be entered")
 
 
 def _family(address: str) -> int:

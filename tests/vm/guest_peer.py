@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 from ground import HOST_LEN, LINK_LEN, workload_commands
 from kernels import Unavailable, get_kernel
-from machine import GuestError, Machine, Tap
+from machine import Machine, Tap
 from matrix import ETHERNET, UNDERLAY, WORKLOAD_LINK_MTU, Case, Peer, Place, Server, Transferred, Unable
 
 from mptm.lab.topology import UNDERLAY_MTU, Lab, configure, set_offloads
@@ -84,6 +86,15 @@ class GuestPeer(Peer):
         set_offloads(underlay, TAP)
         self.guest.run("modprobe", "-a", *MODULES, timeout=60).check()
         self.guest.ip([f"link set {CARD} addrgenmode none up", f"netns add {BEHIND}"])
+        # Until our node has its tunnels, its kernel complains of what the guest's devices send by themselves. They
+        # would remember that for half a minute, and send nothing for each complaint.
+        complaints = [
+            "protocol ip flower ip_proto icmp type 3",
+            "protocol ipv6 flower ip_proto icmpv6 type 4",
+        ]
+        self.guest.run(*f"tc qdisc add dev {CARD} ingress".split()).check()
+        for complaint in complaints:
+            self.guest.run(*f"tc filter add dev {CARD} ingress {complaint} action drop".split()).check()
         self._set(
             "net.ipv4.ip_forward=1",
             "net.ipv6.conf.all.forwarding=1",
@@ -118,103 +129,27 @@ class GuestPeer(Peer):
 
     def set_up(self, places: Sequence[Place]) -> None:
         """A place that the guest refuses to set up fails when it is tried, alone."""
-        for place in places:
-            try:
-                if place.case.underlay != ETHERNET:
-                    self.guest.ip(place.outer_commands(place.peer_outer, CARD))
-                if place.case.protocol == "srv6":
-                    self._set_up_srv6(place)
-                else:
-                    self._set_up_device(place)
-            except GuestError as error:
-                self._refused[place.number] = str(error)
+        plans = [plan_of(place) for place in places]
+        for stage in STAGES:
+            for tool in dict.fromkeys(step.tool for plan in plans for step in plan if step.stage == stage):
+                self._run_all(
+                    [step for plan in plans for step in plan if (step.stage, step.tool) == (stage, tool)]
+                )
 
-    def _set_up_device(self, place: Place) -> None:
-        """`at_peer` has
-
-        device   `ip` commands that make it
-        inner6   device for IPv6, where it is another than wN
-        encap    what the routes to our workload say
-        after    commands to run then
-        gtp      TEIDs: accepted, sent
-        """
-        name, options = place.interface, place.case.at_peer
-        words = words_of(place)
-        commands = [command.format(**words) for command in options["device"]]
-        workload = workload_commands(name, place.peer_mac, place.peer_inner, place.node_inner, place.mtu)
-        if place.case.underlay == ETHERNET:  # no larger than the card
-            workload = [
-                command.replace(f"mtu {WORKLOAD_LINK_MTU}", f"mtu {UNDERLAY_MTU}") for command in workload
-            ]
-        if place.is_l3:
-            workload = [command.replace(f"address {place.peer_mac} ", "") for command in workload]
-        if "encap" in options:
-            how = f"encap {options['encap'].format(**words)}"
-            workload = [command.replace(f"dev {name} src", f"{how} dev {name} src") for command in workload]
-            if not place.is_l3:
-                workload += [
-                    f"neighbour add {address} lladdr {place.node_mac} nud permanent dev {name}"
-                    for address in place.node_inner.values()
-                ]
-        if "inner6" in options:
-            other = options["inner6"].format(**words)
-            workload = [
-                command.replace(f"dev {name}", f"dev {other}") if "fd00:" in command else command
-                for command in workload
-            ]
-            workload.insert(0, f"link set {other} mtu {WORKLOAD_LINK_MTU} addrgenmode none up")
-        workload = [each for each in workload if _is_tried(each, place)]
-        for command in commands:  # not in a batch, where ip-l2tp(8) of iproute2 6.1 doesn't work
-            self.guest.run("ip", *command.split()).check()
-        self.guest.ip(workload)
-        for command in options.get("after", ()):
-            self.guest.run(*command.format(**words).split()).check()
-        if "gtp" in options:
-            accepted, sent = options["gtp"]
-            contexts = [
-                {
-                    "peer": place.node_outer,
-                    "workload": place.node_inner[version],
-                    "accepted": accepted,
-                    "sent": sent,
-                }
-                for version in place.case.inner
-            ]
-            self.guest.python(Path(__file__).with_name("gtp.py"), name, *map(json.dumps, contexts)).check()
-
-    def _set_up_srv6(self, place: Place) -> None:
-        """`at_peer` has how packets are encapsulated and, by SID, what is done at our segments."""
-        name, options = place.interface, place.case.at_peer
-        router = {version: text.format(place.number) for version, text in ROUTER.items()}
-        commands = [
-            f"link add {name} type veth peer name {name} netns {BEHIND}",
-            f"link set {name} mtu {WORKLOAD_LINK_MTU} addrgenmode none up",
-            f"route add {place.node_sids} via {place.node_outer} dev {CARD}",
-        ]
-        behind = workload_commands(name, place.peer_mac, place.peer_inner, place.node_inner, place.mtu)
-        for version in (4, 6):
-            commands += [
-                f"address add {router[version]}/{LINK_LEN[version]} dev {name}{' nodad' * (version == 6)}",
-                f"route add {place.node_inner[version]}/{HOST_LEN[version]} "
-                f"encap seg6 mode {options['mode']} segs {place.node_sid} dev {CARD}",
-            ]
-            # To us by way of the guest.
-            behind = [
-                command.replace(f" dev {name} src", f" via {router[version]} dev {name} src")
-                if f"route add {place.node_inner[version]}" in command
-                else command
-                for command in behind
-            ]
-        words = words_of(place)
-        commands += [
-            f"route add {getattr(place, sid)}/128 encap seg6local action {action.format(**words)} dev {name}"
-            for sid, action in options["segments"].items()
-        ]
-        self.guest.ip(commands)
-        self._behind("ip", "-batch", "-", input="\n".join(behind) + "\n").check()
-
-    def _behind(self, *argv: str, **more: Any):
-        return self.guest.run("nsenter", f"--net=/run/netns/{BEHIND}", *argv, **more)
+    def _run_all(self, steps: Sequence[Step]) -> None:
+        """Run steps of one tool, in one batch where the tool has batches."""
+        tool = steps[0].tool
+        if tool in UNBATCHED:
+            for step in steps:
+                done = self.guest.run(*tool, *step.command.split())
+                if done.status:
+                    self._refused.setdefault(step.place, f"{step.command}: {done.stderr}")
+            return
+        batch = "\n".join(step.command for step in steps) + "\n"
+        done = self.guest.run(*tool, "-force", "-batch", "-", input=batch, timeout=120)
+        for line in re.findall(r"^Command failed .*?:(\d+)$", done.stderr, re.MULTILINE):
+            step = steps[int(line) - 1]
+            self._refused.setdefault(step.place, f"{step.command}: {done.stderr}")
 
     # ---- what is tried ----
 
@@ -238,18 +173,21 @@ class GuestPeer(Peer):
             str(count),
             "-i",
             "0.05",
-            "-W",
-            "1",
+            "-w",
+            "2",
             *options,
             destination,
         ]
-        done = self._behind(*command) if place.case.protocol == "srv6" else self.guest.run(*command)
-        return done.stdout
+        end = _end(place)
+        inside = ("nsenter", f"--net=/run/netns/{end}") if end else ()
+        return self.guest.run(*inside, *command).stdout
 
     @contextlib.contextmanager
     def serving(self, place: Place, version: int, size: int) -> Iterator[Server]:
         self._check(place)
-        listening = self.guest.ask("listen", address=place.peer_inner[version], size=size)
+        listening = self.guest.ask(
+            "listen", namespace=_end(place), address=place.peer_inner[version], size=size
+        )
         yield GuestServer(self.guest, listening["port"])
 
     def send_oversized(self, place: Place, data: bytes) -> None:
@@ -258,11 +196,146 @@ class GuestPeer(Peer):
         size = WORKLOAD_LINK_MTU - HEADER_LEN[version]
         self.guest.ask(
             "send-datagram",
+            namespace=_end(place),
             source=place.peer_inner[version],
             destination=place.node_inner[version],
             port=DISCARD_PORT,
             data=data.ljust(size, b"\0").hex(),
         )
+
+
+# ---- how a place is set up ---------------------------------------------------------------------------------------
+
+IP, IN_BEHIND = ("ip",), ("nsenter", f"--net=/run/netns/{BEHIND}", "ip")
+L2TP = ("ip", "l2tp")
+UNBATCHED = (L2TP, ("sysctl", "-qw"), ("ethtool",), (sys.executable,))
+"""Tools without batches, and ip-l2tp(8) of iproute2 6.1, which gets things wrong in one."""
+STAGES = ("outer", "device", "workload", "after")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command of a tool, for a place by its number."""
+
+    place: int
+    stage: str
+    tool: tuple[str, ...]
+    command: str
+
+
+def plan_of(place: Place) -> list[Step]:
+    """What sets a place up."""
+    steps = [Step(place.number, "outer", IP, command) for command in outer_commands(place)]
+    steps += srv6_steps(place) if place.case.protocol == "srv6" else device_steps(place)
+    return steps
+
+
+def outer_commands(place: Place) -> list[str]:
+    """The guest's addresses in the underlay."""
+    return [] if place.case.underlay == ETHERNET else place.outer_commands(place.peer_outer, CARD)
+
+
+def device_steps(place: Place) -> list[Step]:
+    """Of a case whose `at_peer` has
+
+    device   commands that make it
+    inner6   device for IPv6, where it is another than wN
+    encap    what the routes to our workload say
+    after    commands to run then
+    gtp      TEIDs: accepted, sent
+    """
+    number, name, options = place.number, place.interface, place.case.at_peer
+    words = words_of(place)
+    workload = workload_commands(name, place.peer_mac, place.peer_inner, place.node_inner, place.mtu)
+    if place.case.underlay == ETHERNET:  # no larger than the card
+        workload = [
+            command.replace(f"mtu {WORKLOAD_LINK_MTU}", f"mtu {UNDERLAY_MTU}") for command in workload
+        ]
+    if place.is_l3:
+        workload = [command.replace(f"address {place.peer_mac} ", "") for command in workload]
+    if "encap" in options:
+        how = f"encap {options['encap'].format(**words)}"
+        workload = [command.replace(f"dev {name} src", f"{how} dev {name} src") for command in workload]
+        if not place.is_l3:
+            workload += [
+                f"neighbour add {address} lladdr {place.node_mac} nud permanent dev {name}"
+                for address in place.node_inner.values()
+            ]
+    if "inner6" in options:
+        other = options["inner6"].format(**words)
+        workload = [
+            command.replace(f"dev {name}", f"dev {other}") if "fd00:" in command else command
+            for command in workload
+        ]
+        workload.insert(0, f"link set {other} mtu {WORKLOAD_LINK_MTU} addrgenmode none up")
+    steps = [step_of(number, "device", command.format(**words)) for command in options["device"]]
+    steps += [Step(number, "workload", IP, command) for command in workload if _is_tried(command, place)]
+    steps += [step_of(number, "after", command.format(**words)) for command in options.get("after", ())]
+    if "gtp" in options:
+        accepted, sent = options["gtp"]
+        contexts = " ".join(
+            json.dumps(
+                {
+                    "peer": place.node_outer,
+                    "workload": place.node_inner[inner],
+                    "accepted": accepted,
+                    "sent": sent,
+                },
+                separators=(",", ":"),
+            )
+            for inner in place.case.inner
+        )
+        script = Path(__file__).with_name("gtp.py")
+        steps.append(Step(number, "after", (sys.executable,), f"{script} {name} {contexts}"))
+    return steps
+
+
+def srv6_steps(place: Place) -> list[Step]:
+    """Of a case whose `at_peer` has how packets are encapsulated and, by SID, what is done at our segments."""
+    name, options = place.interface, place.case.at_peer
+    router = {version: text.format(place.number) for version, text in ROUTER.items()}
+    commands = [
+        f"link add {name} type veth peer name {name} netns {BEHIND}",
+        f"link set {name} mtu {WORKLOAD_LINK_MTU} addrgenmode none up",
+        # Without a link-local address it wouldn't ask for neighbours of what it forwards.
+        f"address add fe80::1/64 dev {name} nodad",
+        f"route add {place.node_sids} via {place.node_outer} dev {CARD}",
+    ]
+    behind = workload_commands(name, place.peer_mac, place.peer_inner, place.node_inner, place.mtu)
+    for version in (4, 6):
+        commands += [
+            f"address add {router[version]}/{LINK_LEN[version]} dev {name}{' nodad' * (version == 6)}",
+            f"route add {place.node_inner[version]}/{HOST_LEN[version]} "
+            f"encap seg6 mode {options['mode']} segs {place.node_sid} dev {CARD}",
+        ]
+        # To us by way of the guest.
+        behind = [
+            command.replace(f" dev {name} src", f" via {router[version]} dev {name} src")
+            if f"route add {place.node_inner[version]}" in command
+            else command
+            for command in behind
+        ]
+    words = words_of(place)
+    commands += [
+        f"route add {getattr(place, sid)}/128 encap seg6local action {action.format(**words)} dev {name}"
+        for sid, action in options["segments"].items()
+    ]
+    return [
+        *(Step(place.number, "device", IP, command) for command in commands),
+        *(Step(place.number, "workload", IN_BEHIND, command) for command in behind),
+        # What GRO has joined is lost in the kernel's l2encap, which can't cut it again.
+        Step(place.number, "after", ("ethtool",), f"-K {name} tx off gro off"),
+    ]
+
+
+def step_of(place: int, stage: str, command: str) -> Step:
+    """A command with its tool in front, but for ip(8), as `fou add port 5555 ipproto 4` or `-6 fou ...`."""
+    for tool in (L2TP[1:], ("sysctl", "-qw"), ("tc",), ("-6",), ("-f", "mpls")):
+        words = " ".join(tool) + " "
+        if command.startswith(words):
+            full = tool if tool[0] in ("sysctl", "tc") else (*IP, *tool)
+            return Step(place, stage, full, command.removeprefix(words))
+    return Step(place, stage, IP, command)
 
 
 class Linux61(GuestPeer):
@@ -279,6 +352,11 @@ class Linux612(GuestPeer):
     name = "linux-6.12"
     title = "Linux 6.12 (Debian)"
     series = "6.12"
+
+
+def _end(place: Place) -> str:
+    """The guest's network namespace where the workload is; "" for its first."""
+    return BEHIND if place.case.protocol == "srv6" else ""
 
 
 def words_of(place: Place) -> dict[str, str]:
@@ -499,14 +577,14 @@ CASES = [
         f"gre {ENDS} {IN_FOU} 4754",
         {},
         underlays=[4],
-        after=["ip fou add port 4754 ipproto 47"],
+        after=["fou add port 4754 ipproto 47"],
     ),
     *_device(
         "gre-udp",
         f"ip6gre {ENDS} encaplimit none {IN_FOU} 4754",
         {},
         underlays=[6],
-        after=["ip -6 fou add port 4754 ipproto 47"],
+        after=["-6 fou add port 4754 ipproto 47"],
     ),
     *_device(
         "erspan",
@@ -538,7 +616,7 @@ CASES = [
         {"port": 5555, "inner": "ipv4"},
         underlays=[4],
         inner=(4,),
-        after=["ip fou add port 5555 ipproto 4"],
+        after=["fou add port 5555 ipproto 4"],
     ),
     *_device(
         "fou",
@@ -547,7 +625,7 @@ CASES = [
         underlays=[4],
         inner=(6,),
         form="IPv6",
-        after=["ip fou add port 5556 ipproto 41"],
+        after=["fou add port 5556 ipproto 41"],
     ),
     *_device(
         "fou",
@@ -555,7 +633,7 @@ CASES = [
         {"port": 5557, "inner": "ipv4"},
         underlays=[6],
         inner=(4,),
-        after=["ip -6 fou add port 5557 ipproto 4"],
+        after=["-6 fou add port 5557 ipproto 4"],
     ),
     *_device(
         "fou",
@@ -564,7 +642,7 @@ CASES = [
         underlays=[6],
         inner=(6,),
         form="IPv6",
-        after=["ip -6 fou add port 5558 ipproto 41"],
+        after=["-6 fou add port 5558 ipproto 41"],
     ),
     *_device(
         "gue",
@@ -573,14 +651,14 @@ CASES = [
         f"link add {{w}}s type sit {ENDS} {IN_GUE} 6080",
         underlays=[4],
         inner6="{w}s",
-        after=["ip fou add port 6080 gue"],
+        after=["fou add port 6080 gue"],
     ),
     *_device(
         "gue",
         f"ip6tnl mode any {ENDS} encaplimit none {IN_GUE} 6080",
         {},
         underlays=[6],
-        after=["ip -6 fou add port 6080 gue"],
+        after=["-6 fou add port 6080 gue"],
     ),
     *_device(
         "gue",
@@ -590,7 +668,7 @@ CASES = [
         underlays=[4],
         form="variant 1",
         inner6="{w}s",
-        after=["ip fou add port 6090 gue"],
+        after=["fou add port 6090 gue"],
     ),
     *_device(
         "mpls",
@@ -599,8 +677,8 @@ CASES = [
         underlays=[4],
         encap="mpls 2000",
         after=[
-            "ip fou add port 6635 ipproto 137",
-            "ip -f mpls route add 1000 dev lo",
+            "fou add port 6635 ipproto 137",
+            "-f mpls route add 1000 dev lo",
             "sysctl -qw net.mpls.conf.{w}.input=1",
         ],
     ),

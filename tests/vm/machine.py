@@ -165,8 +165,10 @@ class Machine:
         return Running(self, words, reply["process"])
 
     def ask(self, do: str, patience: float = 10, **request: object) -> dict[str, Any]:
-        """Another service of the agent's; raises GuestError, with what went wrong there."""
+        """Another service of the agent's. Raises what went wrong there: OSError, else GuestError."""
         reply = self._ask(patience, do=do, **request)
+        if reply.get("errno"):
+            raise OSError(reply["errno"], f"{do}: {reply['stderr']}")
         if reply.get("status", 0) != 0:
             raise GuestError(f"{do}: {reply['stderr']}")
         return reply

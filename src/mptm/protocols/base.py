@@ -113,6 +113,12 @@ class UdpOptions(IpOptions, frozen=True, kw_only=True):
             extra={"expected": "on or off"},
         ),
     ] = True
+    receive_checksum: Annotated[
+        Literal["ignore", "verify", "require"],
+        Meta(
+            description="UDP checksum of what is received: verify: a wrong one is a drop, require: a missing one, too"
+        ),
+    ] = "ignore"
 
 
 Payload = Annotated[
@@ -169,6 +175,10 @@ class Protocol(ABC, Generic[AnyOptions]):
     def accepted_parser(self, options: AnyOptions) -> Parser:
         """Which kind of header is accepted, of those that the listener's parser tells apart."""
         return self.parser
+
+    def echo_parser(self, options: AnyOptions) -> Parser | None:
+        """The kind of echo request that is answered for who may send; None: they are left to the kernel."""
+        return None
 
     def verification(self, options: AnyOptions) -> Verification:
         """What the data plane checks once it knows whose packet it is."""

@@ -18,7 +18,8 @@ there where a QFI is set.
 
 Received: version 1 with PT set, a G-PDU whose length fits. Sequence and N-PDU number are skipped, extension headers as
 well, up to four of them; one that isn't known and whose type has the top bit, which says that the endpoint must
-comprehend it (TS 29.281 §5.2.1), is refused. Other messages, other versions and GTP' are left to the kernel.
+comprehend it (TS 29.281 §5.2.1), is refused. An echo request of a remote is answered (§7.2), or left to the kernel
+where `echo` says pass, as are other messages, other versions and GTP'.
 """
 
 from __future__ import annotations
@@ -57,6 +58,10 @@ class GtpuOptions(UdpOptions, frozen=True, kw_only=True):
     pdu_type: Annotated[
         Literal["dl", "ul"], Meta(description="direction in the PDU session container: down or up")
     ] = "dl"
+    echo: Annotated[
+        Literal["answer", "pass"],
+        Meta(description="echo requests of the remote: answer: at once, pass: left to the host"),
+    ] = "answer"
     port: UdpPort = 2152
 
 
@@ -89,6 +94,10 @@ class Gtpu(UdpProtocol[GtpuOptions]):
     def tunnel_id(self, options: GtpuOptions) -> int:
         """The TEID of what comes in."""
         return options.teid if options.local_teid is None else options.local_teid
+
+    def echo_parser(self, options: GtpuOptions) -> Parser | None:
+        """See Protocol (3GPP TS 29.281 §7.2.1: a path has one echo, whatever the tunnels in it)."""
+        return Parser.GTPU_ECHO if options.echo == "answer" else None
 
     def describe_header(self, options: GtpuOptions) -> str:
         """See IpProtocol."""

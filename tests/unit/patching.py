@@ -1,18 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """What the data plane does with a template, in Python: the description of bpf/abi.h (`enum patch_op`) as code.
 
-Also the few facts about the C side that unit tests compare with: its enums and constants.
+For tests of templates. What packets have to look like, whatever the template, is the business of tests/model.
 """
 
 from __future__ import annotations
 
-import re
 import struct
-from pathlib import Path
 
+from model.frames import ones_complement
+from model.parse import parse_frame
 from mptm.template import PatchOp, Template
-
-BPF = Path(__file__).parents[2] / "bpf"
 
 FLOW_HASH = 0x89ABCDEF
 IPV4_ID = 0x1234
@@ -33,7 +31,8 @@ def encapsulate(
 
     `sequence` and `time` (in 100 ns) are what the tunnel and the clock stand at.
     """
-    payload = ip_packet(frame) if template.is_l3 else frame[template.strip :]
+    inner = parse_frame(frame)
+    payload = inner.ip if template.is_l3 and inner else frame[template.strip :]
     version = payload[0] >> 4 if payload else 0
     out = bytearray(template.outer + payload)
     tos, ttl = tos & template.tos_mask, ttl & template.ttl_mask
@@ -74,29 +73,6 @@ def encapsulate(
     return bytes(out)
 
 
-def l3_offset(frame: bytes) -> int:
-    """Where the IP header of an Ethernet frame is, behind at most two VLAN tags."""
-    at = 12
-    for _ in range(2):
-        if frame[at : at + 2] in (b"\x81\x00", b"\x88\xa8"):
-            at += 4
-    return at + 2
-
-
-def ip_packet(frame: bytes) -> bytes:
-    """The IP packet of a frame, without its padding."""
-    packet = frame[l3_offset(frame) :]
-    is_v4 = packet[0] >> 4 == 4
-    return packet[: int.from_bytes(packet[2:4]) if is_v4 else 40 + int.from_bytes(packet[4:6])]
-
-
-def ones_complement(data: bytes) -> int:
-    """The Internet checksum of any number of bytes, by arithmetic modulo 65535 (RFC 1071 §1)."""
-    padded = bytes(data) + b"\0" * (len(data) % 2)
-    total = int.from_bytes(padded, "big") % 0xFFFF
-    return 0 if total == 0 and any(padded) else 0xFFFF - total
-
-
 def _patch_ipv4(out: bytearray, at: int, total_len: int, tos: int, ttl: int) -> None:
     """Total length, TOS and TTL are added to a checksum that was right without them (RFC 1624), as is the ID."""
     struct.pack_into("!H", out, at + 2, total_len)
@@ -108,21 +84,3 @@ def _patch_ipv4(out: bytearray, at: int, total_len: int, tos: int, ttl: int) -> 
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
     struct.pack_into("!H", out, at + 10, ~total & 0xFFFF)
-
-
-def c_enum(name: str) -> dict[str, int]:
-    """Members of an enum of bpf/abi.h."""
-    body = re.search(rf"enum {name} \{{(.*?)\}};", _without_comments("abi.h"), re.DOTALL)
-    assert body, f"bpf/abi.h has no enum {name}"
-    return {member: int(value) for member, value in re.findall(r"(\w+)\s+=\s+(\d+)", body[1])}
-
-
-def c_constant(header: str, name: str) -> int:
-    """Value of a #define that is a number or `(1 << n)`."""
-    value = re.search(rf"#define {name}\s+(\d+|\(1 << (\d+)\))", _without_comments(header))
-    assert value, f"bpf/{header} has no {name}"
-    return 1 << int(value[2]) if value[2] else int(value[1])
-
-
-def _without_comments(header: str) -> str:
-    return re.sub(r"/\*.*?\*/", "", (BPF / header).read_text(), flags=re.DOTALL)
