@@ -70,14 +70,14 @@ class Bench:
         self.traced.take_sequences(self.world.data_plane)
         with netns.inside(self.world.namespace):
             return self.traced.run(
-                role, bytes(packet), ifindex=ifindex, slot=self.world._allocations.ports[port].slot
+                role, bytes(packet), ifindex=ifindex, slot=self.world.allocations.ports[port].slot
             )
 
     def marks(self) -> dict[str, Any]:
         """What a packet would leave: the values of a few slots, where there are many and none is used."""
         maps = self.world.data_plane.maps
-        slots = [held.slot for held in self.world._allocations.ports.values()]
-        counters = [held.counter for held in self.world._allocations.tunnels.values()]
+        slots = [held.slot for held in self.world.allocations.ports.values()]
+        counters = [held.counter for held in self.world.allocations.tunnels.values()]
         used = {
             "port_counters": slots,
             "answer_times": slots,
@@ -112,7 +112,7 @@ class Bench:
         """Without what differs from run to run: random identifications and the time."""
         data = bytearray(frame_)
         table = self.world.data_plane.maps["tunnels"]
-        for held in self.world._allocations.tunnels.values():
+        for held in self.world.allocations.tunnels.values():
             record = table.value.unpack(table.get(table.key.pack(held.slot)) or b"")
             if record["outer_len"] and data[:14] == record["outer"][:14]:
                 for patch in record["patches"][: record["patch_count"]]:
@@ -171,7 +171,7 @@ def test_every_protocol_is_traced_as_it_goes_both_ways(here, there, protocol, un
         TraceStep.PACKET, TraceStep.NEXT_HOP, TraceStep.STRIPPED, TraceStep.DELIVERED,
     ]  # fmt: skip
     (taken,) = (each for each in arrived.records if each.step == TraceStep.TERMINATION)
-    assert taken.values[:2] == (1, there.world._allocations.tunnels["to-node1"].counter)
+    assert taken.values[:2] == (1, there.world.allocations.tunnels["to-node1"].counter)
 
 
 @pytest.mark.parametrize(("protocol", "underlay"), carriers())
@@ -281,7 +281,7 @@ def sequence_of(data: bytes) -> int:
 
 def next_sequence(here: Bench) -> int:
     table = here.world.data_plane.maps["sequences"]
-    held = table.get(table.key.pack(here.world._allocations.tunnels["to-node2"].counter))
+    held = table.get(table.key.pack(here.world.allocations.tunnels["to-node2"].counter))
     return int(table.value.unpack(held or b"")["value"])
 
 
@@ -297,7 +297,7 @@ def test_the_sequence_number_is_the_next_real_one_and_stays_it(here):
 def test_in_a_row_of_traced_packets_sequence_numbers_go_on(here):
     here.world.apply(tunnel("gre all", remotes=REMOTE), *ROUTES)
     here.traced.take_sequences(here.world.data_plane)
-    slot = here.world._allocations.ports["c1"].slot
+    slot = here.world.allocations.ports["c1"].slot
     found = []
     with netns.inside(here.world.namespace):
         for _ in range(3):
