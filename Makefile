@@ -38,11 +38,11 @@ fuzz: setup ## random packets through programs and reference model (MINUTES=10, 
 
 .PHONY: test-interop
 test-interop: setup peers ## every protocol with real peers, printed as a table (ARGS='-k geneve': a part of it)
-	@$(VENV)/python -m pytest tests/interop --full $(ARGS)
+	@$(VENV)/python tests/interop/run_matrix.py $(ARGS)
 
 .PHONY: interop-table
 interop-table: setup ## docs/interop.md and README's column of it, from what test-interop found
-	@$(VENV)/python tests/interop/table.py
+	@$(VENV)/python tests/interop/interop_page.py
 	@$(VENV)/python scripts/document_protocols.py
 
 .PHONY: lint

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """The matrix of real peers: its size, its labs, and its results.
 
-`--full` tries every case and writes what came of it to build/interop/<peer>.json, which table.py makes docs/interop.md
-of. Without it only the quick cases are tried, with a short TCP transfer.
+`--full` tries every case and writes what came of it to build/interop/<peer>.json, which interop_page.py makes
+docs/interop.md of. Without it only the quick cases are tried, with a short TCP transfer.
 """
 
 from __future__ import annotations
@@ -26,11 +26,17 @@ found: dict[str, PeerResults] = {}
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--full", action="store_true", help="the whole matrix of peers, not its quick part")
+    parser.addoption("--peer", choices=PEERS, help="no other peer than this")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out what isn't to be tried, and put tests with the same peer together."""
-    kept = [item for item in items if config.getoption("--full") or not _is_for_full(item)]
+    full, peer = config.getoption("--full"), config.getoption("--peer")
+    kept = [
+        item
+        for item in items
+        if (full or not _is_for_full(item)) and peer in (None, _parameters(item).get("ground", peer))
+    ]
     if len(kept) < len(items):
         config.hook.pytest_deselected(items=[item for item in items if item not in kept])
         items[:] = kept

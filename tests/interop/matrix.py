@@ -70,6 +70,8 @@ class Case:
     """What the peer's log says of it: see Peer.complaints."""
     answers_with: str = ""
     """Hexadecimal: what the peer's outer packets have in them when it answers, as it read it from ours."""
+    until: str = ""
+    """Version of the peer that is better: the case isn't tried from there on."""
     quick: bool = False
     """Part of the small matrix, which `make test` runs."""
 

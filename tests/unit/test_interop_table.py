@@ -7,10 +7,11 @@ import re
 from pathlib import Path
 
 import pytest
+from interop_page import interop_document
 from matrix import Case
 from peers import PEERS
 from results import HEADER, OVER, Notes, PeerResults, Result, rows, summary_cell
-from table import interop_document
+from run_matrix import SLOWEST_FIRST
 
 from mptm.protocols import PROTOCOLS
 
@@ -58,6 +59,10 @@ def test_a_peers_table_has_exactly_its_cases_and_nothing_fails(name: str) -> Non
 
 def test_the_page_names_no_dates() -> None:
     assert not re.search(r"\b20\d\d\b|\d+:\d\d", DOCUMENT.read_text(encoding="utf-8"))
+
+
+def test_the_whole_matrix_has_every_peer() -> None:
+    assert sorted(SLOWEST_FIRST) == sorted(PEERS)
 
 
 # ---- how it is made ----------------------------------------------------------------------------------------------
