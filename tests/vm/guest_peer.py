@@ -27,11 +27,17 @@ from mptm.lab.topology import UNDERLAY_MTU, Lab, configure, set_offloads
 TAP, CARD = "guest", "eth0"
 CARD_MAC = "02:00:00:03:00:01"
 BEHIND = "behind"
+GTP = {4: "gtp4", 6: "gtp6"}
+"""The gtp devices, one for each IP version of the underlay: all sessions arrive at one socket."""
 DISCARD_PORT = 9
 HEADER_LEN = {4: 28, 6: 48}
 """IP and UDP."""
 ROUTER = {4: "10.251.{}.254", 6: "fd00:251:{:x}::fe"}
 """The guest's address towards a workload behind it, by IP version; the blank is the place's number."""
+GTP_SCRIPT = Path(__file__).with_name("gtp.py")
+MPLS_PORT, MPLS_IN_IP = 6635, 137
+MPLS_LABELS = (1000, 1001, 1002)
+"""Those that the guest takes off, all of MPLS-in-UDP, which the kernel makes of MPLS-in-IP and FOU."""
 MODULES = ("virtio_net", "fou", "fou6", "mpls_router", "mpls_iptunnel", "l2tp_ip", "l2tp_ip6", "l2tp_eth")
 """Those that aren't loaded when they are first needed."""
 
@@ -64,7 +70,7 @@ class GuestPeer(Peer):
         return [
             replace(case, peer=cls.name)
             for case in CASES
-            if cls.series in case.at_peer.get("only", cls.series)
+            if cls.series in case.at_peer.get("only", (cls.series,))
         ]
 
     @classmethod
@@ -85,6 +91,7 @@ class GuestPeer(Peer):
         self._guest = Machine(kernel, taps=[Tap(TAP, CARD_MAC)], namespace=underlay)
         set_offloads(underlay, TAP)
         self.guest.run("modprobe", "-a", *MODULES, timeout=60).check()
+        self._set("net.mpls.platform_labels=1048575", "net.mpls.conf.lo.input=1")
         self.guest.ip([f"link set {CARD} addrgenmode none up", f"netns add {BEHIND}"])
         # Until our node has its tunnels, its kernel complains of what the guest's devices send by themselves. They
         # would remember that for half a minute, and send nothing for each complaint.
@@ -95,10 +102,16 @@ class GuestPeer(Peer):
         self.guest.run(*f"tc qdisc add dev {CARD} ingress".split()).check()
         for complaint in complaints:
             self.guest.run(*f"tc filter add dev {CARD} ingress {complaint} action drop".split()).check()
+        self.guest.python(GTP_SCRIPT, "device", GTP[4]).check()
+        for options in ((), ("-6",)):
+            self.guest.run(
+                "ip", *options, "fou", "add", *f"port {MPLS_PORT} ipproto {MPLS_IN_IP}".split()
+            ).check()
+        for label in MPLS_LABELS:
+            self.guest.run(*f"ip -f mpls route add {label} dev lo".split()).check()
         self._set(
             "net.ipv4.ip_forward=1",
             "net.ipv6.conf.all.forwarding=1",
-            "net.mpls.platform_labels=1048575",
             # Answers and accepted connections belong to the group (VXLAN-GBP) of what came.
             "net.ipv4.fwmark_reflect=1",
             "net.ipv6.fwmark_reflect=1",
@@ -239,24 +252,27 @@ def device_steps(place: Place) -> list[Step]:
     """Of a case whose `at_peer` has
 
     device   commands that make it
+    name     its name, where it isn't wN
     inner6   device for IPv6, where it is another than wN
     encap    what the routes to our workload say
     after    commands to run then
     gtp      TEIDs: accepted, sent
     """
-    number, name, options = place.number, place.interface, place.case.at_peer
+    number, options = place.number, place.case.at_peer
+    name = options.get("name", place.interface)
     words = words_of(place)
     workload = workload_commands(name, place.peer_mac, place.peer_inner, place.node_inner, place.mtu)
     if place.case.underlay == ETHERNET:  # no larger than the card
         workload = [
             command.replace(f"mtu {WORKLOAD_LINK_MTU}", f"mtu {UNDERLAY_MTU}") for command in workload
         ]
-    if place.is_l3:
+    has_mac = not place.is_l3 and "gpe" not in "".join(options["device"])
+    if not has_mac:
         workload = [command.replace(f"address {place.peer_mac} ", "") for command in workload]
     if "encap" in options:
         how = f"encap {options['encap'].format(**words)}"
         workload = [command.replace(f"dev {name} src", f"{how} dev {name} src") for command in workload]
-        if not place.is_l3:
+        if has_mac:
             workload += [
                 f"neighbour add {address} lladdr {place.node_mac} nud permanent dev {name}"
                 for address in place.node_inner.values()
@@ -271,6 +287,9 @@ def device_steps(place: Place) -> list[Step]:
     steps = [step_of(number, "device", command.format(**words)) for command in options["device"]]
     steps += [Step(number, "workload", IP, command) for command in workload if _is_tried(command, place)]
     steps += [step_of(number, "after", command.format(**words)) for command in options.get("after", ())]
+    if name == GTP[6]:
+        python = f"{GTP_SCRIPT} device {name} {place.peer_outer}"
+        steps.insert(0, Step(number, "device", (sys.executable,), python))
     if "gtp" in options:
         accepted, sent = options["gtp"]
         contexts = " ".join(
@@ -285,8 +304,7 @@ def device_steps(place: Place) -> list[Step]:
             )
             for inner in place.case.inner
         )
-        script = Path(__file__).with_name("gtp.py")
-        steps.append(Step(number, "after", (sys.executable,), f"{script} {name} {contexts}"))
+        steps.append(Step(number, "after", (sys.executable,), f"{GTP_SCRIPT} context {name} {contexts}"))
     return steps
 
 
@@ -386,7 +404,7 @@ def _is_tried(command: str, place: Place) -> bool:
 # ---- the cases ---------------------------------------------------------------------------------------------------
 
 ENDS = "local {local} remote {remote}"
-AT_PEER = ("inner6", "encap", "after", "gtp", "mark", "only")
+AT_PEER = ("name", "inner6", "encap", "after", "gtp", "mark", "only")
 
 
 def _device(
@@ -408,7 +426,7 @@ def _device(
             options=dict(mine or {}),
             at_peer={
                 "device": (
-                    "link add {w} type " + (device if isinstance(device, str) else device[underlay]),
+                    *([f"link add {{w}} type {kind}"] if (kind := _for(device, underlay)) else []),
                     *more_devices,
                 ),
                 **at_peer,
@@ -417,6 +435,10 @@ def _device(
         )
         for underlay in underlays
     ]
+
+
+def _for(device: str | Mapping[int, str], underlay: int) -> str:
+    return device if isinstance(device, str) else device[underlay]
 
 
 def _gre(options: str, kind: str = "gre", more6: str = "") -> dict[int, str]:
@@ -469,6 +491,23 @@ def _l2tp(form: str, encap: str, port: str, mine: dict[str, Any], session: str =
     return made
 
 
+def _gtpu(
+    form: str, mine: dict[str, Any], underlay: int, inner: tuple[int, ...], *series: str, **more: str
+) -> list[Case]:
+    return _device(
+        "gtpu",
+        "",
+        mine,
+        form=form,
+        underlays=[underlay],
+        inner=inner,
+        name=GTP[underlay],
+        gtp=(mine["teid"], mine["local_teid"]),
+        only=series,
+        **more,
+    )
+
+
 def _tagged(protocol: str, mine: dict[str, Any], *device: str, **more: Any) -> list[Case]:
     return [
         Case(
@@ -482,6 +521,7 @@ def _tagged(protocol: str, mine: dict[str, Any], *device: str, **more: Any) -> l
     ]
 
 
+MPLS = ("sysctl -qw net.mpls.conf.{w}.input=1",)
 OURS8, THEIRS8 = "0102030405060708", "1112131415161718"
 COOKIES8 = f"cookie {THEIRS8} peer_cookie {OURS8}"
 DX4, DX6 = "End.DX4 nh4 {peer4}", "End.DX6 nh6 {peer6}"
@@ -523,6 +563,23 @@ CASES = [
         form="IP",
         underlays=[6],
         encap="ip6 id 104 dst {remote}",
+    ),
+    *_device(
+        "vxlan-gpe",
+        "vxlan external gpe dstport 4792",
+        {"vni": 105, "port": 4792},
+        form="Ethernet",
+        underlays=[4],
+        encap="ip id 105 dst {remote}",
+        unanswered="a gpe device of the kernel takes IP packets only",
+    ),
+    *_device(
+        "nsh",
+        "vxlan external gpe dstport 4794",
+        {"vni": 106, "port": 4794, "payload": "l3", "spi": 7},
+        underlays=[4],
+        encap="ip id 106 dst {remote}",
+        unanswered="a gpe device of the kernel hands NSH on, but nothing takes it",
     ),
     *_device("geneve", "geneve id 200 remote {remote}", {"vni": 200}, quick=True),
     *_device(
@@ -673,19 +730,44 @@ CASES = [
         after=["fou add port 6090 gue"],
     ),
     *_device(
-        "mpls",
-        f"ipip mode mplsip {ENDS} {IN_FOU} 6635",
-        {"labels": [1000], "local_label": 2000},
-        underlays=[4],
-        encap="mpls 2000",
-        after=[
-            "fou add port 6635 ipproto 137",
-            "-f mpls route add 1000 dev lo",
-            "sysctl -qw net.mpls.conf.{w}.input=1",
-        ],
+        "gue",
+        f"ip6tnl mode any {ENDS} encaplimit none {IN_GUE} 6090",
+        {"variant": 1, "port": 6090},
+        underlays=[6],
+        form="variant 1",
+        after=["-6 fou add port 6090 gue"],
     ),
     *_device(
-        "gtpu", "gtp role ggsn", {"teid": 401, "local_teid": 402}, underlays=[4], inner=(4,), gtp=(401, 402)
+        "mpls",
+        {
+            4: f"ipip mode mplsip {ENDS} {IN_FOU} 6635",
+            6: f"ip6tnl mode any {ENDS} encaplimit none {IN_FOU} 6635",
+        },
+        {"labels": [1000], "local_label": 2000},
+        encap="mpls 2000",
+        after=MPLS,
+        form="FOU",
+    ),
+    *_device(
+        "mpls",
+        f"ipip mode mplsip {ENDS} {IN_FOU} 6635",
+        {"labels": [1001, 1002], "local_label": 2002, "tc": 3},
+        underlays=[4],
+        encap="mpls 2001/2002",
+        after=MPLS,
+        form="FOU, two labels",
+    ),
+    *_gtpu("", {"teid": 401, "local_teid": 402}, 4, (4,), "6.1"),
+    *_gtpu("", {"teid": 401, "local_teid": 402}, 4, (4, 6), "6.12"),
+    *_gtpu("", {"teid": 401, "local_teid": 402}, 6, (4, 6), "6.12"),
+    *_gtpu("QFI", {"teid": 403, "local_teid": 404, "qfi": 9}, 4, (4,), "6.12"),
+    *_gtpu(
+        "QFI",
+        {"teid": 403, "local_teid": 404, "qfi": 9},
+        4,
+        (4,),
+        "6.1",
+        unanswered="it takes an extension header for the packet",
     ),
     *_l2tp("", "udp", "1701", {}),
     *_l2tp("cookies", "udp", "1702", {"cookie": OURS8, "peer_cookie": THEIRS8}, COOKIES8),
@@ -727,7 +809,6 @@ CASES = [
 ]
 
 UNABLE = [
-    Unable("nsh", "a gpe device of the kernel hands NSH on, but nothing takes it", ("ip", "nsh"), "nsh"),
     Unable(
         "etherip",
         "Linux has no EtherIP",
