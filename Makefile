@@ -14,7 +14,9 @@ OBJECTS := $(patsubst bpf/%.bpf.c,build/%.o,$(wildcard bpf/*.bpf.c))
 HEADERS := $(shell find bpf -name '*.h')
 BENCH_OBJECTS := $(patsubst bench/%.bpf.c,build/%.o,$(wildcard bench/*.bpf.c))
 C_FILES := $(wildcard bpf/*.bpf.c bench/*.bpf.c) $(HEADERS)
-TESTS   ?= $(wildcard tests/unit tests/program tests/lab tests/interop)
+# Those of the first kind share nothing and mostly wait, so several run at once; those of the second use links and CPUs.
+TESTS   := $(wildcard tests/unit tests/program)
+TRAFFIC := $(wildcard tests/lab tests/interop)
 
 .PHONY: help
 help: ## this list
@@ -26,7 +28,8 @@ demo: setup ## the two-node lab on real traffic: GENEVE and VXLAN side by side, 
 
 .PHONY: test
 test: setup peers lint ## lint, types, unit, program and lab tests
-	@$(VENV)/python -m pytest $(TESTS)
+	@$(VENV)/python -m pytest --numprocesses 4 $(TESTS)
+	@$(VENV)/python -m pytest $(TRAFFIC)
 
 .PHONY: fuzz
 fuzz: setup ## random packets through programs and reference model (MINUTES=10, SEED=N to begin there)
@@ -37,8 +40,9 @@ test-interop: setup peers ## every protocol with real peers, printed as a table 
 	@$(VENV)/python -m pytest tests/interop --full $(ARGS)
 
 .PHONY: interop-table
-interop-table: setup ## docs/interop.md, from what test-interop found
+interop-table: setup ## docs/interop.md and README's column of it, from what test-interop found
 	@$(VENV)/python tests/interop/table.py
+	@$(VENV)/python scripts/document_protocols.py
 
 .PHONY: lint
 lint: setup ## ruff, mypy, clang-format: checks only

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The documents' commands, typed as they stand there: docs/original-walkthrough.md and the tutorial of README.md.
+"""The documents' commands, typed as they stand there: docs/original-walkthrough.md, docs/tracing.md and the tutorial of
+README.md.
 
 Each runs in a lab of its own, so names that begin with the lab's prefix are renamed on their way in and out.
 """
@@ -21,7 +22,11 @@ from documents import ROOT, Command, commands
 
 from mptm.lab.topology import Lab
 
-DOCUMENTS = {"walkthrough": ROOT / "docs" / "original-walkthrough.md", "tutorial": ROOT / "README.md"}
+DOCUMENTS = {
+    "walkthrough": ROOT / "docs" / "original-walkthrough.md",
+    "tutorial": ROOT / "README.md",
+    "tracing": ROOT / "docs" / "tracing.md",
+}
 OURS = re.compile(r"(?:mptm|mptm_user)\b")
 PROGRESS = re.compile(r"(mptm|mptm_user): \w+ing .*")
 """What a command says when it takes long; only sometimes does it."""

@@ -69,8 +69,9 @@ def test_digits_are_read_however_they_are_grouped(text):
 
 def test_a_frame_that_begins_with_zeroes_isnt_taken_for_a_dump():
     frame = bytes(2) + FRAME[2:]
-    for text in (frame.hex(" ", 2), frame.hex(" "), frame.hex(), frame.hex(" ", 2).replace(" ", "\n")):
+    for text in (frame.hex(" ", 2), frame.hex(" ", -2), frame.hex(" "), frame.hex()):
         assert parse_hex(text) == frame
+        assert parse_hex(text.replace(" ", "\n")) == frame
 
 
 def dump_lines(data: bytes, offset: str, group: int, *, middle: str = " ", text: str | None = None) -> str:
@@ -110,6 +111,15 @@ DUMPS = {
 )  # fmt: skip
 def test_dumps_are_read_without_their_offsets_and_text(data, offset, group, more):
     assert parse_hex(dump_lines(data, offset, group, **more)) == data
+
+
+def test_what_tcpdump_says_before_the_dump_is_skipped():
+    text = "12:00:00.1 IP 10.250.1.100.1 > 10.250.1.101.53: UDP, length 5\n" + dump_lines(
+        FRAME, "\t0x{:04x}:  ", 2
+    )
+    assert parse_hex(text) == FRAME
+    with pytest.raises(InvalidPacket, match="more than one packet"):
+        parse_hex(text + text)
 
 
 @given(st.binary(min_size=14, max_size=200))
@@ -158,6 +168,12 @@ def test_what_a_description_leaves_out_is_the_ports():
         == FRAME
     )
     assert build_described('IP(dst="10.250.1.101") / UDP(sport=43981, dport=53) / "hello"', DEFAULTS) == FRAME
+
+
+def test_it_may_have_several_lines():
+    for end in ("\n", "\\\n"):
+        text = f'IP(dst="10.250.1.101"){end}  /UDP(sport=43981,{end} dport=53)/{end}"hello"\n'
+        assert build_described(text, DEFAULTS) == FRAME
 
 
 def test_what_it_says_stays():

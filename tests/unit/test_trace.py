@@ -17,7 +17,6 @@ from c_headers import c_constant, c_enum
 from fake import FakeKernel
 from scapy.layers.inet import ICMP, IP, UDP
 from scapy.layers.l2 import Ether
-from scapy.packet import Raw
 from scapy.utils import rdpcap, wrpcap
 
 from mptm import cli
@@ -27,6 +26,7 @@ from mptm.errors import InvalidPacket, MptmError, NotFound
 from mptm.intent import Flow, Group, Intent, Member, Network, Port, Route, tunnel_from_dict
 from mptm.kernel.tracing import Record, TracedRun
 from mptm.node import Node
+from mptm.packets.capture import CaptureWriter
 from mptm.protocols.base import Parser
 from mptm.reasons import Reason, caption_of
 from mptm.sync import SCOPE_PORT, SCOPE_TUNNEL
@@ -607,7 +607,10 @@ def test_json_is_a_list_with_an_object_per_packet(run, kernel, tmp_path):
 def test_a_capture_goes_through_packet_by_packet(run, kernel, tmp_path):
     big, small = bytes(PACKET_MAX + 1), bytes(13)
     frames = [FRAME, big, FRAME + b"dropped", small, FRAME]
-    wrpcap(str(tmp_path / "in.pcap"), [Raw(frame) for frame in frames], linktype=1)
+    with (tmp_path / "in.pcap").open("wb") as file:
+        writer = CaptureWriter(file)
+        for frame in frames:
+            writer.write(frame, 0)
     kernel.traced.answers += [
         TracedRun(REDIRECT, FRAME[::-1], (PORT,)),
         TracedRun(DROP, FRAME, (PORT,)),

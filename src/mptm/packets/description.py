@@ -89,7 +89,7 @@ def parse_description(text: str) -> ast.expr:
     if len(text) > DESCRIPTION_MAX:
         raise InvalidPacket(f"the description is longer than {DESCRIPTION_MAX} characters")
     try:
-        tree = ast.parse(text.strip(), mode="eval").body
+        tree = ast.parse(_one_line(text), mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         reason = error.msg if isinstance(error, SyntaxError) else str(error) or "too deep"
         raise InvalidPacket(
@@ -128,6 +128,11 @@ def _import(name: str) -> ModuleType:
         raise MptmError("this needs scapy, which isn't installed", "pip install 'mptm[trace]'") from None
 
 
+def _one_line(text: str) -> str:
+    """A description that was broken into lines, with a backslash at their ends or without."""
+    return text.replace("\\\n", " ").replace("\n", " ").strip()
+
+
 def _names(tree: ast.expr) -> list[str]:
     """What is called by a plain name."""
     calls = [node.func for node in ast.walk(tree) if isinstance(node, ast.Call)]
@@ -135,7 +140,7 @@ def _names(tree: ast.expr) -> list[str]:
 
 
 def _refuse(text: str, node: ast.expr, rule: str) -> NoReturn:
-    segment = ast.get_source_segment(text.strip(), node) or "that"
+    segment = ast.get_source_segment(_one_line(text), node) or "that"
     shown = segment if len(segment) <= 40 else f"{segment[:37]}..."
     raise InvalidPacket(f"{shown} has no place in the description: {rule}")
 

@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from mptm.errors import InvalidPacket
 
 _OFFSET = re.compile(r"\s*(?:0x)?([0-9a-f]{4,8})(:?)(\s+|$)", re.IGNORECASE)
+_BARE = re.compile(r"\s*(?:0x)?[0-9a-f]{4,8}\s*", re.IGNORECASE)
+_DIGITS = re.compile(r"(?:0x|\\x|[0-9a-f\s:,.\-])*", re.IGNORECASE)
 _BYTES = re.compile(r"(?:[0-9a-f]{2})+", re.IGNORECASE)
 _BETWEEN = re.compile(r"0x|\\x|[\s:,.\-]", re.IGNORECASE)
 _TEXT_AFTER = re.compile(r"\s{3,}|\s*\|")
@@ -43,38 +45,44 @@ def _parse_digits(text: str) -> bytes:
 
 
 def _parse_dump(lines: list[str]) -> bytes | None:
-    """The bytes of a dump; None where the lines don't begin with offsets."""
-    offsets: list[int] = []
-    for line in lines:
-        found = _OFFSET.match(line)
-        if found is None or not _is_offset(line, found):
-            return None
-        offsets.append(int(found[1], 16))
-    if offsets[0] != 0:
+    """The bytes of a dump; None where it is none. What a program says of the packet before its dump is skipped."""
+    start = next((at for at, line in enumerate(lines) if _offset_of(line) == 0), None)
+    if start is None or any(_DIGITS.fullmatch(line) for line in lines[:start]):
         return None
-    width = offsets[1] if len(offsets) > 1 else _LINE_BYTES
+    lines = lines[start:]
+    if len(lines) > 1 and _BARE.fullmatch(lines[-1]):
+        lines.pop()  # where the packet ends
+    offsets = [_offset_of(line) for line in lines]
+    if 0 in offsets[1:] or None in offsets:
+        raise InvalidPacket(
+            "there is more than one packet's dump", "give one packet; a capture goes with --pcap-in"
+        )
+    width = (offsets[1] if len(offsets) > 1 else None) or _LINE_BYTES
     data = bytearray()
-    for number, line in enumerate(lines):
-        if offsets[number] != len(data):
+    for number, (line, offset) in enumerate(zip(lines, offsets, strict=True), start + 1):
+        if offset != len(data):
             raise InvalidPacket(
-                f"line {number + 1} of the packet is at offset {offsets[number]:#x}, behind {len(data)} bytes",
+                f"line {number} of the packet is at offset {offset:#x}, behind {len(data)} bytes",
                 "every line of the dump is needed, in order",
             )
         found = _OFFSET.match(line)
         assert found is not None
         for each in _groups(line[found.end() :]):
-            if len(data) + len(each) > offsets[number] + width:
+            if len(data) + len(each) > offset + width:
                 break
             data += each
     return bytes(data)
 
 
-def _is_offset(line: str, found: re.Match[str]) -> bool:
-    """Whether what a line begins with is an offset, and no bytes: it looks different from what follows."""
-    if found[2] or len(found[3]) > 1 or found.end() == len(line):
-        return True
+def _offset_of(line: str) -> int | None:
+    """The offset that a line begins with, None without one: it looks different from the bytes that follow."""
+    found = _OFFSET.match(line)
+    if found is None or found.end() == len(line):
+        return None
     following = line[found.end() :].split(maxsplit=1)[0]
-    return len(following) != len(found[1])
+    if found[2] or len(found[3]) > 1 or len(following) != len(found[1]):
+        return int(found[1], 16)
+    return None
 
 
 def _groups(line: str) -> Iterator[bytes]:
