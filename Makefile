@@ -16,7 +16,7 @@ BENCH_OBJECTS := $(patsubst bench/%.bpf.c,build/%.o,$(wildcard bench/*.bpf.c))
 C_FILES := $(wildcard bpf/*.bpf.c bench/*.bpf.c) $(HEADERS)
 # Those of the first kind share nothing and mostly wait, so several run at once; those of the second use links and CPUs.
 TESTS   := $(wildcard tests/unit tests/program)
-TRAFFIC := $(wildcard tests/lab tests/interop)
+TRAFFIC := $(wildcard tests/lab)
 
 .PHONY: help
 help: ## this list
@@ -27,9 +27,10 @@ demo: setup ## the two-node lab on real traffic: GENEVE and VXLAN side by side, 
 	@$(VENV)/mptm lab demo
 
 .PHONY: test
-test: setup peers lint ## lint, types, unit, program and lab tests
+test: setup peers lint ## lint, types, unit, program and lab tests, and the quick part of the matrix of peers
 	@$(VENV)/python -m pytest --numprocesses 4 $(TESTS)
 	@$(VENV)/python -m pytest $(TRAFFIC)
+	@$(VENV)/python -m pytest tests/interop -k 'not linux'
 
 .PHONY: fuzz
 fuzz: setup ## random packets through programs and reference model (MINUTES=10, SEED=N to begin there)
