@@ -50,14 +50,20 @@ def checksum(data: bytes) -> int:
 
 @dataclass
 class Places:
-    """Addresses that mean something to a network: packed, by IP version."""
+    """Addresses that mean something to a network: packed, by IP version.
+
+    behind_tunnels   those that lead into a tunnel which can send
+    behind_ports     those that lead to a workload
+    """
 
     known: dict[int, list[bytes]] = field(default_factory=lambda: {4: [], 6: []})
     flows: dict[int, list[tuple[bytes, bytes]]] = field(default_factory=lambda: {4: [], 6: []})
+    behind_tunnels: dict[int, list[bytes]] = field(default_factory=lambda: {4: [], 6: []})
+    behind_ports: dict[int, list[bytes]] = field(default_factory=lambda: {4: [], 6: []})
 
-    def version(self, random: Random) -> int:
-        """One that the network has routes for, mostly."""
-        return random.choice([version for version in (4, 6) if self.known[version]] * 4 + [4, 6])
+    def version(self, random: Random, wanted: dict[int, list[bytes]]) -> int:
+        """One that the network has such addresses of, mostly."""
+        return random.choice([version for version in (4, 6) if wanted[version]] * 4 + [4, 6])
 
 
 SPECIAL = {
@@ -84,13 +90,27 @@ def places(model: Model) -> dict[str, Places]:
         version = 4 if len(ends[0]) == 4 else 6
         found[flow.network].flows[version].append(ends)
         found[flow.network].known[version] += ends
+    for name, network in model.networks.items():
+        for version in (4, 6):
+            for address in found[name].known[version]:
+                hop = network.lookup(address)
+                if hop is not None and hop.kind == "port":
+                    found[name].behind_ports[version].append(address)
+                elif hop is not None and (
+                    hop.kind == "group" or (hop.kind == "tunnel" and model.ways[hop.name])
+                ):
+                    found[name].behind_tunnels[version].append(address)
     return found
 
 
 # ---- inner frames ----------------------------------------------------------------------------------------
 
 
-def inner_frame(random: Random, place: Places, *, edges: Sequence[int] = ()) -> bytes:
+Wanted = dict[int, list[bytes]]
+"""Destinations that are wanted most, by IP version."""
+
+
+def inner_frame(random: Random, place: Places, wanted: Wanted, *, edges: Sequence[int] = ()) -> bytes:
     """A frame of a workload. `edges`: lengths of IP packets around which it becomes interesting."""
     kind = random.random()
     if kind < 0.08:
@@ -100,15 +120,19 @@ def inner_frame(random: Random, place: Places, *, edges: Sequence[int] = ()) -> 
     if kind < 0.18:
         ethertype = random.choice([0x88CC, 0x0842, 0x8847, 0x05DC, 0x0806, random.getrandbits(16)])
         return _ethernet(random, ethertype, random.randbytes(random.randrange(80)))
-    version = place.version(random)
-    packet = ip_packet(random, place, version, edges)
+    version = place.version(random, wanted)
+    packet = ip_packet(random, place, version, wanted, edges)
     frame = _ethernet(random, 0x0800 if version == 4 else 0x86DD, packet)
     return frame if random.random() < 0.9 else spoiled(random, frame)
 
 
-def ip_packet(random: Random, place: Places, version: int, edges: Sequence[int] = ()) -> bytes:
+def ip_packet(
+    random: Random, place: Places, version: int, wanted: Wanted, edges: Sequence[int] = ()
+) -> bytes:
     """An IP packet between addresses that a network may know."""
     source, destination = _ends(random, place, version)
+    if wanted[version] and random.random() < 0.6:
+        destination = random.choice(wanted[version])
     tos = random.choice((0, 1, 2, 3, 0xB8, 0xB9, random.getrandbits(8)))
     ttl = random.choice((64, 64, 1, 0, 255, random.getrandbits(8)))
     size = _size(random, edges) - (20 if version == 4 else 40)
@@ -590,11 +614,14 @@ def tunnel_packet(
 ) -> bytes:
     """A frame that a tunnel of the node takes, or one that differs from it in a thing or two."""
     tunnel = acceptance.tunnel
-    frame = inner_frame(random, place, edges=edges)
+    wanted = random.choice((place.behind_ports, place.behind_ports, place.behind_tunnels))
+    frame = inner_frame(random, place, wanted, edges=edges)
     version = (
-        place.version(random) if acceptance.header != "ip" else _version_wanted(random, acceptance, place)
+        place.version(random, wanted)
+        if acceptance.header != "ip"
+        else _version_wanted(random, acceptance, place)
     )
-    packet = ip_packet(random, place, version, edges)
+    packet = ip_packet(random, place, version, wanted, edges)
     identifier = acceptance.identifier
     if random.random() < 0.04:
         identifier ^= random.choice((1, 0x10, 0x100))
@@ -623,7 +650,7 @@ def tunnel_packet(
 def _version_wanted(random: Random, acceptance: Acceptance, place: Places) -> int:
     """Of the inner packet: mostly what the outer protocol says."""
     if acceptance.arrival[0] == "udp" or random.random() < 0.1:
-        return place.version(random)
+        return place.version(random, place.behind_ports)
     return 6 if acceptance.arrival[1] == 41 else 4
 
 
@@ -699,9 +726,10 @@ def from_workload(
 ) -> tuple[str, bytes]:
     """(port, frame)."""
     access = [port for port in model.ports.values() if port.role == "access"]
-    busy = [port for port in access if model.networks[str(port.network)].prefixes]
-    port = random.choice(busy if busy and random.random() < 0.9 else access)
-    return port.name, inner_frame(random, found[str(port.network)], edges=edges)[:LONGEST]
+    busy = [port for port in access if any(found[str(port.network)].behind_tunnels.values())]
+    port = random.choice(busy if busy and random.random() < 0.8 else access)
+    place = found[str(port.network)]
+    return port.name, inner_frame(random, place, place.behind_tunnels, edges=edges)[:LONGEST]
 
 
 def from_underlay(
@@ -710,7 +738,8 @@ def from_underlay(
     """(port, frame)."""
     if not model.acceptances or random.random() < 0.02:
         port = random.choice([port for port in model.ports.values() if port.role == "uplink"])
-        return port.name, inner_frame(random, Places({4: SPECIAL[4], 6: SPECIAL[6]}))[:LONGEST]
+        nowhere = Places({4: SPECIAL[4], 6: SPECIAL[6]})
+        return port.name, inner_frame(random, nowhere, nowhere.known)[:LONGEST]
     acceptance = random.choice(list(model.acceptances.values()))
     frame = tunnel_packet(random, model, acceptance, found[acceptance.tunnel.network], edges)
     if random.random() < 0.1:

@@ -15,7 +15,7 @@ from strategies import scenarios
 from mptm.protocols import PROTOCOLS
 from mptm.reasons import Reason
 
-SCENARIOS = 420
+SCENARIOS = 450
 NUMBERS = st.lists(st.integers(0, 2**32 - 1), min_size=100, max_size=100)
 
 ELSEWHERE = {
