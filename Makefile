@@ -14,7 +14,9 @@ OBJECTS := $(patsubst bpf/%.bpf.c,build/%.o,$(wildcard bpf/*.bpf.c))
 HEADERS := $(shell find bpf -name '*.h')
 BENCH_OBJECTS := $(patsubst bench/%.bpf.c,build/%.o,$(wildcard bench/*.bpf.c))
 C_FILES := $(wildcard bpf/*.bpf.c bench/*.bpf.c) $(HEADERS)
-TESTS   ?= $(wildcard tests/unit tests/program tests/lab tests/interop)
+# Those of the first kind share nothing and mostly wait, so several run at once; those of the second use links and CPUs.
+TESTS   := $(wildcard tests/unit tests/program)
+TRAFFIC := $(wildcard tests/lab)
 
 .PHONY: help
 help: ## this list
@@ -25,8 +27,10 @@ demo: setup ## the two-node lab on real traffic: GENEVE and VXLAN side by side, 
 	@$(VENV)/mptm lab demo
 
 .PHONY: test
-test: setup peers lint ## lint, types, unit, program and lab tests
-	@$(VENV)/python -m pytest $(TESTS)
+test: setup peers lint ## lint, types, unit, program and lab tests, and the quick part of the matrix of peers
+	@$(VENV)/python -m pytest --numprocesses 4 $(TESTS)
+	@$(VENV)/python -m pytest $(TRAFFIC)
+	@$(VENV)/python -m pytest tests/interop -k 'not linux'
 
 .PHONY: fuzz
 fuzz: setup ## random packets through programs and reference model (MINUTES=10, SEED=N to begin there)
@@ -37,8 +41,9 @@ test-interop: setup peers ## every protocol with real peers, printed as a table 
 	@$(VENV)/python -m pytest tests/interop --full $(ARGS)
 
 .PHONY: interop-table
-interop-table: setup ## docs/interop.md, from what test-interop found
+interop-table: setup ## docs/interop.md and README's column of it, from what test-interop found
 	@$(VENV)/python tests/interop/table.py
+	@$(VENV)/python scripts/document_protocols.py
 
 .PHONY: lint
 lint: setup ## ruff, mypy, clang-format: checks only

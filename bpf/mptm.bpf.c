@@ -182,7 +182,8 @@ static __always_inline int refuse(const struct xdp_md *ctx, const struct port *p
 static __always_inline int answer_echo(struct xdp_md *ctx, const struct outer *outer, const struct port *port,
 				       __u32 slot)
 {
-	return write_gtpu_echo(ctx, outer) ? answer(ctx, port->ifindex, slot) : XDP_PASS;
+	return write_gtpu_echo(ctx, outer) ? answer(ctx, port->ifindex, slot)
+					   : refuse(ctx, port, outer, REFUSED_CONTROL);
 }
 
 /* A packet of the underlay that is being looked at, as far as it was read. */

@@ -33,10 +33,8 @@ TEMPLATE = ROOT / "docs" / "protocols.md.in"
 DOCUMENT = ROOT / "docs" / "protocols.md"
 README = ROOT / "README.md"
 NOTE = "<!-- Made by `make docs` from protocols.md.in and src/mptm/protocols: edit those. -->"
-TABLE_BEGIN, TABLE_END = (
-    "<!-- protocols: the table is made by `make docs`, but for its last column -->",
-    "<!-- end -->",
-)
+INTEROP = ROOT / "docs" / "interop.md"
+TABLE_BEGIN, TABLE_END = "<!-- protocols: `make docs` makes the table -->", "<!-- end -->"
 
 EGRESS_MTU = 1500
 LINE = 120
@@ -263,8 +261,32 @@ def summary() -> str:
     return table(heading, *rows)
 
 
-def readme_table(seen: dict[str, str]) -> str:
-    """The table of README.md; `seen` is its last column by protocol."""
+def seen_with() -> dict[str, str]:
+    """Which implementations a protocol was seen working with, by docs/interop.md, by the protocol's name."""
+    lines = (
+        INTEROP.read_text(encoding="utf-8").partition("\n## Protocols and peers\n")[2].strip().splitlines()
+    )
+    heading, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines)
+    peers = [
+        re.sub("^The running kernel", "Linux", peer).replace(", userspace datapath", "")
+        for peer in heading[2:]
+    ]
+    found: dict[str, str] = {}
+    for row in rows:
+        if len(row) != len(heading):
+            break
+        works = (
+            peer if cell == "yes" else f"{peer} (partly)"
+            for peer, cell in zip(peers, row[2:], strict=True)
+            if cell.startswith(("yes", "partly"))
+        )
+        found[row[1].strip("`")] = ", ".join(works)
+    return found
+
+
+def readme_table() -> str:
+    """The table of README.md."""
+    seen = seen_with()
     heading = (
         "protocol",
         "what",
@@ -285,7 +307,7 @@ def readme_table(seen: dict[str, str]) -> str:
                 underlays_of(protocol),
                 payloads_of(protocol),
                 pair(protocol, {v: str(each.template.overhead()) for v, each in made.items()}),
-                seen.get(protocol.title, ""),
+                seen.get(protocol.name, ""),
             )
         )
     return table(heading, *rows)
@@ -466,14 +488,12 @@ def protocols_document() -> str:
 
 
 def readme(old: str) -> str:
-    """README.md with its table of protocols as it should be; what it says in the last column stays."""
+    """README.md with its table of protocols as it should be."""
     before, begin, rest = old.partition(TABLE_BEGIN)
-    now, end, after = rest.partition(TABLE_END)
+    _, end, after = rest.partition(TABLE_END)
     if not begin or not end:
         raise SystemExit(f"README.md has no {TABLE_BEGIN} ... {TABLE_END}")
-    rows = [re.split(r"(?<!\\)\|", line)[1:-1] for line in now.strip().splitlines()[2:]]
-    seen = {re.sub(r"\[(.*)\].*", r"\1", row[0].strip()): row[-1].strip() for row in rows}
-    return f"{before}{begin}\n{readme_table(seen)}\n{end}{after}"
+    return f"{before}{begin}\n{readme_table()}\n{end}{after}"
 
 
 def main() -> None:

@@ -32,7 +32,8 @@ SHOWN_LENGTH = 80
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
-_WHOLE_NUMBER = re.compile(r"[+-]?[0-9]+|0[xX][0-9a-fA-F]+")
+_WHOLE_NUMBER = re.compile(r"[+-]?[0-9]{1,40}|0[xX][0-9a-fA-F]{1,32}")
+"""Of as many digits as any field may need: Python refuses to read numbers of thousands."""
 _TRUTH = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 
 

@@ -411,7 +411,7 @@ class Member(Checked, frozen=True, kw_only=True):
         tunnel, colon, weight = value.partition(":")
         if not colon:
             return cls(tunnel=tunnel)
-        if not weight.isdecimal():
+        if not weight.isdecimal() or len(weight) > len(str(WEIGHT_MAX)):
             raise InvalidIntent(f"{show_value(value)} is not {cls.expected}")
         return cls(tunnel=tunnel, weight=int(weight))
 
@@ -845,7 +845,8 @@ def _may_meet(one: Tunnel, other: Tunnel) -> bool:
     """
     if not find_protocol(one.protocol).over_ip and None not in (one.egress, other.egress):
         return one.egress == other.egress
-    return None in (one.local, other.local) or one.local == other.local
+    ours, theirs = (find_protocol(each.protocol).own_address(each) for each in (one, other))
+    return None in (ours, theirs) or ours == theirs
 
 
 def _not_for_the_stack(obj: Route | Flow, tunnel: Tunnel, told: Route | Port) -> Problem:

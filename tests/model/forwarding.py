@@ -255,7 +255,10 @@ class Model(Node):
         accepted, payload = found
         reason = reading.fault or self._checksum_problem(accepted, outer)
         if not reason and reading.echo is not None:
-            self._send(port.ifindex, decap.echo_response(data, outer, reading.echo))
+            if outer.has_extension:
+                self._refuse(outer, "CONTROL", port)  # the host's
+            else:
+                self._send(port.ifindex, decap.echo_response(data, outer, reading.echo))
             return
         arrived = reason or self._open(accepted, outer, reading, payload, port)
         if isinstance(arrived, str):

@@ -199,6 +199,14 @@ def _extension(random: Random, protocol: int, payload: bytes) -> tuple[int, byte
     return kind, bytes([protocol, words]) + b"\1\4" + bytes(4 + 8 * words) + payload
 
 
+def _encapsulation_limit(random: Random, protocol: int) -> bytes:
+    """RFC 2473 §4.1.1, as Linux sends it, or nearly so."""
+    made = bytearray([protocol, 0, 4, 1, random.getrandbits(8), 1, 1, 0])
+    if random.random() < 0.2:
+        made[random.randrange(1, 8)] ^= 1 << random.randrange(8)
+    return bytes(made)
+
+
 def ipv4(
     source: bytes,
     destination: bytes,
@@ -660,8 +668,11 @@ def _underlay_packet(
         )
         ethertype = 0x0800
     else:
-        if random.random() < 0.02:
+        chosen = random.random()
+        if chosen < 0.02:
             protocol, payload = _extension(random, protocol, payload)
+        elif chosen < 0.06:
+            protocol, payload = 60, _encapsulation_limit(random, protocol) + payload
         packet = ipv6(source, destination, protocol, payload, tos=tos, label=random.getrandbits(20))
         ethertype = 0x86DD
     padding = random.randbytes(mixed(random, (9, 0), (1, random.randint(1, 46))))

@@ -313,6 +313,8 @@ def test_members_of_a_group_may_be_written_in_short():
     assert list(map(str, GROUP.members)) == ["to-node2:3", "other"]
     assert object_from_dict("group", values | {"members": {"tunnel": "a"}}).members == (Member(tunnel="a"),)
     assert Group(name="g", network="blue", members="a:2").members[0].weight == 2  # type: ignore[arg-type]
+    with pytest.raises(InvalidIntent, match="is not a tunnel with a weight"):
+        Member.from_value("a:" + "9" * 5000)
 
 
 def test_a_list_of_one_may_be_written_without_brackets():
@@ -376,6 +378,8 @@ def field_of(cls: type[Checked], name: str) -> Field:
         (GeneveOptions, "vni", "100", 100),
         (GeneveOptions, "vni", "0x64", 100),
         (GeneveOptions, "vni", "12x", "12x"),
+        (GeneveOptions, "vni", "9" * 5000, "9" * 5000),
+        (GeneveOptions, "vni", "0x" + "f" * 5000, "0x" + "f" * 5000),
         (GeneveOptions, "ttl", "inherit", "inherit"),
         (GeneveOptions, "ttl", "9", 9),
         (GeneveOptions, "df", "no", False),
@@ -594,6 +598,24 @@ def test_objects_that_are_wrong_together_are_named(obj, text):
 )
 def test_two_ip_tunnels_meet_when_one_packet_could_be_for_both(first, second, meet):
     intent = Intent.of([BLUE, geneve(**first), geneve(name="other", **second)])
+    assert bool(list(intent.problems())) is meet
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "meet"),
+    [
+        ({"local_sid": "fd00:9::1"}, {"local_sid": "fd00:9::2"}, False),
+        ({"local_sid": "fd00:9::1"}, {"local": "fd00:8::2"}, False),
+        ({"local_sid": "fd00:9::1"}, {"local": "fd00:8::2", "local_sid": "fd00:9::1"}, True),
+        ({"local_sid": "fd00:9::1"}, {}, True),
+    ],
+)
+def test_two_srv6_tunnels_meet_where_their_segments_may_be_the_same(first, second, meet):
+    values = {"protocol": "srv6", "network": "blue", "remote": "fd00:8::9"}
+    tunnels = (
+        tunnel_from_dict(values | {"name": name} | more) for name, more in (("a", first), ("b", second))
+    )
+    intent = Intent.of([BLUE, *tunnels])
     assert bool(list(intent.problems())) is meet
 
 

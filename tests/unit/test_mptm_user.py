@@ -303,6 +303,7 @@ def test_get_names_no_access_port_where_the_source_is_behind_none(run, node):
         (ADD.replace("GENEVE", "STT"), "there is no protocol 'stt'"),
         (ADD.replace("--vlid 0", "--vlid x"), "--vlid: 'x' is no number"),
         (ADD.replace("--vlid 0", "--vlid 99999999"), "--vlid: '99999999' is no number"),
+        (ADD.replace("--vlid 0", f"--vlid {'9' * 5000}"), "is no number from 0 to 16777215"),
         (ADD.replace("GENEVE --vlid 0", "VLAN --vlid 0"), "0 is not a whole number from 1 to 4094"),
         (ADD.replace("51234", "70000"), "--source_port"),
         (ADD.replace("10.30.30.2", "10.30.30"), "--dest_ip: '10.30.30' is no IP address"),

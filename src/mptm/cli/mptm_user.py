@@ -63,6 +63,8 @@ OPTIONS = {
 LIMITS = {"enable_logs": 1, "redirect": 1, "flags": 2**32 - 1, "vlid": 2**24 - 1, "source_port": 65535}
 """Options that are whole numbers, and the largest that each takes."""
 
+MAX_DIGITS = 40
+
 USAGE = """\
 Usage: mptm_user -a ADD|GET|DEL -x ADDRESS -y ADDRESS [OPTION]...
 
@@ -255,7 +257,9 @@ def verify(values: dict[str, str]) -> str:
         if name in values:
             values[name] = _padded_mac(name, values[name])
     for name, highest in LIMITS.items():
-        if name in values and not (values[name].isdecimal() and int(values[name]) <= highest):
+        digits = values.get(name, "0")
+        # Python refuses to read numbers of thousands of digits.
+        if not (digits.isdecimal() and len(digits) <= MAX_DIGITS and int(digits) <= highest):
             raise Usage(f"--{name}: {values[name]!r} is no number from 0 to {highest}")
     return action
 

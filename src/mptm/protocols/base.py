@@ -188,6 +188,10 @@ class Protocol(ABC, Generic[AnyOptions]):
         """Where packets are sent first; None: no IP address says so."""
         return tunnel.remote_address
 
+    def own_address(self, tunnel: Tunnel) -> IPAddress | None:
+        """The address that its packets are sent to, where it is given; None: by the routing table, or it has none."""
+        return tunnel.local_address
+
     @abstractmethod
     def accepted(self, tunnel: Tunnel, path: Path | None) -> tuple[bytes, bytes] | None:
         """Sender and own address as a termination has them (16 bytes each); None: not known yet."""
@@ -247,7 +251,7 @@ class IpProtocol(Protocol[AnyIpOptions]):
 
     def accepted(self, tunnel: Tunnel, path: Path | None) -> tuple[bytes, bytes] | None:
         """See Protocol."""
-        local = tunnel.local_address or (path.local if path else None)
+        local = self.own_address(tunnel) or (path.local if path else None)
         if local is None:
             return None
         remote = tunnel.remote_address

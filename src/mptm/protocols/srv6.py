@@ -30,7 +30,7 @@ from mptm.errors import InvalidIntent
 from mptm.facts import IPAddress, Path
 from mptm.fields import UnicastAddress
 from mptm.headers import IP_PROTOCOL_ETHERNET, IP_PROTOCOL_IPV4, IP_PROTOCOL_IPV6, IP_PROTOCOL_ROUTING
-from mptm.protocols.base import IpOptions, IpProtocol, ListenerKind, Parser, ipv6_bytes
+from mptm.protocols.base import IpOptions, IpProtocol, ListenerKind, Parser
 from mptm.tables import Listener
 from mptm.template import ANY_FAMILY, InnerFamily, Patch, PatchOp, Template
 
@@ -87,11 +87,10 @@ class Srv6(IpProtocol[Srv6Options]):
         segments = _segments(tunnel, self.options_of(tunnel))
         return segments[0] if segments else None
 
-    def accepted(self, tunnel: Tunnel, path: Path | None) -> tuple[bytes, bytes] | None:
+    def own_address(self, tunnel: Tunnel) -> IPAddress | None:
         """See Protocol: what comes is addressed to our segment."""
-        ends = super().accepted(tunnel, path)
         own = self.options_of(tunnel).local_sid
-        return ends if ends is None or own is None else (ends[0], ipv6_bytes(ipaddress.ip_address(own)))
+        return tunnel.local_address if own is None else ipaddress.ip_address(own)
 
     def build(self, tunnel: Tunnel, path: Path) -> Template:
         """See Protocol."""

@@ -35,6 +35,7 @@ class Outer:
     protocol    what the IP header says that follows
     payload     from the tunnel header to where the outer lengths say that it ends
     payload_at  where that begins in the frame
+    has_extension  an IPv6 extension header was skipped
     problem     what is wrong with the outer headers, a reason
     udp_datagram  with its header; b"": no UDP
     """
@@ -51,6 +52,7 @@ class Outer:
     problem: str = ""
     udp_datagram: bytes = b""
     payload_at: int = 0
+    has_extension: bool = False
 
     def is_within(self, header_len: int) -> bool:
         """Whether a tunnel header of this length is there as a whole, and within reach."""
@@ -126,6 +128,7 @@ def _read_ipv6(frame: bytes, arrivals: Arrivals) -> Outer | None:
         outer.is_fragment = True
     else:
         return _read_ip_payload(outer, frame, at, payload_len, arrivals)
+    outer.has_extension = True
     outer.protocol = extension[0]
     outer.arrival = ("ip", outer.protocol)
     return _read_ip_payload(outer, frame, at + 8, payload_len - 8, arrivals)
