@@ -794,7 +794,10 @@ class Node:
 
     @contextlib.contextmanager
     def tracer(self, port: str) -> Iterator[Tracer]:
-        """The same for many packets: they are traced one after another, as if they came in so."""
+        """The same for many packets: they are traced one after another, as if they came in so.
+
+        Within the block the calling thread is in the node's network namespace.
+        """
         from mptm.trace import Tracer
 
         self._kernel.require_privileges()

@@ -442,7 +442,7 @@ def test_what_scapy_writes_is_read(tmp_path):
 
 def test_what_is_written_scapy_reads(tmp_path):
     with (tmp_path / "out.pcap").open("wb") as file:
-        writer = CaptureWriter(file)
+        writer = CaptureWriter(file, "out.pcap")
         for time, frame in zip(TIMES, FRAMES, strict=True):
             writer.write(frame, time)
     assert captured((tmp_path / "out.pcap").read_bytes()) == expected()

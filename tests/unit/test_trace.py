@@ -608,7 +608,7 @@ def test_a_capture_goes_through_packet_by_packet(run, kernel, tmp_path):
     big, small = bytes(PACKET_MAX + 1), bytes(13)
     frames = [FRAME, big, FRAME + b"dropped", small, FRAME]
     with (tmp_path / "in.pcap").open("wb") as file:
-        writer = CaptureWriter(file)
+        writer = CaptureWriter(file, "out.pcap")
         for frame in frames:
             writer.write(frame, 0)
     kernel.traced.answers += [
@@ -705,6 +705,11 @@ def test_files_that_cant_be_read_or_written_are_status_1(run, kernel, tmp_path):
     )
     assert status == 2 and "would overwrite" in err
     assert not kernel.traced.packets
+
+
+def test_a_full_disk_is_told(run):
+    status, _, err = run("veth-a", FRAME.hex(), "--pcap-out", "/dev/full")  # a device of Linux: full(4)
+    assert (status, err) == (1, "mptm: error: /dev/full can't be written: No space left on device\n")
 
 
 @pytest.mark.parametrize(

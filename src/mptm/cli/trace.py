@@ -220,7 +220,7 @@ def _opened(name: str) -> Iterator[BinaryIO]:
 
 @contextlib.contextmanager
 def _writing(name: str, pcap_in: str | None) -> Iterator[CaptureWriter]:
-    """A capture file that is there, whole, when the block has ended."""
+    """A capture file to write."""
     from mptm.errors import InvalidPacket
     from mptm.packets.capture import CaptureWriter
 
@@ -231,12 +231,11 @@ def _writing(name: str, pcap_in: str | None) -> Iterator[CaptureWriter]:
     ):
         raise click.UsageError("--pcap-out would overwrite what --pcap-in reads")
     try:
-        with open(name, "wb") as file:
-            yield CaptureWriter(file)
+        file = open(name, "wb", buffering=0)  # noqa: SIM115 - closed below
     except OSError as error:
-        if error.filename not in (None, name):
-            raise
         raise InvalidPacket(f"{name} can't be written: {error.strerror}") from None
+    with file:
+        yield CaptureWriter(file, name)
 
 
 @contextlib.contextmanager

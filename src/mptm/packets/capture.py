@@ -218,13 +218,25 @@ def _behind(count: int) -> str:
 
 
 class CaptureWriter:
-    """Writes Ethernet frames to a file as pcap, with times in nanoseconds."""
+    """Writes Ethernet frames to a file, which is best unbuffered, as pcap with times in nanoseconds.
 
-    def __init__(self, file: BinaryIO) -> None:
+    Raises InvalidPacket, naming the file, when it can't be written.
+    """
+
+    def __init__(self, file: BinaryIO, name: str) -> None:
         self._file = file
-        file.write(struct.pack("=IHHiIII", _PCAP_NANOSECONDS, 2, 4, 0, 0, SNAPLEN, LINKTYPE_ETHERNET))
+        self._name = name
+        self._put(struct.pack("=IHHiIII", _PCAP_NANOSECONDS, 2, 4, 0, 0, SNAPLEN, LINKTYPE_ETHERNET))
 
     def write(self, data: bytes, time_ns: int) -> None:
         """Append a frame."""
         seconds, nanoseconds = divmod(time_ns, 10**9)
-        self._file.write(struct.pack("=IIII", seconds & 0xFFFFFFFF, nanoseconds, len(data), len(data)) + data)
+        self._put(struct.pack("=IIII", seconds & 0xFFFFFFFF, nanoseconds, len(data), len(data)) + data)
+
+    def _put(self, data: bytes) -> None:
+        try:
+            written = self._file.write(data)
+        except OSError as error:
+            raise InvalidPacket(f"{self._name} can't be written: {error.strerror}") from None
+        if written < len(data):
+            raise InvalidPacket(f"{self._name} can't be written: there is no room for all of a packet")
