@@ -172,13 +172,12 @@ def test_pptp_and_protocols_that_nobody_carries(node):
 
 
 def test_nvgre_beside_gretap_with_keys(node):
-    gretap = between("gretap", name="gretap", key=0x12345678)
+    gretap = between("gretap", name="gretap", key=0x12345778)
     nvgre = between("nvgre", name="nvgre", vsid=0x123456)
     node.apply(gretap, nvgre, here())
-    for flow_id, name in ((0x78, "gretap"), (0x79, "nvgre"), (0x00, "nvgre")):
+    for key, name in ((0x12345778, "gretap"), (0x12345678, "nvgre"), (0x12345600, "nvgre")):
         before = node.tunnel_counters(name)["decap_packets"]
-        wire = gre(0x2000, 0x12345600 | flow_id, proto=GRE_BRIDGED, payload=their_frame())
-        assert_delivered(node, wire)
+        assert_delivered(node, gre(0x2000, key, proto=GRE_BRIDGED, payload=their_frame()))
         assert node.tunnel_counters(name)["decap_packets"] == before + 1
     assert_left(node, gre(0x3000, 0x12345600, 1, proto=GRE_BRIDGED, payload=their_frame()), "SENDER_OR_ID")
 

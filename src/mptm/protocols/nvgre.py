@@ -11,8 +11,8 @@
 
 In front of it: Ethernet, IPv4 or IPv6 (protocol 47); behind it an Ethernet frame.
 
-Received: a key, and neither checksum nor sequence number; the FlowID isn't looked at. A GRETAP tunnel whose key is
-these 32 bits goes before.
+Received: a key, and neither checksum nor sequence number; the FlowID isn't looked at. A GRE or GRETAP tunnel of the
+same remote may not have a key whose upper 24 bits are the VSID: flows whose FlowID is its lower 8 would be its own.
 """
 
 from __future__ import annotations
