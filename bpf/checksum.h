@@ -9,8 +9,9 @@
 #include "packet.h"
 
 #define SUM_OFFSET_MASK	  0x3fff /* packets of up to 16 KB */
-#define SUM_CHUNK	  512	 /* bytes at most that one helper call adds up */
-#define TCP_CHECKSUM_END  18	 /* where its checksum field ends, in a TCP header */
+#define SUM_MAX		  (SUM_OFFSET_MASK + 1)
+#define SUM_CHUNK	  512 /* bytes at most that one helper call adds up */
+#define TCP_CHECKSUM_END  18  /* where its checksum field ends, in a TCP header */
 #define ICMP_CHECKSUM_END 4
 #define SUM_CHUNKS	  (SUM_OFFSET_MASK / SUM_CHUNK + 1)
 
@@ -38,7 +39,7 @@
 		}                                                                                            \
 	} while (0)
 
-/* Sum of `len` bytes at `offset`. */
+/* Sum of `len` bytes at `offset`, which end within the first SUM_MAX: who calls has seen to it. */
 static __always_inline int sum_bytes_inline(const struct xdp_md *ctx, __u32 offset, __u32 len)
 {
 	__u32 sum = 0;
@@ -146,6 +147,8 @@ __noinline int sum_outer(struct xdp_md *ctx, const struct packet *packet, __u32 
 		else
 			tail = 0;
 	}
+	if (offset + len > SUM_MAX)
+		return -1; /* not by a tunnel's max_len, which the control plane makes that small */
 	sum = sum_bytes_inline(ctx, offset, len);
 	return sum < 0 ? sum : fold_checksum((__u64)sum + tail);
 }

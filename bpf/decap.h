@@ -110,10 +110,10 @@ static __always_inline int find_termination(const struct outer *outer, struct in
 }
 
 /*
- * Whether the outer UDP checksum is what the termination wants: RFC 768, RFC 8200 §8.1, RFC 6935. A global
- * function: off the fast path.
+ * Whether the outer UDP checksum is what the termination wants, an enum reason: RFC 768, RFC 8200 §8.1, RFC
+ * 6935. A global function: off the fast path.
  */
-__noinline int is_udp_checksum_right(struct xdp_md *ctx, const struct outer *outer, __u32 flags)
+__noinline int check_udp_checksum(struct xdp_md *ctx, const struct outer *outer, __u32 flags)
 {
 	const __u32 *source, *destination;
 	__u32 at, len;
@@ -122,14 +122,16 @@ __noinline int is_udp_checksum_right(struct xdp_md *ctx, const struct outer *out
 	int sum;
 
 	if (!outer)
-		return 0;
+		return REASON_UDP_CHECKSUM;
 	at = outer->payload_offset - sizeof(*udp);
 	len = outer->payload_len + sizeof(*udp);
 	udp = packet_at(ctx, at);
 	if ((void *)(udp + 1) > packet_end(ctx))
-		return 0;
+		return REASON_UDP_CHECKSUM;
 	if (!udp->check)
-		return !(flags & REQUIRE_UDP_CHECKSUM);
+		return flags & REQUIRE_UDP_CHECKSUM ? REASON_UDP_CHECKSUM : REASON_NONE;
+	if (at + len > SUM_MAX)
+		return REASON_CHECKSUM_SPAN;
 	/* ::ffff:0:0/96 in front of IPv4 addresses would count, so only their last word does. */
 	source = (const void *)outer->source;
 	destination = (const void *)outer->destination;
@@ -138,7 +140,7 @@ __noinline int is_udp_checksum_right(struct xdp_md *ctx, const struct outer *out
 		pseudo += (__u64)source[0] + source[1] + source[2] + destination[0] + destination[1] +
 			  destination[2];
 	sum = sum_bytes(ctx, at, len);
-	return sum >= 0 && fold_checksum(pseudo + (__u32)sum) == 0xffff;
+	return sum >= 0 && fold_checksum(pseudo + (__u32)sum) == 0xffff ? REASON_NONE : REASON_UDP_CHECKSUM;
 }
 
 static __always_inline __u8 accept_flag(const struct payload *payload, const struct packet *packet)
@@ -152,13 +154,19 @@ static __always_inline __u8 accept_flag(const struct payload *payload, const str
 static __always_inline enum reason check_accepted(struct xdp_md *ctx, const struct termination *accepted,
 						  const struct outer *outer, struct inner *inner)
 {
-	if (accepted->flags & VERIFY_UDP_CHECKSUM && outer->protocol == IPPROTO_UDP &&
-	    !is_udp_checksum_right(ctx, outer, accepted->flags))
-		return REASON_UDP_CHECKSUM;
+	int reason = REASON_NONE;
+
+	if (accepted->flags & VERIFY_UDP_CHECKSUM && outer->protocol == IPPROTO_UDP)
+		reason = check_udp_checksum(ctx, outer, accepted->flags);
+	if (reason)
+		return reason;
 	if (inner->parser == PARSER_L2TP_IP || inner->parser == PARSER_L2TP_UDP)
 		return parse_l2tp_cookie(ctx, accepted, inner);
-	if (inner->checksum_at && !(accepted->flags & ACCEPT_BAD_CHECKSUM) &&
-	    sum_bytes(ctx, inner->checksum_at, inner->payload.end - inner->checksum_at) != 0xffff)
+	if (!inner->checksum_at || accepted->flags & ACCEPT_BAD_CHECKSUM)
+		return REASON_NONE;
+	if (inner->payload.end > SUM_MAX)
+		return REASON_CHECKSUM_SPAN;
+	if (sum_bytes(ctx, inner->checksum_at, inner->payload.end - inner->checksum_at) != 0xffff)
 		return REASON_GRE_CHECKSUM;
 	return REASON_NONE;
 }

@@ -143,6 +143,7 @@ class Compiled:
     """What an intent comes to on this machine.
 
     warnings    sentences on what can't be as wanted
+    templates   by the name of each tunnel that can send
     states      by (kind, key) for ports, tunnels, groups, routes and flows: "up", "receive-only", or what is the
                 matter: "missing interface", "down: ...", "degraded: ...", "conflict: ..."
     """
@@ -152,6 +153,7 @@ class Compiled:
     allocations: Allocations
     warnings: list[str]
     states: dict[tuple[str, str], str]
+    templates: dict[str, Template]
 
 
 @dataclass(frozen=True)
@@ -292,7 +294,7 @@ def tunnel_record(
         outer_len=len(template.outer),
         strip=template.strip,
         patch_count=len(template.patches),
-        max_len=path.mtu + template.l2_len,
+        max_len=template.max_len(path.mtu),
         egress_ifindex=path.egress_ifindex,
         counter=counter,
         flags=flags,
@@ -501,8 +503,8 @@ class _Compilation:
         self.warnings: list[str] = []
         self.states: dict[tuple[str, str], str] = {}
         self.ways = {name: _way(tunnel, facts) for name, tunnel in intent.tunnels.items()}
-        templates = {name: way.template for name, way in self.ways.items() if way.template is not None}
-        self.allocations = allocate(intent, facts, templates, previous)
+        self.templates = {name: way.template for name, way in self.ways.items() if way.template is not None}
+        self.allocations = allocate(intent, facts, self.templates, previous)
         self.lookups = _lookups(intent)
 
     def run(self) -> Compiled:
@@ -527,7 +529,9 @@ class _Compilation:
             self._add_gateway(network)
         for flow in self.intent.flows.values():
             self._add_flow(flow)
-        return Compiled(self.tables, attachments, self.allocations, self.warnings, self.states)
+        return Compiled(
+            self.tables, attachments, self.allocations, self.warnings, self.states, self.templates
+        )
 
     def _network_id(self, name: str | None) -> int:
         return self.intent.networks[name].id if name is not None else 0

@@ -19,7 +19,7 @@ from ipaddress import ip_address
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from mptm import sync, tables
+from mptm import sync
 from mptm.errors import Busy, InvalidIntent, MptmError, NotFound, Unresolved
 from mptm.facts import Facts, Link, Path
 from mptm.fields import parts_of, suggestion
@@ -643,7 +643,6 @@ class Node:
                 else:
                     counters = self._read_counters(data_plane, snapshot.allocations).tunnels.get(name)
         path = facts.paths.get(name)
-        record = compiled.tables.tunnels[compiled.allocations.tunnels[name].slot]
         links = {link.ifindex: link for link in facts.links.values()}
         found: dict[str, Any] = {}
         if path is not None:
@@ -656,10 +655,9 @@ class Node:
                 "next hop MAC": path.next_hop_mac.hex(":") if path.next_hop_mac else None,
                 "egress MTU": path.mtu,
             }
-        template = None
-        if record.outer_len and (path is not None or record.egress_ifindex in links):
-            mtu = path.mtu if path is not None else links[record.egress_ifindex].mtu
-            template = _template_of(record, mtu)
+        template = compiled.templates.get(name)
+        if template is not None:
+            mtu = path.mtu if path is not None else facts.links[str(tunnel.egress)].mtu
             found |= {
                 "egress MTU": mtu,
                 "overhead": template.overhead(),
@@ -1133,22 +1131,6 @@ class Node:
                 for name, allocation in sorted(allocations.ports.items())
             },
         )
-
-
-def _template_of(record: tables.Tunnel, egress_mtu: int) -> Template:
-    """The template that an entry of `tunnels` was made of."""
-    from mptm.compile import TunnelFlag
-    from mptm.template import InnerFamily, Patch, PatchOp, Template
-
-    return Template(
-        outer=record.outer,
-        patches=tuple(Patch(PatchOp(patch.op), patch.offset, patch.bias) for patch in record.patches),
-        strip=record.strip,
-        l2_len=record.max_len - egress_mtu,
-        tos_mask=record.tos_mask,
-        ttl_mask=record.ttl_mask,
-        inner_families=InnerFamily(record.inner_families) if record.flags & TunnelFlag.L3 else None,
-    )
 
 
 def _unresolved_path(tunnel: Tunnel) -> Path | None:

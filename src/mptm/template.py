@@ -13,6 +13,9 @@ from dataclasses import dataclass
 OUTER_SIZE = 128
 """Capacity of an outer header in bytes, Ethernet included (MPTM_OUTER_SIZE)."""
 
+SUM_MAX = 1 << 14
+"""Bytes of a frame over which the data plane can make a checksum (bpf/checksum.h)."""
+
 INNER_ETHERNET_LEN = 14
 
 PATCHES = 8
@@ -98,6 +101,12 @@ class Template:
         inner_ethernet = 0 if self.is_l3 else INNER_ETHERNET_LEN - self.strip
         return len(self.outer) - self.l2_len + inner_ethernet
 
+    def max_len(self, egress_mtu: int) -> int:
+        """Longest outgoing frame; one whose checksum may have to be added up byte by byte is no longer than SUM_MAX."""
+        longest = egress_mtu + self.l2_len
+        is_summed = any(patch.op in (PatchOp.CHECKSUM, PatchOp.UDP6_CHECKSUM) for patch in self.patches)
+        return min(longest, SUM_MAX) if is_summed else longest
+
     def inner_mtu(self, egress_mtu: int) -> int:
         """Largest inner IP packet, in bytes, that fits an egress interface of `egress_mtu`."""
-        return egress_mtu - self.overhead()
+        return self.max_len(egress_mtu) - self.l2_len - self.overhead()

@@ -500,6 +500,52 @@ def test_tunnels_that_turn_out_to_accept_the_same_packets_are_told():
     assert len(made.tables.terminations) == 1
 
 
+@pytest.mark.parametrize(
+    ("fields", "max_len"),
+    [
+        ({"protocol": "gretap", "checksum": True}, 16384),
+        ({"protocol": "gretap"}, 65550),
+        ({"protocol": "geneve", "vni": 1}, 65550),
+        ({"protocol": "geneve", "vni": 1, "remote": "fd00:30::2"}, 16384),
+        ({"protocol": "geneve", "vni": 1, "remote": "fd00:30::2", "udp_checksum": False}, 65550),
+    ],
+)
+def test_a_frame_with_a_checksum_is_no_longer_than_what_can_be_summed_up(fields, max_len):
+    tunnel = tunnel_from_dict({"name": "t", "network": "blue", "remote": "10.30.30.2"} | fields)
+    local = "10.30.30.1" if tunnel.remote == "10.30.30.2" else "fd00:30::1"
+    path = replace(PATH, mtu=65536, local=ip_address(local))
+    made = compiled(tunnel, facts=replace(FACTS, paths={"t": path}))
+    (record,) = made.tables.tunnels.values()
+    assert record.max_len == max_len
+    template = made.templates["t"]
+    assert template.inner_mtu(65536) == max_len - 14 - template.overhead()
+
+
+@pytest.mark.parametrize(
+    ("fields", "mtu", "warning"),
+    [
+        ({"protocol": "gretap"}, 1318, None),
+        (
+            {"protocol": "gretap"},
+            1317,
+            "tunnel t has room for inner packets of 1279 bytes, but IPv6 needs 1280: "
+            "give its egress interface an MTU of 1318 at least, not 1317",
+        ),
+        ({"protocol": "ipip"}, 88, None),
+        (
+            {"protocol": "ipip"},
+            10,
+            "tunnel t has room for inner packets of 0 bytes, but IPv4 needs 68: "
+            "give its egress interface an MTU of 88 at least, not 10",
+        ),
+    ],
+)
+def test_an_mtu_that_leaves_less_than_every_link_has_is_told(fields, mtu, warning):
+    tunnel = tunnel_from_dict({"name": "t", "network": "blue", "remote": "10.30.30.2"} | fields)
+    made = compiled(tunnel, facts=replace(FACTS, paths={"t": replace(PATH, mtu=mtu)}))
+    assert [each for each in made.warnings if "has room for" in each] == ([warning] if warning else [])
+
+
 # ---- routes and flows ---------------------------------------------------------------------------------------
 
 
