@@ -344,6 +344,7 @@ enum reason {
 	REASON_GROUP_EMPTY = 46,   /* the group has no tunnel for the flow */
 	REASON_INNER_TAG = 48,	   /* the inner frame has a VLAN tag, which NVGRE forbids */
 	REASON_CHECKSUM_SPAN = 49, /* a checksum to be verified covers more than the first 16 KB */
+	REASON_ANSWER = 50,	   /* an answer could not be completed in the packet's place */
 	REFUSED_SENDER_OR_ID = 64, /* no termination for this sender, VNI and port */
 	REFUSED_FRAGMENT = 65,	   /* an outer fragment: the kernel may put it together */
 	REFUSED_CONTROL = 66,	   /* a control message of a tunnel protocol: for a daemon of this host */

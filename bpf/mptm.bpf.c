@@ -46,6 +46,7 @@ static __always_inline int answer_question(struct xdp_md *ctx, const struct pack
 					   struct question *question, const struct port *port, __u32 slot)
 {
 	struct next_hop *next_hop = lookup_target(port->network, port->lookups, question);
+	int written;
 
 	if (!next_hop)
 		return XDP_PASS;
@@ -63,8 +64,10 @@ static __always_inline int answer_question(struct xdp_md *ctx, const struct pack
 	}
 	question->is_own = next_hop->kind == NEXT_HOP_GATEWAY;
 	__builtin_memcpy(question->answer_mac, mac_for(next_hop, port), ETH_ALEN);
-	if (!write_answer(ctx, packet, question))
-		return XDP_PASS;
+	written = write_answer(ctx, packet, question);
+	if (written != 1)
+		return written == SPOILED ? drop_on_port(REASON_ANSWER, port->ifindex, packet->len)
+					  : XDP_PASS;
 	return answer(ctx, port->ifindex, slot);
 }
 
@@ -182,8 +185,11 @@ static __always_inline int refuse(const struct xdp_md *ctx, const struct port *p
 static __always_inline int answer_echo(struct xdp_md *ctx, const struct outer *outer, const struct port *port,
 				       __u32 slot)
 {
-	return write_gtpu_echo(ctx, outer) ? answer(ctx, port->ifindex, slot)
-					   : refuse(ctx, port, outer, REFUSED_CONTROL);
+	int written = write_gtpu_echo(ctx, outer);
+
+	if (written == SPOILED)
+		return drop_on_port(REASON_ANSWER, port->ifindex, frame_len(ctx));
+	return written ? answer(ctx, port->ifindex, slot) : refuse(ctx, port, outer, REFUSED_CONTROL);
 }
 
 /* A packet of the underlay that is being looked at, as far as it was read. */
@@ -368,8 +374,8 @@ static __always_inline int forward(struct xdp_md *ctx, const struct port *port,
 			       : deliver(ctx, packet, next_hop, local_slot);
 	/* The asker is behind the tunnel: the answer goes back through it. */
 	__builtin_memcpy(question->answer_mac, mac_for(next_hop, port), ETH_ALEN);
-	if (!write_answer(ctx, packet, question))
-		return drop_on_tunnel(REASON_NO_ROUTE, accepted->counter, len);
+	if (write_answer(ctx, packet, question) != 1)
+		return drop_on_tunnel(REASON_ANSWER, accepted->counter, len);
 	if (!parse_again(ctx, packet))
 		return drop_on_tunnel(REASON_BAD_INNER, accepted->counter, len);
 	return answer_tunnel(ctx, packet, accepted, &sending);

@@ -184,22 +184,22 @@ static __always_inline struct next_hop *lookup_target(__u32 network, __u8 lookup
 	return lookup_address(network, question->is_probe ? 0 : lookups, question->family, question->target);
 }
 
-static __always_inline bool write_arp_reply(struct xdp_md *ctx, __u64 offset, const struct question *question)
+static __always_inline int write_arp_reply(struct xdp_md *ctx, __u64 offset, const struct question *question)
 {
 	struct arp_packet *arp = packet_at(ctx, offset);
 
 	if ((void *)(arp + 1) > packet_end(ctx))
-		return false;
+		return 0;
 	arp->operation = bpf_htons(ARP_REPLY);
 	__builtin_memcpy(arp->sender_mac, question->answer_mac, ETH_ALEN);
 	__builtin_memcpy(arp->sender_ip, question->target, 4);
 	__builtin_memcpy(arp->target_mac, question->asker_mac, ETH_ALEN);
 	__builtin_memcpy(arp->target_ip, question->asker, 4);
-	return true;
+	return 1;
 }
 
-static __always_inline bool write_nd_advert(struct xdp_md *ctx, __u64 offset, const struct question *question,
-					    __u32 len)
+static __always_inline int write_nd_advert(struct xdp_md *ctx, __u64 offset, const struct question *question,
+					   __u32 len)
 {
 	__u32 new_len = offset + sizeof(struct ipv6hdr) + sizeof(struct nd_advert);
 	/* RFC 4861 §7.2.8: who answers for others doesn't override what they say themselves. */
@@ -214,10 +214,10 @@ static __always_inline bool write_nd_advert(struct xdp_md *ctx, __u64 offset, co
 	struct ipv6hdr *ip;
 
 	if (bpf_xdp_adjust_tail(ctx, (int)new_len - (int)len))
-		return false;
+		return 0;
 	ip = packet_at(ctx, offset);
 	if ((void *)(ip + 1) + sizeof(advert) > packet_end(ctx))
-		return false;
+		return SPOILED;
 	if (!question->is_probe)
 		__builtin_memcpy(asker, question->asker, sizeof(asker));
 	__builtin_memcpy(advert.target, question->target, sizeof(advert.target));
@@ -236,25 +236,28 @@ static __always_inline bool write_nd_advert(struct xdp_md *ctx, __u64 offset, co
 	__builtin_memcpy(&ip->saddr, question->target, sizeof(ip->saddr));
 	__builtin_memcpy(&ip->daddr, asker, sizeof(ip->daddr));
 	__builtin_memcpy(ip + 1, &advert, sizeof(advert));
-	return true;
+	return 1;
 }
 
 /*
  * Turns the question at the start of the packet into its answer, from question->answer_mac; VLAN tags stay.
- * 0: could not be answered; the packet is as it came. A global function, so the verifier sees it once.
+ * 0: could not be answered; the packet is as it came. SPOILED: it can only be dropped. A global function, so
+ * the verifier sees it once.
  */
 __noinline int write_answer(struct xdp_md *ctx, const struct packet *packet, const struct question *question)
 {
 	struct ethhdr *eth;
+	int written;
 
 	if (!packet || !question)
 		return 0;
-	if (question->family == 4 ? !write_arp_reply(ctx, packet->l3_offset, question)
-				  : !write_nd_advert(ctx, packet->l3_offset, question, packet->len))
-		return 0;
+	written = question->family == 4 ? write_arp_reply(ctx, packet->l3_offset, question)
+					: write_nd_advert(ctx, packet->l3_offset, question, packet->len);
+	if (written != 1)
+		return written;
 	eth = (void *)(long)ctx->data;
 	if ((void *)(eth + 1) > packet_end(ctx))
-		return 0;
+		return SPOILED;
 	__builtin_memcpy(eth->h_dest, packet->macs.source, ETH_ALEN);
 	if (question->family == 6 && question->is_probe) {
 		/* To all nodes, 33:33:00:00:00:01 (RFC 2464 §7): the asker has no address yet. */

@@ -34,6 +34,9 @@
 #define IPV4_MORE_FRAGMENTS 0x2000
 #define IPV4_DONT_FRAGMENT  0x4000
 
+/* Of what writes an answer in the packet's place: it is none yet, but the packet isn't as it came either. */
+#define SPOILED -1
+
 #define ANSWER_TTL 64 /* TTL or hop limit of what we write ourselves */
 
 /* Next protocol numbers that VXLAN-GPE and NSH share: draft-ietf-nvo3-vxlan-gpe §3.3, RFC 8300 §2.2. */

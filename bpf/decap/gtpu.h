@@ -129,8 +129,8 @@ static __always_inline void turn_ipv6(struct ipv6hdr *ip, __u32 payload_len)
 }
 
 /*
- * Turns an echo request into its response (§7.2.2); 0: it could not be. The packet is then changed, or not. A
- * global function: the verifier goes through it once.
+ * Turns an echo request into its response (§7.2.2). 0: it is the host's, and as it came; SPOILED: it can
+ * only be dropped. A global function: the verifier goes through it once.
  */
 __noinline int write_gtpu_echo(struct xdp_md *ctx, const struct outer *outer)
 {
@@ -168,7 +168,7 @@ __noinline int write_gtpu_echo(struct xdp_md *ctx, const struct outer *outer)
 	udp = packet_at(ctx, udp_at);
 	if ((void *)(eth + 1) > packet_end(ctx) || (void *)(echo + 1) > packet_end(ctx) ||
 	    (void *)(udp + 1) > packet_end(ctx))
-		return 0;
+		return SPOILED;
 	__builtin_memcpy(mac, eth->h_dest, ETH_ALEN);
 	__builtin_memcpy(eth->h_dest, eth->h_source, ETH_ALEN);
 	__builtin_memcpy(eth->h_source, mac, ETH_ALEN);
@@ -187,7 +187,7 @@ __noinline int write_gtpu_echo(struct xdp_md *ctx, const struct outer *outer)
 		struct iphdr *ip = packet_at(ctx, ETH_HLEN);
 
 		if ((void *)(ip + 1) > packet_end(ctx))
-			return 0;
+			return SPOILED;
 		turn_ipv4(ip, sizeof(*ip) + len);
 		pseudo = (__u64)ip->saddr + ip->daddr;
 	} else {
@@ -195,7 +195,7 @@ __noinline int write_gtpu_echo(struct xdp_md *ctx, const struct outer *outer)
 		const __u32 *addresses = (const void *)&ip->saddr;
 
 		if ((void *)(ip + 1) > packet_end(ctx))
-			return 0;
+			return SPOILED;
 		turn_ipv6(ip, len);
 #pragma unroll
 		for (int i = 0; i < 8; i++)
@@ -204,7 +204,7 @@ __noinline int write_gtpu_echo(struct xdp_md *ctx, const struct outer *outer)
 	sum = sum_bytes(ctx, udp_at, len);
 	udp = packet_at(ctx, udp_at);
 	if (sum < 0 || (void *)(udp + 1) > packet_end(ctx))
-		return 0;
+		return SPOILED;
 	udp->check = ~fold_checksum(pseudo + (__u32)sum + bpf_htons(len) + bpf_htons(IPPROTO_UDP));
 	if (!udp->check)
 		udp->check = 0xffff;

@@ -58,6 +58,7 @@ class Reason(IntEnum):
     REASON_GROUP_EMPTY = 46
     REASON_INNER_TAG = 48
     REASON_CHECKSUM_SPAN = 49
+    REASON_ANSWER = 50
     REFUSED_SENDER_OR_ID = 64
     REFUSED_FRAGMENT = 65
     REFUSED_CONTROL = 66
@@ -113,6 +114,7 @@ CAPTIONS: dict[str, str] = {
     "REASON_GROUP_EMPTY": "the group has no tunnel that could take the flow",
     "REASON_INNER_TAG": "the inner frame has a VLAN tag, which the tunnel's protocol forbids (RFC 7637 §3.3)",
     "REASON_CHECKSUM_SPAN": "a checksum that is to be verified is of a packet longer than 16 KB",
+    "REASON_ANSWER": "an answer could not be completed in the packet's place",
     "REFUSED_SENDER_OR_ID": "no tunnel accepts this sender, identifier and port",
     "REFUSED_FRAGMENT": "a fragment of an outer packet",
     "REFUSED_CONTROL": "a control message of a tunnel protocol, for a daemon here",
