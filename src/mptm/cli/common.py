@@ -132,6 +132,17 @@ def complete_names(kind: str) -> Callable[[click.Context, click.Parameter, str],
     return complete
 
 
+network_option = click.option(
+    "--network",
+    required=True,
+    shell_complete=complete_names("networks"),
+    help="The network that it belongs to.",
+)
+only_network_option = click.option(
+    "--network", shell_complete=complete_names("networks"), help="Only those of this network."
+)
+
+
 def complete_interfaces(_: click.Context, __: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Completion by the names of the machine's interfaces."""
     import socket

@@ -12,6 +12,8 @@ from mptm.cli.common import (
     current_node,
     in_words,
     json_option,
+    network_option,
+    only_network_option,
     print_fields,
     print_json,
     print_table,
@@ -45,12 +47,7 @@ def group() -> None:
 
 @group.command("add")
 @click.argument("name")
-@click.option(
-    "--network",
-    required=True,
-    shell_complete=complete_names("networks"),
-    help="The network that it belongs to.",
-)
+@network_option
 @member_option
 def group_add(name: str, network: str, members: tuple[str, ...]) -> None:
     """Add a group of tunnels.
@@ -112,7 +109,7 @@ def group_set(name: str, members: tuple[str, ...], leaving: tuple[str, ...]) -> 
 
 
 @group.command("list")
-@click.option("--network", shell_complete=complete_names("networks"), help="Only those of this network.")
+@only_network_option
 @json_option
 def group_list(network: str | None, as_json: bool) -> None:
     """List the groups.

@@ -15,7 +15,9 @@ from mptm.cli.common import (
     current_node,
     in_words,
     json_option,
+    network_option,
     note,
+    only_network_option,
     print_fields,
     print_json,
     print_table,
@@ -27,15 +29,6 @@ if TYPE_CHECKING:
     from mptm.intent import Flow, Intent, Port, Route
     from mptm.node import Node, Plan
 
-network_option = click.option(
-    "--network",
-    required=True,
-    shell_complete=complete_names("networks"),
-    help="The network that it belongs to.",
-)
-only_network_option = click.option(
-    "--network", shell_complete=complete_names("networks"), help="Only those of this network."
-)
 which_network_option = click.option(
     "--network",
     shell_complete=complete_names("networks"),

@@ -15,6 +15,8 @@ from mptm.cli.common import (
     current_node,
     in_words,
     json_option,
+    network_option,
+    only_network_option,
     print_fields,
     print_json,
     print_table,
@@ -192,12 +194,7 @@ def _settings(function: Command) -> Command:
 @click.option(
     "--protocol", required=True, type=ProtocolChoice(), metavar="PROTOCOL", help="What goes on the wire."
 )
-@click.option(
-    "--network",
-    required=True,
-    shell_complete=complete_names("networks"),
-    help="The network that it belongs to.",
-)
+@network_option
 @_settings
 def add(name: str, notes: tuple[str, ...], accepted: tuple[str, ...], **options: Any) -> None:
     """Add a tunnel to another node.
@@ -316,7 +313,7 @@ def _annotations(notes: tuple[str, ...]) -> dict[str, str]:
 
 
 @tunnel.command("list")
-@click.option("--network", shell_complete=complete_names("networks"), help="Only those of this network.")
+@only_network_option
 @json_option
 def list_(network: str | None, as_json: bool) -> None:
     """List the tunnels.

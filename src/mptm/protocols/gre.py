@@ -23,7 +23,7 @@ with a key is for a tunnel with that key, one without a key for a tunnel without
 from __future__ import annotations
 
 import struct
-from typing import Annotated, Protocol, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Protocol, TypeVar
 
 from msgspec import Meta
 
@@ -71,45 +71,58 @@ class GreFields(Protocol):
     def sequence(self) -> bool:
         """Whether packets are numbered."""
 
+    @property
+    def verify_checksum(self) -> bool:
+        """Whether a wrong one is refused."""
+
 
 AnyGreOptions = TypeVar("AnyGreOptions", bound=GreOptions)
 
 
-class GreBase(HeaderProtocol[AnyGreOptions]):
+class GreHeader:
+    """What protocols with a GRE header have in common, whatever is in front of it."""
+
+    if TYPE_CHECKING:
+
+        def inner_families(self, options: Any) -> InnerFamily | None:
+            """The protocol's."""
+
+    def accepted_parser(self, options: GreFields) -> Parser:
+        """See Protocol: a packet with a key is none without."""
+        return Parser.GRE if options.key is None else Parser.GRE_KEY
+
+    def tunnel_id(self, options: GreFields) -> int:
+        """The key; 0 without one."""
+        return options.key or 0
+
+    def verification(self, options: GreFields) -> Verification:
+        """See Protocol."""
+        return Verification(ignores_checksum=not options.verify_checksum)
+
+    def header(self, options: GreFields) -> bytes:
+        """See IpProtocol."""
+        return gre_header(options, self.inner_families(options))
+
+    def header_patches(self, options: GreFields) -> tuple[Patch, ...]:
+        """See IpProtocol."""
+        return gre_patches(options, self.inner_families(options))
+
+    def describe_header(self, options: GreFields) -> str:
+        """See IpProtocol."""
+        return describe_gre(options, self.inner_families(options))
+
+
+class GreBase(GreHeader, HeaderProtocol[AnyGreOptions]):
     """What GRE and its relatives over IP have in common."""
 
     parser = Parser.GRE
     ip_protocol = IP_PROTOCOL_GRE
-
-    def accepted_parser(self, options: AnyGreOptions) -> Parser:
-        """See Protocol."""
-        return gre_parser(options)
-
-    def tunnel_id(self, options: AnyGreOptions) -> int:
-        """The key; 0 without one."""
-        return options.key or 0
 
     def shadow(self, options: AnyGreOptions) -> Shadow | None:
         """Of the flows of an NVGRE tunnel, those whose FlowID makes its VSID this key."""
         if options.key is None:
             return None
         return Shadow(Parser.NVGRE, options.key >> FLOW_ID_BITS, "or key and VSID in the upper 24 bits")
-
-    def verification(self, options: AnyGreOptions) -> Verification:
-        """See Protocol."""
-        return Verification(ignores_checksum=not options.verify_checksum)
-
-    def header(self, options: AnyGreOptions) -> bytes:
-        """See IpProtocol."""
-        return gre_header(options, self.inner_families(options))
-
-    def header_patches(self, options: AnyGreOptions) -> tuple[Patch, ...]:
-        """See IpProtocol."""
-        return gre_patches(options, self.inner_families(options))
-
-    def describe_header(self, options: AnyGreOptions) -> str:
-        """See IpProtocol."""
-        return describe_gre(options, self.inner_families(options))
 
 
 class Gre(GreBase[GreOptions]):
@@ -123,11 +136,6 @@ class Gre(GreBase[GreOptions]):
     def inner_families(self, options: GreOptions) -> InnerFamily | None:
         """See Protocol."""
         return ANY_FAMILY
-
-
-def gre_parser(fields: GreFields) -> Parser:
-    """What a tunnel with these fields accepts: a packet with a key is none without."""
-    return Parser.GRE if fields.key is None else Parser.GRE_KEY
 
 
 def _flags(fields: GreFields) -> int:

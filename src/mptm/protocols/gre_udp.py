@@ -25,18 +25,9 @@ Received: as GRE; what `payload` says is taken, and nothing else.
 
 from __future__ import annotations
 
-from mptm.protocols.base import Parser, Payload, UdpOptions, UdpPort, UdpProtocol, Verification
-from mptm.protocols.gre import (
-    Key,
-    SendChecksum,
-    Sequence,
-    VerifyChecksum,
-    describe_gre,
-    gre_header,
-    gre_parser,
-    gre_patches,
-)
-from mptm.template import ANY_FAMILY, InnerFamily, Patch
+from mptm.protocols.base import Parser, Payload, UdpOptions, UdpPort, UdpProtocol
+from mptm.protocols.gre import GreHeader, Key, SendChecksum, Sequence, VerifyChecksum
+from mptm.template import ANY_FAMILY, InnerFamily
 
 
 class GreUdpOptions(UdpOptions, frozen=True, kw_only=True):
@@ -50,7 +41,7 @@ class GreUdpOptions(UdpOptions, frozen=True, kw_only=True):
     port: UdpPort = 4754
 
 
-class GreUdp(UdpProtocol[GreUdpOptions]):
+class GreUdp(GreHeader, UdpProtocol[GreUdpOptions]):
     """The protocol; stateless."""
 
     name = "gre-udp"
@@ -59,33 +50,9 @@ class GreUdp(UdpProtocol[GreUdpOptions]):
     parser = Parser.GRE
     options = GreUdpOptions
 
-    def accepted_parser(self, options: GreUdpOptions) -> Parser:
-        """See Protocol."""
-        return gre_parser(options)
-
-    def tunnel_id(self, options: GreUdpOptions) -> int:
-        """The key; 0 without one."""
-        return options.key or 0
-
-    def verification(self, options: GreUdpOptions) -> Verification:
-        """See Protocol."""
-        return Verification(ignores_checksum=not options.verify_checksum)
-
     def inner_families(self, options: GreUdpOptions) -> InnerFamily | None:
         """See Protocol."""
         return None if options.payload == "l2" else ANY_FAMILY
-
-    def header(self, options: GreUdpOptions) -> bytes:
-        """See IpProtocol."""
-        return gre_header(options, self.inner_families(options))
-
-    def header_patches(self, options: GreUdpOptions) -> tuple[Patch, ...]:
-        """See IpProtocol."""
-        return gre_patches(options, self.inner_families(options))
-
-    def describe_header(self, options: GreUdpOptions) -> str:
-        """See IpProtocol."""
-        return describe_gre(options, self.inner_families(options))
 
 
 PROTOCOL = GreUdp()
