@@ -40,8 +40,7 @@ from mptm.fields import (
     value_from_text,
 )
 from mptm.protocols import PROTOCOLS, Protocol
-from mptm.protocols.base import IpOptions
-from mptm.tables import Listener
+from mptm.protocols.base import IpOptions, Listener
 
 MEMBERS_MAX = 256
 """Of a group."""
