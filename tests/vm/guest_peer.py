@@ -363,7 +363,7 @@ class Linux61(GuestPeer):
     """Of Debian 12."""
 
     name = "linux-6.1"
-    title = "Linux 6.1 (Debian)"
+    title = "Debian 12's Linux"
     series = "6.1"
 
 
@@ -371,7 +371,7 @@ class Linux612(GuestPeer):
     """Of Debian 13."""
 
     name = "linux-6.12"
-    title = "Linux 6.12 (Debian)"
+    title = "Debian 13's Linux"
     series = "6.12"
 
 
