@@ -157,6 +157,8 @@ enum tunnel_flag {
 	TUNNEL_TO_STACK = 1, /* after encapsulation XDP_PASS instead of a redirect: the kernel routes it */
 	TUNNEL_L3 =
 	    2, /* carries IP packets: the inner Ethernet header and VLAN tags are dropped, not `strip` */
+	TUNNEL_UNTAGGED =
+	    4, /* carries frames without their VLAN tags; PATCH_INNER_MACS behind `outer` moves the rest */
 };
 
 /* Inner IP versions that an L3 tunnel carries. */
@@ -339,6 +341,7 @@ enum reason {
 	REASON_SPLIT_HORIZON = 44, /* relay into the tunnel it came by, or one of the same split horizon */
 	REASON_HOP_LIMIT = 45,	   /* relay of a packet whose TTL or hop limit is used up */
 	REASON_GROUP_EMPTY = 46,   /* the group has no tunnel for the flow */
+	REASON_INNER_TAG = 48,	   /* the inner frame has a VLAN tag, which NVGRE forbids */
 	REFUSED_SENDER_OR_ID = 64, /* no termination for this sender, VNI and port */
 	REFUSED_FRAGMENT = 65,	   /* an outer fragment: the kernel may put it together */
 	REFUSED_CONTROL = 66,	   /* a control message of a tunnel protocol: for a daemon of this host */

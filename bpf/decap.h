@@ -163,8 +163,11 @@ static __always_inline enum reason check_accepted(struct xdp_md *ctx, const stru
 	return REASON_NONE;
 }
 
-/* Reads the inner frame or packet into *packet, which is zero before. */
-static __always_inline enum reason parse_inner(const struct xdp_md *ctx, const struct inner *inner,
+/*
+ * Reads the inner frame or packet into *packet, which is zero before. What is behind an IP packet that has no
+ * frame of its own is not taken for a part of it, as the kernel does it (ip_rcv).
+ */
+static __always_inline enum reason parse_inner(const struct xdp_md *ctx, struct inner *inner,
 					       const struct outer *outer, struct packet *packet)
 {
 	__u32 len;
@@ -173,12 +176,16 @@ static __always_inline enum reason parse_inner(const struct xdp_md *ctx, const s
 	if (inner->payload.kind == INNER_IP) {
 		if (!parse_ip_packet(ctx, inner->payload.offset, len, packet))
 			return REASON_BAD_INNER;
+		packet->len = packet->end;
+		inner->payload.end = inner->payload.offset + packet->end - ETH_HLEN;
 		return inner->payload.version && inner->payload.version != packet->family
 			   ? REASON_INNER_VERSION
 			   : REASON_NONE;
 	}
 	if (!parse_frame(ctx, inner->payload.offset, len, packet))
 		return REASON_BAD_INNER;
+	if (inner->parser == PARSER_NVGRE && packet->l3_offset != ETH_HLEN)
+		return REASON_INNER_TAG; /* RFC 7637 §3.3 */
 	if (inner->payload.keeps_macs) {
 		__builtin_memcpy(packet->macs.destination, outer->destination, ETH_ALEN);
 		__builtin_memcpy(packet->macs.source, outer->source, ETH_ALEN);

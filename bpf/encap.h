@@ -225,7 +225,7 @@ static __always_inline int encap_inline(struct xdp_md *ctx, struct packet *packe
 	__u32 slot = sending->slot;
 	struct tunnel *tunnel = bpf_map_lookup_elem(&tunnels, &slot);
 	struct patching patching = {};
-	__u32 strip, frame_bytes = packet->len, inner_bytes, port_slot;
+	__u32 strip, frame_bytes = packet->len, inner_bytes, overhead, port_slot;
 	struct port *ingress;
 	struct ethhdr *eth;
 	bool is_l3;
@@ -237,14 +237,16 @@ static __always_inline int encap_inline(struct xdp_md *ctx, struct packet *packe
 		return sending->is_answer ? XDP_DROP
 					  : drop_on_tunnel(REASON_INNER_FAMILY, tunnel->counter, packet->len);
 	strip = is_l3 ? packet->l3_offset : tunnel->strip;
+	if (tunnel->flags & TUNNEL_UNTAGGED)
+		strip = packet->l3_offset - ETH_HLEN;
 	if (is_l3)
 		frame_bytes = packet->end; /* padding isn't IP's */
 	patching.len = frame_bytes - strip + tunnel->outer_len;
 	inner_bytes = frame_bytes - strip + (is_l3 ? ETH_HLEN : tunnel->strip);
 	trace(TRACE_TUNNEL, slot, tunnel->counter, patching.len);
 	if (patching.len > tunnel->max_len) {
-		sending->mtu =
-		    tunnel->max_len - tunnel->outer_len - (is_l3 ? 0 : packet->l3_offset - tunnel->strip);
+		overhead = tunnel->outer_len + packet->l3_offset - strip;
+		sending->mtu = tunnel->max_len > overhead ? tunnel->max_len - overhead : 0;
 		trace(TRACE_TOO_BIG, sending->mtu, 0, 0);
 		if (!sending->is_answer)
 			count_reason(REASON_TOO_BIG, SCOPE_TUNNEL, tunnel->counter, packet->len);

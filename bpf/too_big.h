@@ -23,6 +23,8 @@
 #define ICMP4_QUOTED		   548	/* RFC 1812 §4.3.2.3: at most, in an answer of 576 bytes */
 #define ICMP6_QUOTED		   1232 /* RFC 4443 §2.4: at most, in an answer of 1280 bytes */
 #define ICMPV6_FIRST_INFORMATIONAL 128
+#define IPV4_MTU_MIN		   68	/* RFC 791 §3.2 */
+#define IPV6_MTU_MIN		   1280 /* RFC 8200 §5; who is told less ignores it (RFC 8201 §4) */
 #define L2_MAX			   (ETH_HLEN + INNER_TAGS * VLAN_LEN)
 #define ANSWERS_PER_SECOND	   100
 #define ANSWER_INTERVAL_NS	   (1000000000ULL / ANSWERS_PER_SECOND)
@@ -156,8 +158,9 @@ static __always_inline bool write_packet_too_big(struct xdp_md *ctx, __u32 at, c
 
 /*
  * Turns the packet of `network` into the answer to its sender, from the port of `port_slot`: `mtu` is the
- * largest IP packet that fits. VLAN tags stay. 0: it deserves none, may have none now, or its network has no
- * gateway address; the packet is then to be dropped. A global function: the verifier sees it once.
+ * largest IP packet that fits, but nobody is told of less than every link has. VLAN tags stay. 0: it deserves
+ * none, may have none now, or its network has no gateway address; the packet is then to be dropped. A global
+ * function: the verifier sees it once.
  */
 __noinline int write_too_big(struct xdp_md *ctx, const struct packet *packet, __u32 network, __u32 mtu,
 			     __u32 port_slot)
@@ -179,6 +182,8 @@ __noinline int write_too_big(struct xdp_md *ctx, const struct packet *packet, __
 		return 0;
 	if (packet->family == 4 ? !gateway->has_v4 : !gateway->has_v6)
 		return 0;
+	if (mtu < (packet->family == 4 ? IPV4_MTU_MIN : IPV6_MTU_MIN))
+		mtu = packet->family == 4 ? IPV4_MTU_MIN : IPV6_MTU_MIN;
 	quoted = packet->family == 4 ? ICMP4_QUOTED : ICMP6_QUOTED;
 	header_len = packet->family == 4 ? sizeof(struct iphdr) + sizeof(struct icmp_error)
 					 : sizeof(struct ipv6hdr) + sizeof(struct icmp_error);

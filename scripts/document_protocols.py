@@ -377,6 +377,8 @@ def reasons_of(protocol: Protocol[Any]) -> list[str]:
             found["REASON_GRE_CHECKSUM"] = None
         if function == "parse_l2tp":
             found |= reasons_from("parse_l2tp_cookie")
+    if protocol.name == "nvgre":
+        found["REASON_INNER_TAG"] = None
     return [name for name in found if name not in ("REASON_NONE", "REASON_BAD_INNER")]
 
 

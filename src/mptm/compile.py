@@ -37,6 +37,9 @@ TUNNEL_SLOTS = 1 << 14
 GROUP_SLOTS = 256
 """Capacities; a unit test compares them with bpf/abi.h and bpf/maps.h."""
 
+IPV4_MTU_MIN, IPV6_MTU_MIN = 68, 1280
+"""Of every link: RFC 791 §3.2, RFC 8200 §5."""
+
 NO_MAC = bytes(6)
 UP = "up"
 RECEIVE_ONLY = "receive-only"
@@ -79,6 +82,7 @@ class TunnelFlag(IntEnum):
 
     TO_STACK = 1
     L3 = 2
+    UNTAGGED = 4
 
 
 class TerminationFlag(IntEnum):
@@ -277,6 +281,7 @@ def tunnel_record(
         return tables.Tunnel(b"", (), 0, 0, 0, 0, 0, counter, 0, 0, 0, 0, split_horizon)
     to_stack = isinstance(tunnel.options, IpOptions) and tunnel.options.to_stack
     flags = (TunnelFlag.TO_STACK if to_stack else 0) | (TunnelFlag.L3 if template.is_l3 else 0)
+    flags |= TunnelFlag.UNTAGGED if template.untagged else 0
     return tables.Tunnel(
         outer=template.outer,
         patches=tuple(tables.Patch(int(patch.op), patch.offset, patch.bias) for patch in template.patches),
@@ -550,6 +555,8 @@ class _Compilation:
                 self.tables.locals[tables.LocalKey(ends[1])] = 1
             if variant is not tunnel and way.path is not None and (problem := _too_far(variant, way.path)):
                 self.warnings.append(f"tunnel {tunnel.name} accepts no {variant.protocol}: {problem}")
+        if way.template is not None and way.path is not None:
+            self._check_mtu(tunnel, way.template, way.path)
         own = self.facts.addresses
         if own is not None and tunnel.local_address is not None and tunnel.local_address not in own:
             self.warnings.append(
@@ -557,6 +564,17 @@ class _Compilation:
             )
         is_up = way.state in (UP, RECEIVE_ONLY)
         self._set_state(tunnel, way.state, None if is_up else f"tunnel {tunnel.name} is {way.state}")
+
+    def _check_mtu(self, tunnel: Tunnel, template: Template, path: Path) -> None:
+        """A sender is never told of less than every link has, so it can't make its packets small enough."""
+        carries_v6 = template.inner_families is None or InnerFamily.IPV6 in template.inner_families
+        least, inner_mtu = IPV6_MTU_MIN if carries_v6 else IPV4_MTU_MIN, template.inner_mtu(path.mtu)
+        if inner_mtu < least:
+            self.warnings.append(
+                f"tunnel {tunnel.name} has room for inner packets of {max(inner_mtu, 0)} bytes, "
+                f"but IPv{6 if carries_v6 else 4} needs {least}: "
+                f"give its egress interface an MTU of {path.mtu + least - inner_mtu} at least, not {path.mtu}"
+            )
 
     def _add_group(self, group: Group) -> None:
         """Who gets which slot; the slots of a member that can't send are the others', so a flow is never without."""

@@ -40,7 +40,7 @@ from mptm.fields import (
     value_from_text,
 )
 from mptm.protocols import PROTOCOLS, Protocol
-from mptm.protocols.base import IpOptions, Listener
+from mptm.protocols.base import IpOptions, Listener, Shadow
 
 MEMBERS_MAX = 256
 """Of a group."""
@@ -292,6 +292,32 @@ class Tunnel(Checked, frozen=True, kw_only=True):
                         "give what is accepted another identifier",
                         field="accept",
                     )
+        for variant in variants:
+            self._check_shadow(variant, variants)
+
+    def _check_shadow(self, variant: Tunnel, variants: Iterable[Tunnel]) -> None:
+        """InvalidIntent: packets of another variant would be taken for those of this, which carries nothing alike."""
+        protocol = find_protocol(variant.protocol)
+        shadow = protocol.shadow(variant.options)
+        if shadow is None:
+            return
+        listeners = set(protocol.listeners(variant.options))
+        for other in variants:
+            theirs = find_protocol(other.protocol)
+            name = theirs.accepted_parser(other.options), theirs.tunnel_id(other.options)
+            if name != (shadow.parser, shadow.tunnel_id) or listeners.isdisjoint(
+                theirs.listeners(other.options)
+            ):
+                continue
+            families = (
+                each.inner_families(of) for each, of in ((protocol, variant.options), (theirs, other.options))
+            )
+            if len({family is None for family in families}) > 1:
+                raise InvalidIntent(
+                    f"{self.label()}: packets of {theirs.name} may be taken for those of {protocol.name}",
+                    f"let them differ, {shadow.way_out.removeprefix('or ')}",
+                    field="accept",
+                )
 
     def to_dict(self, *, defaults: bool = False) -> dict[str, Any]:
         """Flat: the protocol's options follow the common fields."""
@@ -780,6 +806,7 @@ class Intent(msgspec.Struct, frozen=True, kw_only=True):
         for tunnel in self.tunnels.values():
             for variant in tunnel.variants():
                 yield from self._variant_problems(tunnel, variant, listening, accepting)
+        yield from self._shadow_problems(accepting)
 
     def _variant_problems(
         self,
@@ -805,6 +832,34 @@ class Intent(msgspec.Struct, frozen=True, kw_only=True):
                     yield _same_packets(variant, other, "remote" if variant is tunnel else "accept")
                     break
             same.append(variant)
+
+    def _shadow_problems(
+        self, accepting: Mapping[tuple[Listener, int, int, str | None], Iterable[Tunnel]]
+    ) -> Iterator[Problem]:
+        """Tunnels that would get packets of another protocol's; an any-sender tunnel those of every sender."""
+        by_name: dict[tuple[Listener, int, int], list[tuple[str | None, Iterable[Tunnel]]]] = {}
+        for (listener, parser, number, sender), tunnels in accepting.items():
+            by_name.setdefault((listener, parser, number), []).append((sender, tunnels))
+        for (listener, _, _, sender), tunnels in accepting.items():
+            for variant in tunnels:
+                shadow = find_protocol(variant.protocol).shadow(variant.options)
+                if shadow is None:
+                    continue
+                for other in _from_sender(
+                    sender, by_name.get((listener, shadow.parser, shadow.tunnel_id), [])
+                ):
+                    if other.name != variant.name and _may_meet(variant, other):
+                        yield self._taken_from(other, variant, shadow)
+
+    def _taken_from(self, loser: Tunnel, winner: Tunnel, shadow: Shadow) -> Problem:
+        """Both tunnels as if they sent what is accepted."""
+        message = (
+            f"packets of {loser.protocol} from {loser.remote} may be taken for those of {winner.protocol}, "
+            f"for tunnel {winner.name} of network {winner.network}"
+        )
+        sends = self.tunnels[loser.name].protocol == loser.protocol
+        hint = f"let them differ in remote or local, {shadow.way_out}"
+        return Problem("tunnel", loser.key, "remote" if sends else "accept", message, hint)
 
     def _with(self, obj: Object) -> Intent:
         section = _section(obj.kind)
@@ -848,6 +903,15 @@ def _may_meet(one: Tunnel, other: Tunnel) -> bool:
     return None in (ours, theirs) or ours == theirs
 
 
+def _from_sender(
+    sender: str | None, accepting: Iterable[tuple[str | None, Iterable[Tunnel]]]
+) -> Iterator[Tunnel]:
+    """The tunnels that may get packets of this sender, or of whom the sender (any) may be."""
+    for other, tunnels in accepting:
+        if sender == other or "any" in (sender, other):
+            yield from tunnels
+
+
 def _not_for_the_stack(obj: Route | Flow, tunnel: Tunnel, told: Route | Port) -> Problem:
     message = (
         f"tunnel {tunnel.name} hands packets to the kernel (to_stack), which takes only those that are addressed "
@@ -862,11 +926,10 @@ def _not_for_the_stack(obj: Route | Flow, tunnel: Tunnel, told: Route | Port) ->
 
 def _same_packets(tunnel: Tunnel, other: Tunnel, field: str) -> Problem:
     protocol = find_protocol(tunnel.protocol)
-    number = protocol.tunnel_id(tunnel.options)
-    sender = tunnel.remote or tunnel.remote_mac
+    *differ, last = protocol.told_apart_by
+    identifier = f", identifier {protocol.tunnel_id(tunnel.options)}" if "identifier" in differ else ""
     message = (
         f"accepts the same packets as tunnel {other.name} of network {other.network} "
-        f"({protocol.name}, identifier {number}, from {sender})"
+        f"({protocol.name}{identifier}, from {tunnel.remote or tunnel.remote_mac})"
     )
-    differ = "remote, local or port" if protocol.over_ip else "remote or egress"
-    return Problem("tunnel", tunnel.key, field, message, f"let them differ in identifier, {differ}")
+    return Problem("tunnel", tunnel.key, field, message, f"let them differ in {', '.join(differ)} or {last}")

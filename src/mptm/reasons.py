@@ -56,6 +56,7 @@ class Reason(IntEnum):
     REASON_SPLIT_HORIZON = 44
     REASON_HOP_LIMIT = 45
     REASON_GROUP_EMPTY = 46
+    REASON_INNER_TAG = 48
     REFUSED_SENDER_OR_ID = 64
     REFUSED_FRAGMENT = 65
     REFUSED_CONTROL = 66
@@ -109,6 +110,7 @@ CAPTIONS: dict[str, str] = {
     "REASON_SPLIT_HORIZON": "would be relayed into the tunnel it came by, or one of the same split horizon",
     "REASON_HOP_LIMIT": "the TTL or hop limit of a packet to be relayed is used up",
     "REASON_GROUP_EMPTY": "the group has no tunnel that could take the flow",
+    "REASON_INNER_TAG": "the inner frame has a VLAN tag, which the tunnel's protocol forbids (RFC 7637 §3.3)",
     "REFUSED_SENDER_OR_ID": "no tunnel accepts this sender, identifier and port",
     "REFUSED_FRAGMENT": "a fragment of an outer packet",
     "REFUSED_CONTROL": "a control message of a tunnel protocol, for a daemon here",

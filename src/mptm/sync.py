@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from mptm.errors import TableFull
@@ -44,6 +44,9 @@ ARRAYS = frozenset(("tunnels", "groups", "ports", "listeners", "terminations"))
 KEYED_ARRAY = "terminations"
 """The ARRAY whose entries are found by a key inside them. A slot isn't written in one stroke: so that a reader never
 sees a key with another's value, its value is written before its key, and its key is removed before its value."""
+
+TERMINATION_KEY = ("source", "destination", "tunnel_id", "number", "parser")
+"""The fields by which it is found."""
 
 SCOPE_OTHER, SCOPE_PORT, SCOPE_TUNNEL = 0, 1, 2
 """`enum drop_scope` of bpf/abi.h."""
@@ -227,11 +230,29 @@ def _write(maps: Mapping[str, Table], changes: Iterable[Change]) -> None:
     for name, entries in _by_table(changes).items():
         table = maps[name]
         if name == KEYED_ARRAY:
-            added = [
-                change for change in entries if not change.old or not table.value.unpack(change.old)["parser"]
-            ]
-            table.update({change.key: _hidden(table, change.new) for change in added if change.new})
+            # A key whose slot another takes may have got a slot elsewhere: that one is written first.
+            replaced = [change for change in entries if _has_another_key(table, change)]
+            entries = [change for change in entries if change not in replaced]
+            _write_keyed(table, entries)
+            table.update({change.key: _hidden(table, change.old) for change in replaced if change.old})
+            _write_keyed(table, [replace(change, old=None) for change in replaced])
+            continue
         table.update({change.key: change.new for change in entries if change.new is not None})
+
+
+def _write_keyed(table: Table, entries: Sequence[Change]) -> None:
+    """Entries of KEYED_ARRAY in slots that are free, or have the same key."""
+    added = [change for change in entries if not change.old or not table.value.unpack(change.old)["parser"]]
+    table.update({change.key: _hidden(table, change.new) for change in added if change.new})
+    table.update({change.key: change.new for change in entries if change.new})
+
+
+def _has_another_key(table: Table, change: Change) -> bool:
+    """Whether a termination takes the place of one that packets find by another key."""
+    if not change.old or not change.new:
+        return False
+    old, new = table.value.unpack(change.old), table.value.unpack(change.new)
+    return bool(old["parser"]) and any(old[name] != new[name] for name in TERMINATION_KEY)
 
 
 def _delete(maps: Mapping[str, Table], changes: Iterable[Change]) -> None:

@@ -73,6 +73,8 @@ class Template:
     l2_len      bytes of `outer` that the egress MTU doesn't count (14, or 18 with a VLAN tag).
     tos_mask    bits of TOS / traffic class taken from the inner packet: 0x03 ECN only, 0xff DSCP too.
     ttl_mask    0xff: TTL / hop limit taken from the inner packet; 0: the template's.
+    untagged    VLAN tags of the inner frame are dropped; a patch INNER_MACS right behind `outer` moves its MAC
+                addresses.
     inner_families  None: the payload is an Ethernet frame. Else it is an IP packet of these versions; the inner
                 Ethernet header and its VLAN tags are dropped.
     """
@@ -83,6 +85,7 @@ class Template:
     l2_len: int = 14
     tos_mask: int = 0x03
     ttl_mask: int = 0
+    untagged: bool = False
     inner_families: InnerFamily | None = None
 
     @property

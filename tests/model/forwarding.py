@@ -129,6 +129,7 @@ class Model(Node):
         tunnel, way = self.intent.tunnels[name], self.ways[name]
         assert way is not None
         options: Any = tunnel.options
+        frame = encap.untagged(tunnel.protocol, frame)
         fields = self._fields(name, way, frame)
         wire = encap.encapsulate(tunnel.protocol, options, way, frame, fields)
         self.sequences[name] += 1
@@ -138,7 +139,7 @@ class Model(Node):
             self._outcome.identification = fields.identification
         # Both ends count the inner frame; of an IP packet alone that is the packet and an Ethernet header.
         is_l3 = encap.carried_by(tunnel.protocol, options) is not None
-        self._count(("tunnel", name, "encap"), ETHERNET_LEN + len(frame.ip) if is_l3 else size)
+        self._count(("tunnel", name, "encap"), ETHERNET_LEN + len(frame.ip) if is_l3 else len(frame.data))
         if getattr(options, "to_stack", False):
             self._pass(wire, port)
         else:
@@ -153,6 +154,7 @@ class Model(Node):
         carries = encap.carried_by(tunnel.protocol, tunnel.options)
         if carries is not None and frame.version not in carries:
             return "INNER_FAMILY", None
+        frame = encap.untagged(tunnel.protocol, frame)
         overhead = encap.overhead(tunnel.protocol, tunnel.options, way, frame)
         size = len(frame.ip) if carries else len(frame.data) - frame.l3
         return ("TOO_BIG", way.mtu - overhead) if size + overhead > way.mtu else ("", None)
@@ -323,6 +325,10 @@ class Model(Node):
         frame = parse_frame(data) if says is None else parse_ip_packet(data)
         if frame is None:
             return "BAD_INNER"
+        if says is not None:
+            frame = replaced(frame, frame.data[: frame.end])  # what is behind the packet is nobody's
+        if accepted.header == "nvgre" and frame.is_tagged:
+            return "INNER_TAG"  # RFC 7637 §3.3
         if says and frame.version != says:
             return "INNER_VERSION"
         if (FRAMES if says is None else frame.version) not in accepted.carried:

@@ -19,6 +19,8 @@ ERRORS = {3, 4, 5, 11, 12}
 """Unreachable, source quench, redirect, time exceeded, parameter problem (RFC 1122 §3.2.2)."""
 REDIRECT_V6 = 137
 ANSWER_TTL = 64
+MTU_MIN = {4: 68, 6: 1280}
+"""No link has less, so nobody is told of less: RFC 791 §3.2, RFC 8200 §5."""
 QUOTED = {4: 576 - 20 - 8, 6: 1280 - 40 - 8}
 """Bytes of the packet at most: RFC 1812 §4.3.2.3, RFC 4443 §2.4 (c)."""
 
@@ -27,6 +29,7 @@ def too_big(frame: Frame, mtu: int, gateway: bytes, mac: bytes) -> bytes | None:
     """What the sender of a frame is told, tags and all: `mtu` bytes of an IP packet would have fit. None: nothing."""
     if not _deserves_error(frame):
         return None
+    mtu = max(mtu, MTU_MIN[frame.version])
     quoted = frame.ip[: QUOTED[frame.version]]
     if frame.version == 4:
         rest = struct.pack("!HH", 0, mtu) + quoted

@@ -71,6 +71,11 @@ class Frame:
         return self.data[self.l3 : self.end]
 
     @property
+    def is_tagged(self) -> bool:
+        """Whether there are VLAN tags."""
+        return self.l3 > ETHERNET_LEN
+
+    @property
     def is_fragment(self) -> bool:
         """Of IPv4; IPv6 has an extension header for it, behind which nothing is read."""
         return self.version == 4 and bool(struct.unpack_from("!H", self.data, self.l3 + 6)[0] & IPV4_FRAGMENT)

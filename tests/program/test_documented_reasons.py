@@ -32,6 +32,7 @@ def mutants(wire: bytes, underlay: int, header_len: int, has_ip: bool) -> Iterat
         if at % 2 == 0:
             for word in TELLING:
                 yield set_outer(wire, at, word.to_bytes(2))
+    yield set_outer(wire, header_len + 12, bytes.fromhex("8100"))  # a frame with a VLAN tag
     for length in range(start + 8 if has_ip else 14, header_len + 4):
         yield mended(wire[:length], underlay) if has_ip else wire[:length]
 

@@ -172,13 +172,12 @@ def test_pptp_and_protocols_that_nobody_carries(node):
 
 
 def test_nvgre_beside_gretap_with_keys(node):
-    gretap = between("gretap", name="gretap", key=0x12345678)
+    gretap = between("gretap", name="gretap", key=0x12345778)
     nvgre = between("nvgre", name="nvgre", vsid=0x123456)
     node.apply(gretap, nvgre, here())
-    for flow_id, name in ((0x78, "gretap"), (0x79, "nvgre"), (0x00, "nvgre")):
+    for key, name in ((0x12345778, "gretap"), (0x12345678, "nvgre"), (0x12345600, "nvgre")):
         before = node.tunnel_counters(name)["decap_packets"]
-        wire = gre(0x2000, 0x12345600 | flow_id, proto=GRE_BRIDGED, payload=their_frame())
-        assert_delivered(node, wire)
+        assert_delivered(node, gre(0x2000, key, proto=GRE_BRIDGED, payload=their_frame()))
         assert node.tunnel_counters(name)["decap_packets"] == before + 1
     assert_left(node, gre(0x3000, 0x12345600, 1, proto=GRE_BRIDGED, payload=their_frame()), "SENDER_OR_ID")
 
@@ -191,6 +190,32 @@ def test_nvgre_sends_the_flow_in_the_key(node):
     }
     assert {key >> 8 for key in keys} == {0x123456}
     assert len(keys) > 20
+
+
+@pytest.mark.parametrize(
+    "tags", [Dot1Q(vlan=7), Dot1Q(vlan=0, prio=5), Dot1AD(vlan=7) / Dot1Q(vlan=8)], ids=repr
+)
+@pytest.mark.parametrize("underlay", [4, 6])
+def test_nvgre_takes_vlan_tags_away(node, underlay, tags):
+    """RFC 7637 §3.3; the MTU that is left doesn't count them either."""
+    node.apply(between("nvgre", underlay, vsid=0x123456), to(4, mac=THEIR_MAC))
+    packet = ip(4, OURS[4], THEIRS[4], flags="DF") / UDP(sport=1111, dport=53) / Raw(bytes(1400 - 28))
+    plain, tagged = (node.send("c1", frame(packet, tags=each)) for each in (None, tags))
+    assert (tagged.verdict, tagged.data) == ("REDIRECT", plain.data)
+    assert bytes(tagged.packet[GRE].payload) == bytes(Ether(src=OUR_MAC, dst=THEIR_MAC) / packet)
+    assert node.tunnel_counters("to-node2")["encap_bytes"] == 2 * (14 + 1400)
+
+
+@pytest.mark.parametrize("tags", [Dot1Q(vlan=7), Dot1Q(vlan=0), Dot1AD(vlan=7) / Dot1Q(vlan=8)], ids=repr)
+def test_nvgre_with_an_inner_vlan_tag_is_dropped(node, tags):
+    """RFC 7637 §3.3; GRETAP takes it."""
+    tagged = frame(their_packet(), source=THEIR_MAC, tags=tags)
+    wire = gre(0x2000, 0x12345600, proto=GRE_BRIDGED, payload=tagged)
+    node.apply(between("nvgre", vsid=0x123456), here())
+    assert_dropped(node, wire, "INNER_TAG")
+    assert {(reason, scope) for reason, scope, _ in node.drop_scopes()} == {("INNER_TAG", "SCOPE_TUNNEL")}
+    node.apply(between("gretap", key=0x12345600), here())
+    assert node.send("up0", wire).verdict == "REDIRECT"
 
 
 # ---- ERSPAN ------------------------------------------------------------------------------------------------
@@ -626,6 +651,25 @@ def test_what_an_l3_tunnel_does_not_carry_is_counted_on_it(node, protocol, under
             assert got.data == bytes(INNER[f"udp{version}"])
             counter = compiled.allocations.tunnels["to-node2"].counter
             assert node.drop_scopes() == {("INNER_FAMILY", "SCOPE_TUNNEL", counter)}
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("size", [1, 46, 1500])
+def test_what_is_behind_an_inner_ip_packet_is_not_delivered(node, version, size):
+    """Not even where it wouldn't fit the port: the kernel cuts it off before it forwards, too (ip_rcv)."""
+    node.apply(between("ipip" if version == 4 else "sit"), here(version))
+    packet = bytes(their_packet(version))
+    protocol = 4 if version == 4 else 41
+    got = node.send("up0", over(protocol, packet + b"\xee" * size))
+    assert (got.verdict, got.data[14:]) == ("REDIRECT", packet)
+    assert node.tunnel_counters("to-node2")["decap_bytes"] == 14 + len(packet)
+
+
+def test_what_is_behind_an_ip_packet_in_a_frame_is_the_frames_and_stays(node):
+    node.apply(between("gretap"), here())
+    wire = bytes(their_frame()) + b"\xee" * 9
+    got = node.send("up0", gre(0, proto=GRE_BRIDGED, payload=Raw(wire)))
+    assert (got.verdict, got.data[12:]) == ("REDIRECT", wire[12:])
 
 
 @pytest.mark.parametrize(("protocol", "underlay"), L3)

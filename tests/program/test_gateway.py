@@ -11,6 +11,7 @@ from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.layers.inet6 import ICMPv6EchoReply, ICMPv6EchoRequest, ICMPv6ND_NA, ICMPv6PacketTooBig, IPv6
 from scapy.layers.l2 import ARP, Dot1Q, Ether
 from scapy.packet import Packet, Raw
+from scenario import Scenario
 from test_neighbour import solicit
 from world import GATEWAY_MAC, OUR_MAC, OURS, REMOTE, THEIRS, UPLINK_MTU, World
 
@@ -82,6 +83,29 @@ def test_a_tag_stays_on_the_answer(node: World, version):
     told = got.packet[ICMP].nexthopmtu if version == 4 else got.packet[ICMPv6PacketTooBig].mtu
     assert told == mtu
     assert node.send("c1", big(version, mtu, tags=Dot1Q(vlan=7))).verdict == "REDIRECT"
+
+
+@pytest.mark.parametrize(("version", "least"), [(4, 68), (6, 1280)])
+@pytest.mark.parametrize("mtu", [0, 40, 50, 100])
+@pytest.mark.parametrize("protocol", ["geneve", "gue"])
+def test_nobody_is_told_of_less_than_every_link_has(node: World, protocol, mtu, version, least):
+    """RFC 791 §3.2; RFC 8200 §5, RFC 8201 §4: a sender ignores what is below."""
+    scenario = Scenario(
+        (
+            {"kind": "tunnel", **tunnel(protocol, remotes=REMOTE)},
+            {"kind": "route", "network": "blue", "prefix": f"{THEIRS[version]}/{32 if version == 4 else 128}",
+             "via": "to-node2"},
+        ),
+        paths={"to-node2": {"mtu": mtu}},
+        gateways={"blue": list(GATEWAY.values())},
+    )  # fmt: skip
+    made = node.bring(scenario.intent, scenario.facts)
+    assert any("has room for inner packets of" in warning for warning in made.warnings)
+    got = node.send("c1", big(version, 1300))
+    assert (got.verdict, node.drops()) == ("REDIRECT", {"TOO_BIG": 1})
+    told = got.packet[ICMP].nexthopmtu if version == 4 else got.packet[ICMPv6PacketTooBig].mtu
+    assert told == least
+    assert_checksums_right(got.packet)
 
 
 SILENT = {

@@ -32,7 +32,8 @@ def encapsulate(
     `sequence` and `time` (in 100 ns) are what the tunnel and the clock stand at.
     """
     inner = parse_frame(frame)
-    payload = inner.ip if template.is_l3 and inner else frame[template.strip :]
+    strip = inner.l3 - 14 if template.untagged and inner else template.strip
+    payload = inner.ip if template.is_l3 and inner else frame[strip:]
     version = payload[0] >> 4 if payload else 0
     out = bytearray(template.outer + payload)
     tos, ttl = tos & template.tos_mask, ttl & template.ttl_mask

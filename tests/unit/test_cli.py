@@ -195,6 +195,36 @@ def test_a_group_is_made_changed_shown_and_taken_away(up):
     assert up("group", "del", "exits")[0] == 0
 
 
+def test_a_route_gets_another_next_hop_in_one_write(up, kernel):
+    for line in (
+        "tunnel add other --protocol geneve --network blue --remote 10.30.30.3 --vni 1",
+        "route set 10.250.1.101 --via to-node2 --mac 02:00:00:00:00:05",
+    ):
+        assert up(*line.split()) == (0, "", "")
+    plane = kernel.planes["default"]
+    plane.log.clear()
+    line = "route set 10.250.1.101/32 --network blue --via other --relay"
+    assert up(*line.split()) == (0, "", "")
+    assert [step for step in plane.log if "_v4" in step] == ["update hosts_v4"]
+    assert json.loads(up("route", "show", "10.250.1.101/32", "--json")[1]) == {
+        "network": "blue",
+        "prefix": "10.250.1.101/32",
+        "via": "other",
+        "relay": True,
+    }
+
+
+def test_a_flow_gets_another_next_hop_in_one_write(up, kernel):
+    line = "flow add 10.250.1.9 10.250.1.101 --network blue --via to-node2"
+    assert up(*line.split()) == (0, "", "")
+    plane = kernel.planes["default"]
+    plane.log.clear()
+    line = "flow set 10.250.1.9 10.250.1.101 --drop"
+    assert up(*line.split()) == (0, "", "")
+    assert [step for step in plane.log if "_v4" in step] == ["update flows_v4"]
+    assert "next hop     drop\n" in up("flow", "show", "10.250.1.9", "10.250.1.101")[1]
+
+
 def test_and_their_reverse_takes_it_down_again(up):
     for line in (
         "flow del 10.250.1.100 10.250.1.101 --network blue",
@@ -283,6 +313,8 @@ def test_json_is_exactly_one_document_and_the_table_is_for_people(up, line):
         ("group set g --member a:300", "300 is not a whole number from 1 to 256"),
         ("group set g", "give --member or --no-member"),
         ("route show nowhere", "'nowhere'"),
+        ("route set 10.9.0.0/16 --via a --drop", "exactly one of --via"),
+        ("flow set 10.0.0.1 10.0.0.2", "exactly one of --via"),
         ("flow add 10.0.0.1 fd00::1 --network blue --drop", "the source is IPv4"),
         ("counters --watch --json", "exclude each other"),
         ("--instance a/b status", "no name for an instance"),
@@ -307,6 +339,9 @@ def test_wrong_usage_is_status_2_and_says_what_is_wrong(run, line, message):
         ("tunnel set to-node3 --ttl 7", "there is no tunnel to-node3"),
         ("tunnel set to-node2 --no-accept vxlan", "tunnel to-node2 doesn't accept vxlan"),
         ("route show 1.2.3.4/32", "there is no route 1.2.3.4/32"),
+        ("route set 1.2.3.4/32 --drop", "there is no route 1.2.3.4/32"),
+        ("flow set 1.2.3.4 1.2.3.5 --network blue --drop", "there is no flow blue 1.2.3.4 1.2.3.5"),
+        ("route set 10.250.1.101/32 --via to-nowhere", "there is no tunnel to-nowhere"),
         ("route add 10.9.0.0/16 --network blue --via to-nowhere", "there is no tunnel to-nowhere"),
         ("route add 10.9.0.0/16 --network nowhere --drop", "there is no network nowhere"),
         ("apply -f /nonexistent.yaml", "/nonexistent.yaml: No such file"),
@@ -520,6 +555,18 @@ def test_a_fault_of_mptm_itself_is_no_traceback(run, kernel, monkeypatch):
     status, _, err = run("network", "add", "blue")
     assert status == 1
     assert err.startswith("mptm: error: internal error: ZeroDivisionError: oops\n")
+
+
+@pytest.mark.parametrize("command", ["mptm", "mptm_user"])
+def test_an_output_that_is_full_is_told_in_one_line(command):
+    module = "mptm.cli" if command == "mptm" else "mptm.cli.mptm_user"
+    script = f"from {module} import main; main(['--help'])"
+    with open("/dev/full", "wb") as full:  # a device of Linux: full(4)
+        done = subprocess.run(
+            [sys.executable, "-c", script], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    problem = "error: standard output can't be written: No space left on device"
+    assert (done.returncode, done.stderr) == (1, f"{command}: {problem}\n")
 
 
 def test_the_version_is_printed(run):

@@ -640,6 +640,105 @@ def test_two_vlans_meet_when_one_frame_could_be_for_both(first, second, meet):
     assert bool(list(intent.problems())) is meet
 
 
+SHADOW_HINTS = {
+    "nvgre": "let them differ in remote or local, or key and VSID in the upper 24 bits",
+    "srv6": "let them differ in remote or local, or give the srv6 tunnel a local_sid of its own",
+}
+
+
+@pytest.mark.parametrize(
+    ("winner", "loser", "meet"),
+    [
+        ({"protocol": "gretap", "key": 0x123405}, {"protocol": "nvgre", "vsid": 0x1234}, True),
+        ({"protocol": "gre", "key": 0x1234FF}, {"protocol": "nvgre", "vsid": 0x1234}, True),
+        ({"protocol": "gretap", "key": 0x123505}, {"protocol": "nvgre", "vsid": 0x1234}, False),
+        ({"protocol": "gretap"}, {"protocol": "nvgre", "vsid": 0x1234}, False),
+        ({"protocol": "gre-udp", "key": 0x123405}, {"protocol": "nvgre", "vsid": 0x1234}, False),
+        (
+            {"protocol": "gretap", "key": 0x123405, "remote": "fd00:8::8"},
+            {"protocol": "nvgre", "vsid": 0x1234},
+            False,
+        ),
+        (
+            {"protocol": "gretap", "key": 0x123405, "remote": "any", "local": "fd00:8::1"},
+            {"protocol": "nvgre", "vsid": 0x1234},
+            True,
+        ),
+        (
+            {"protocol": "gretap", "key": 0x123405},
+            {"protocol": "nvgre", "vsid": 0x1234, "remote": "any", "local": "fd00:8::1"},
+            True,
+        ),
+        (
+            {"protocol": "gretap", "key": 0x123405, "local": "fd00:8::2"},
+            {"protocol": "nvgre", "vsid": 0x1234, "local": "fd00:8::1"},
+            False,
+        ),
+        ({"protocol": "ip6ip6"}, {"protocol": "srv6", "mode": "reduced"}, True),
+        ({"protocol": "ip4ip6"}, {"protocol": "srv6"}, True),
+        ({"protocol": "ip6ip6"}, {"protocol": "srv6", "mode": "l2"}, False),
+        ({"protocol": "ip6ip6", "local": "fd00:8::1"}, {"protocol": "srv6", "local_sid": "fd00:9::1"}, False),
+        ({"protocol": "ip6ip6"}, {"protocol": "srv6", "local_sid": "fd00:9::1"}, True),
+        ({"protocol": "fou", "port": 5555}, {"protocol": "srv6"}, False),
+        ({"protocol": "vxlan", "vni": 1, "accept": ["ip6ip6"]}, {"protocol": "srv6"}, True),
+        ({"protocol": "ip6ip6"}, {"protocol": "vxlan", "vni": 1, "accept": ["srv6"]}, True),
+    ],
+)
+def test_packets_that_two_protocols_would_read_are_for_one_tunnel(winner, loser, meet):
+    common = {"network": "blue", "remote": "fd00:8::9"}
+    first = tunnel_from_dict(common | {"name": "a"} | winner)
+    second = tunnel_from_dict(common | {"name": "b", "network": "red"} | loser)
+    for objects in ([first, second], [second, first]):
+        intent = Intent.of([BLUE, RED, *objects])
+        problems = list(intent.problems())
+        assert len(problems) == meet
+        if not meet:
+            continue
+        lost = "srv6" if "srv6" in repr(loser) else "nvgre"
+        (problem,) = problems
+        assert (problem.key, problem.hint) == ("b", SHADOW_HINTS[lost])
+        assert problem.field == ("accept" if "accept" in loser else "remote")
+        assert f"packets of {lost} from {second.remote} may be taken for those of " in problem.message
+        assert problem.message.endswith("for tunnel a of network blue")
+
+
+def test_a_tunnel_accepts_no_two_protocols_of_which_one_would_lose_its_packets_to_the_other():
+    values = {"name": "t", "network": "blue", "remote": "10.30.30.2", "protocol": "nvgre", "vsid": 0x1234}
+    assert tunnel_from_dict(values | {"accept": ["gretap,key=0x123405"]})
+    assert tunnel_from_dict(values | {"accept": ["gre,key=0x123505"]})
+    with pytest.raises(InvalidIntent, match="packets of nvgre may be taken for those of gre") as error:
+        tunnel_from_dict(values | {"accept": ["gre,key=0x123405"]})
+    assert error.value.hint == "let them differ, key and VSID in the upper 24 bits"
+
+
+@pytest.mark.parametrize(
+    ("values", "message", "hint"),
+    [
+        (
+            {"protocol": "srv6", "remote": "fd00:8::9"},
+            "(srv6, from fd00:8::9)",
+            "let them differ in remote, local or local_sid",
+        ),
+        (
+            {"protocol": "gre", "remote": "10.30.30.2"},
+            "identifier 0",
+            "let them differ in identifier, remote or local",
+        ),
+        ({"protocol": "ipip", "remote": "10.30.30.2"}, "(ipip, from", "let them differ in remote or local"),
+        (
+            {"protocol": "fou", "remote": "10.30.30.2", "port": 5555},
+            "(fou, from",
+            "let them differ in remote, local or port",
+        ),
+    ],
+)
+def test_tunnels_that_meet_are_told_what_can_tell_them_apart(values, message, hint):
+    pair = [tunnel_from_dict(values | {"name": name, "network": "blue"}) for name in "ab"]
+    error = error_of(Intent.of([BLUE, *pair]).validate)
+    assert message in error.message
+    assert error.hint == hint
+
+
 def test_of_vlans_that_meet_the_error_names_what_can_tell_them_apart():
     error = error_of(
         Intent.of([BLUE, tunnel_from_dict(VLAN), tunnel_from_dict(VLAN | {"name": "b"})]).validate

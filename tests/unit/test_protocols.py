@@ -279,7 +279,8 @@ def test_a_template_fits_the_data_plane(protocol, version):
     assert 0 < len(template.outer) <= OUTER_SIZE
     assert len(template.outer) % 2 == 0
     assert len(template.patches) <= PATCHES
-    assert all(0 <= patch.offset < len(template.outer) for patch in template.patches)
+    patched_len = len(template.outer) + (12 if template.untagged else 0)
+    assert all(0 <= patch.offset < patched_len for patch in template.patches)
     last = [patch.op in (PatchOp.CHECKSUM, PatchOp.UDP6_CHECKSUM) for patch in template.patches]
     assert last == sorted(last)
 

@@ -7,10 +7,14 @@ error. Nothing that takes long to import is imported before a command needs it.
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
+
+OUTPUT_ERRORS = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO))
+"""Of write(2), where the file is full or broken."""
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -50,9 +54,12 @@ def run(arguments: Sequence[str] | None = None) -> int:
         _complain(str(error))
         return 1
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard_output()
         return 1
     except Exception as error:
+        if (problem := output_problem(error)) is not None:
+            _complain(problem)
+            return 1
         if os.environ.get("MPTM_DEBUG"):
             raise
         _complain(
@@ -61,6 +68,22 @@ def run(arguments: Sequence[str] | None = None) -> int:
         )
         return 1
     return result if isinstance(result, int) else 0
+
+
+def output_problem(error: Exception) -> str | None:
+    """What is wrong with standard output (what is left for it is then discarded); None: it is another problem.
+
+    What is written elsewhere says where: its errors have a file name, or have become MptmErrors.
+    """
+    if not isinstance(error, OSError) or error.filename is not None or error.errno not in OUTPUT_ERRORS:
+        return None
+    discard_output()
+    return f"standard output can't be written: {error.strerror}"
+
+
+def discard_output() -> None:
+    """Let what is still to be written to standard output go nowhere, instead of failing again on exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _complain(text: str) -> None:

@@ -8,7 +8,6 @@ entries with the same outer header), the two ports and a route back to the workl
 
 from __future__ import annotations
 
-import contextlib
 import getopt
 import hashlib
 import ipaddress
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import msgspec
 
+from mptm.cli import discard_output, output_problem
 from mptm.errors import InvalidIntent, MptmError, NotFound
 
 if TYPE_CHECKING:
@@ -155,9 +155,12 @@ def run(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard_output()
         return 1
     except Exception as error:
+        if (problem := output_problem(error)) is not None:
+            _complain(problem)
+            return 1
         if os.environ.get("MPTM_DEBUG"):
             raise
         _complain(
@@ -169,8 +172,10 @@ def run(arguments: Sequence[str]) -> int:
 
 def _complain(text: str) -> None:
     """An error on standard error, after what was printed before it, wherever the two go."""
-    with contextlib.suppress(BrokenPipeError):
+    try:
         sys.stdout.flush()
+    except OSError:
+        discard_output()
     print(f"mptm_user: error: {text}", file=sys.stderr)
 
 

@@ -420,6 +420,32 @@ def route_add(**options: Any) -> None:
     warn_of(current_node().add(wanted))
 
 
+@route.command("set")
+@click.argument("prefix")
+@which_network_option
+@next_hop_options
+def route_set(prefix: str, network: str | None, **options: Any) -> None:
+    """Give the route of PREFIX another next hop, all of it: --mac and --relay, too, are from now on as given here.
+
+    The one takes the place of the other in one step: there is no moment without a route.
+
+    \b
+    Example:
+      mptm route set 10.250.1.101/32 --via to-node3
+      mptm route set 10.250.1.101/32 --network blue --group exits --relay
+    """
+    from mptm.intent import Route
+
+    fields = _next_hop_fields(options)
+
+    def change(intent: Intent) -> Intent:
+        found = _find_route(intent, prefix, network)
+        with usage_errors():
+            return intent.replace(Route(network=found.network, prefix=found.prefix, **fields))
+
+    warn_of(current_node().edit(change))
+
+
 @route.command("list")
 @only_network_option
 @json_option
@@ -541,6 +567,31 @@ def flow_add(**options: Any) -> None:
     with usage_errors():
         wanted = Flow(**fields)
     warn_of(current_node().add(wanted))
+
+
+@flow.command("set")
+@click.argument("source")
+@click.argument("destination")
+@which_network_option
+@next_hop_options
+def flow_set(source: str, destination: str, network: str | None, **options: Any) -> None:
+    """Give a flow another next hop, all of it: --mac and --relay, too, are from now on as given here.
+
+    \b
+    Example:
+      mptm flow set 10.250.1.100 10.250.1.101 --via to-node3
+    """
+    from mptm.intent import Flow
+
+    fields = _next_hop_fields(options)
+
+    def change(intent: Intent) -> Intent:
+        found = _find_flow(intent, source, destination, network)
+        kept = {name: getattr(found, name) for name in ("network", "source", "destination", "annotations")}
+        with usage_errors():
+            return intent.replace(Flow(**kept, **fields))
+
+    warn_of(current_node().edit(change))
 
 
 @flow.command("list")

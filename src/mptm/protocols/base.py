@@ -85,6 +85,17 @@ class Verification:
     """GRE: a checksum that is there is not verified."""
 
 
+@dataclass(frozen=True)
+class Shadow:
+    """Packets that a tunnel takes from tunnels of another protocol, because they can be read as either."""
+
+    parser: Parser
+    """What tunnels of the other protocol accept (`Protocol.accepted_parser`)."""
+    tunnel_id: int
+    way_out: str
+    """What can tell the two apart, beside remote and local."""
+
+
 class IpOptions(Checked, frozen=True, kw_only=True):
     """Options of every protocol that runs over IPv4 or IPv6."""
 
@@ -156,6 +167,8 @@ class Protocol(ABC, Generic[AnyOptions]):
     """Whether there is an IP header between the outer Ethernet header and the tunnel's own."""
     underlays: ClassVar[tuple[int, ...]] = (4, 6)
     """IP versions that it runs over."""
+    told_apart_by: ClassVar[tuple[str, ...]] = ("identifier", "remote", "local")
+    """What two tunnels may differ in, so that no packet is for both."""
 
     def options_of(self, tunnel: Tunnel) -> AnyOptions:
         """The tunnel's options. TypeError: the tunnel is of another protocol."""
@@ -182,6 +195,10 @@ class Protocol(ABC, Generic[AnyOptions]):
     def accepted_parser(self, options: AnyOptions) -> Parser:
         """Which kind of header is accepted, of those that the listener's parser tells apart."""
         return self.parser
+
+    def shadow(self, options: AnyOptions) -> Shadow | None:
+        """What tunnels of another protocol don't get of the same ends, as this one goes before; None: nothing."""
+        return None
 
     def echo_parser(self, options: AnyOptions) -> Parser | None:
         """The kind of echo request that is answered for who may send; None: they are left to the kernel."""
@@ -328,6 +345,7 @@ class HeaderlessProtocol(HeaderProtocol[IpOptions]):
 
     parser = Parser.IP
     options = IpOptions
+    told_apart_by = ("remote", "local")
     family: ClassVar[InnerFamily]
     """What it carries."""
 
@@ -343,6 +361,12 @@ class HeaderlessProtocol(HeaderProtocol[IpOptions]):
         """None: the addresses alone tell."""
         return 0
 
+    def shadow(self, options: IpOptions) -> Shadow | None:
+        """Over IPv6, SRv6 packets of one segment that have no header (RFC 8986 §5.2)."""
+        if 6 not in self.underlays:
+            return None
+        return Shadow(Parser.SRV6, 0, "or give the srv6 tunnel a local_sid of its own")
+
     def describe_header(self, options: IpOptions) -> str:
         """See IpProtocol."""
         return ""
@@ -352,6 +376,7 @@ class UdpProtocol(HeaderProtocol[AnyUdpOptions]):
     """A protocol over UDP: all that a subclass adds is its own header."""
 
     ip_protocol = IP_PROTOCOL_UDP
+    told_apart_by: ClassVar[tuple[str, ...]] = ("identifier", "remote", "local", "port")
 
     def start(self, tunnel: Tunnel, path: Path) -> Composer:
         """See HeaderProtocol."""

@@ -27,6 +27,7 @@ class Etherip(HeaderProtocol[IpOptions]):
     name = "etherip"
     title = "EtherIP"
     reference = "RFC 3378"
+    told_apart_by = ("remote", "local")
     parser = Parser.ETHERIP
     ip_protocol = IP_PROTOCOL_ETHERIP
     options = IpOptions

@@ -41,6 +41,7 @@ class Fou(UdpProtocol[FouOptions]):
     name = "fou"
     title = "FOU"
     reference = "Linux net/ipv4/fou_core.c"
+    told_apart_by = ("remote", "local", "port")
     parser = Parser.IP
     options = FouOptions
 

@@ -28,12 +28,14 @@ from typing import Annotated, Protocol, TypeVar
 from msgspec import Meta
 
 from mptm.headers import ETHERTYPE_BRIDGED, IP_PROTOCOL_GRE
-from mptm.protocols.base import HeaderProtocol, IpOptions, Parser, Verification
+from mptm.protocols.base import HeaderProtocol, IpOptions, Parser, Shadow, Verification
 from mptm.template import ANY_FAMILY, InnerFamily, Patch, PatchOp
 
 CHECKSUM_PRESENT, KEY_PRESENT, SEQUENCE_PRESENT = 0x8000, 0x2000, 0x1000
 PROTOCOL_TYPE_OFFSET = 2
 CHECKSUM_OFFSET = 4
+FLOW_ID_BITS = 8
+"""Of a key, the lower ones, where it is NVGRE's (RFC 7637 §3.2)."""
 
 
 Key = Annotated[
@@ -86,6 +88,12 @@ class GreBase(HeaderProtocol[AnyGreOptions]):
     def tunnel_id(self, options: AnyGreOptions) -> int:
         """The key; 0 without one."""
         return options.key or 0
+
+    def shadow(self, options: AnyGreOptions) -> Shadow | None:
+        """Of the flows of an NVGRE tunnel, those whose FlowID makes its VSID this key."""
+        if options.key is None:
+            return None
+        return Shadow(Parser.NVGRE, options.key >> FLOW_ID_BITS, "or key and VSID in the upper 24 bits")
 
     def verification(self, options: AnyGreOptions) -> Verification:
         """See Protocol."""

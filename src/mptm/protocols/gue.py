@@ -54,6 +54,7 @@ class Gue(UdpProtocol[GueOptions]):
     name = "gue"
     title = "GUE"
     reference = "draft-ietf-intarea-gue"
+    told_apart_by = ("remote", "local", "port")
     parser = Parser.GUE
     options = GueOptions
 

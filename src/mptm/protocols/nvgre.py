@@ -11,23 +11,32 @@
 
 In front of it: Ethernet, IPv4 or IPv6 (protocol 47); behind it an Ethernet frame.
 
-Received: a key, and neither checksum nor sequence number; the FlowID isn't looked at. A GRETAP tunnel whose key is
-these 32 bits goes before.
+Sent: without the VLAN tags of the inner frame (RFC 7637 §3.3).
+
+Received: a key, and neither checksum nor sequence number; the FlowID isn't looked at. A GRE or GRETAP tunnel of the
+same remote may not have a key whose upper 24 bits are the VSID: flows whose FlowID is its lower 8 would be its own. An
+inner frame with a VLAN tag is a drop (RFC 7637 §3.3).
 """
 
 from __future__ import annotations
 
 import struct
-from typing import Annotated
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated
 
 from msgspec import Meta
 
+from mptm.facts import Path
 from mptm.headers import ETHERTYPE_BRIDGED, IP_PROTOCOL_GRE
 from mptm.protocols.base import HeaderProtocol, IpOptions, Parser
 from mptm.protocols.gre import KEY_PRESENT
-from mptm.template import Patch, PatchOp
+from mptm.template import Patch, PatchOp, Template
+
+if TYPE_CHECKING:
+    from mptm.intent import Tunnel
 
 FLOW_ID_OFFSET = 7
+HEADER_LEN = 8
 
 
 class NvgreOptions(IpOptions, frozen=True, kw_only=True):
@@ -57,8 +66,12 @@ class Nvgre(HeaderProtocol[NvgreOptions]):
         return struct.pack("!HHI", KEY_PRESENT, ETHERTYPE_BRIDGED, options.vsid << 8)
 
     def header_patches(self, options: NvgreOptions) -> tuple[Patch, ...]:
-        """The FlowID."""
-        return (Patch(PatchOp.FLOW8, FLOW_ID_OFFSET),)
+        """The FlowID; and the MAC addresses of the inner frame, whose tags were behind them."""
+        return (Patch(PatchOp.FLOW8, FLOW_ID_OFFSET), Patch(PatchOp.INNER_MACS, HEADER_LEN))
+
+    def build(self, tunnel: Tunnel, path: Path) -> Template:
+        """See Protocol."""
+        return replace(super().build(tunnel, path), untagged=True)
 
     def tunnel_id(self, options: NvgreOptions) -> int:
         """The VSID, whatever the flow."""

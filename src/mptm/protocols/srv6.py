@@ -15,7 +15,9 @@ In front of it: Ethernet and IPv6 to the first segment; behind it IPv4 (next hea
 (143). `reduced` leaves the first segment out of the list, and the header out where that was the only one.
 
 Received: packets whose segments are used up (Segments Left 0), with or without a segment routing header; its TLVs,
-flags and tag are skipped. Packets with segments left and other routing types are left to the kernel.
+flags and tag are skipped. Packets with segments left and other routing types are left to the kernel. Beside an
+IPv4-in-IPv6 or IPv6-in-IPv6 tunnel of the same ends, whose packets look as those without a header, it takes a
+`local_sid` of its own.
 """
 
 from __future__ import annotations
@@ -71,6 +73,7 @@ class Srv6(IpProtocol[Srv6Options]):
     ip_protocol = IP_PROTOCOL_ROUTING
     underlays = (6,)
     options = Srv6Options
+    told_apart_by = ("remote", "local", "local_sid")
 
     def check(self, tunnel: Tunnel) -> None:
         """See Protocol."""

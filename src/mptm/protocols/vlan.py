@@ -59,6 +59,7 @@ class TagProtocol(Protocol[AnyTagOptions]):
     parser = Parser.VLAN
     over_ip = False
     underlays = ()
+    told_apart_by = ("identifier", "remote", "egress")
 
     @abstractmethod
     def tags(self, options: AnyTagOptions) -> bytes:

@@ -10,7 +10,7 @@ from typing import Any
 from model import ecn, flow, frames
 from model.encap import geneve, gre, gtpu, ip, l2tp, srv6, vlan, vxlan
 from model.encap.base import Fields
-from model.parse import Frame
+from model.parse import Frame, parse_frame
 from model.way import Way
 
 BOTH = frozenset((4, 6))
@@ -76,6 +76,15 @@ def carried_by(protocol: str, options: Any) -> frozenset[int] | None:
 
 def is_over_ip(protocol: str) -> bool:
     return protocol not in ("vlan", "qinq")
+
+
+def untagged(protocol: str, frame: Frame) -> Frame:
+    """The frame as the tunnel carries it: NVGRE takes VLAN tags away (RFC 7637 §3.3)."""
+    if protocol != "nvgre" or not frame.is_tagged:
+        return frame
+    made = parse_frame(frame.data[:12] + frame.data[frame.l3 - 2 :])
+    assert made is not None
+    return made
 
 
 def encapsulate(protocol: str, options: Any, way: Way, frame: Frame, fields: Fields) -> bytes:
