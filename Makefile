@@ -40,6 +40,10 @@ fuzz: setup ## random packets through programs and reference model (MINUTES=10, 
 test-interop: setup peers ## every protocol with real peers, printed as a table (ARGS='-k geneve': a part of it)
 	@$(VENV)/python tests/interop/run_matrix.py $(ARGS)
 
+.PHONY: test-kernels
+test-kernels: setup peers ## the programs in Debian's kernels 6.1 and 6.12: the verifiers, and packet by packet as here
+	@$(VENV)/python -m pytest --numprocesses 2 --dist loadgroup tests/vm
+
 .PHONY: interop-table
 interop-table: setup ## docs/interop.md and README's column of it, from what test-interop found
 	@$(VENV)/python tests/interop/interop_page.py
@@ -75,7 +79,7 @@ packages: ## Debian/Ubuntu packages that are missing
 	@scripts/setup.sh packages
 
 .PHONY: peers
-peers: packages ## what tests talk to: Open vSwitch
+peers: packages ## what tests talk to (Open vSwitch) or boot other kernels with (qemu)
 	@scripts/setup.sh peers
 
 .venv/.installed: pyproject.toml hatch_build.py scripts/setup.sh | packages build

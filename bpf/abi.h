@@ -14,8 +14,8 @@
 #define MPTM_PORT_SLOTS		4096
 #define MPTM_PORT_PROBES	8 /* how far from its home slot a port may stand */
 #define MPTM_KNOWN_SLOTS	4096
-#define MPTM_LISTEN_SLOTS	256
-#define MPTM_LISTEN_PROBES	4
+#define MPTM_LISTEN_ROW		8 /* numbers in a row of listeners */
+#define MPTM_LISTEN_ROWS	(3 * 65536 / MPTM_LISTEN_ROW)
 #define MPTM_TERMINATION_SLOTS	(1 << 16)
 #define MPTM_TERMINATION_PROBES 4
 #define MPTM_TRACE_STEPS	64
@@ -218,11 +218,10 @@ enum parser {
 	PARSER_GTPU_ECHO = 19, /* in terminations only: whose echo requests are answered */
 };
 
-/* listeners: found by linear probing from (number + kind) % MPTM_LISTEN_SLOTS. */
-struct listener {
-	__u16 number;
-	__u8 kind;   /* enum listener_kind; 0: the slot is free */
-	__u8 parser; /* enum parser */
+/* listeners: number is entry number % MPTM_LISTEN_ROW of row ((kind - 1) * 65536 + number) / MPTM_LISTEN_ROW.
+ */
+struct listener_row {
+	__u8 parsers[MPTM_LISTEN_ROW]; /* enum parser; PARSER_NONE: nobody listens */
 };
 
 /*

@@ -40,15 +40,10 @@ static __always_inline struct port *lookup_port(__u32 ifindex, __u32 *slot)
 /* The parser for what arrives at a UDP port, IP protocol or EtherType; PARSER_NONE: not ours. */
 static __always_inline enum parser lookup_listener(enum listener_kind kind, __u16 number)
 {
-#pragma clang loop unroll(disable)
-	for (__u32 probe = 0; probe < MPTM_LISTEN_PROBES; probe++) {
-		__u32 at = ((__u32)number + kind + probe) % MPTM_LISTEN_SLOTS;
-		struct listener *listener = bpf_map_lookup_elem(&listeners, &at);
+	__u32 at = ((kind - 1) * 65536 + number) / MPTM_LISTEN_ROW;
+	struct listener_row *row = bpf_map_lookup_elem(&listeners, &at);
 
-		if (listener && listener->number == number && listener->kind == kind)
-			return listener->parser;
-	}
-	return PARSER_NONE;
+	return row ? row->parsers[number % MPTM_LISTEN_ROW] : PARSER_NONE;
 }
 
 struct termination_key {

@@ -63,8 +63,8 @@ TABLE_ARRAY(known_addresses, BPF_MAP_TYPE_PERCPU_ARRAY, MPTM_KNOWN_SLOTS, struct
 TABLE_ARRAY(tunnels, BPF_MAP_TYPE_ARRAY, MPTM_TUNNELS, struct tunnel);
 /* slot -> which tunnel gets which flows. Control plane writes, forwarding reads. */
 TABLE_ARRAY(groups, BPF_MAP_TYPE_ARRAY, MPTM_GROUPS, struct group);
-/* slot -> listener. Control plane writes, decapsulation reads. */
-TABLE_ARRAY(listeners, BPF_MAP_TYPE_ARRAY, MPTM_LISTEN_SLOTS, struct listener);
+/* row -> parsers of its numbers. Control plane writes, decapsulation reads. */
+TABLE_ARRAY(listeners, BPF_MAP_TYPE_ARRAY, MPTM_LISTEN_ROWS, struct listener_row);
 /* slot -> who may send what to us. Control plane writes, decapsulation reads. */
 TABLE_ARRAY(terminations, BPF_MAP_TYPE_ARRAY, MPTM_TERMINATION_SLOTS, struct termination);
 /* our own underlay address -> 1. Control plane writes, refusals read. */

@@ -23,9 +23,8 @@ from mptm.facts import Path as NetworkPath
 from mptm.fields import Field, fields_of, show_value
 from mptm.intent import Tunnel, tunnel_from_dict
 from mptm.protocols import PROTOCOLS, IpOptions, Protocol, UdpOptions
-from mptm.protocols.base import ListenerKind, Parser
+from mptm.protocols.base import Listener, ListenerKind, Parser
 from mptm.reasons import caption_of
-from mptm.tables import Listener
 from mptm.template import InnerFamily, Template
 
 ROOT = Path(__file__).resolve().parent.parent

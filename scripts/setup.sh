@@ -1,7 +1,7 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0-only
 # Sets this checkout up: `setup.sh packages` installs the Debian/Ubuntu packages that are missing (nothing
-# is touched when none is), `setup.sh peers` those that tests talk to, `setup.sh venv` makes .venv with the project
+# is touched when none is), `setup.sh peers` those that tests talk to or boot other kernels with, `setup.sh venv` makes .venv with the project
 # in it.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -14,8 +14,7 @@ distribution_packages() {
 	[ -r /etc/os-release ] && id=$(. /etc/os-release && echo "${ID:-unknown} ${ID_LIKE:-}")
 	echo clang llvm libbpf-dev linux-libc-dev \
 		iproute2 ethtool iputils-ping tcpdump tshark iperf3 xdp-tools \
-		python3 python3-venv python3-dev procps ca-certificates \
-		qemu-system-x86 busybox-static kmod cpio
+		python3 python3-venv python3-dev procps ca-certificates
 	# The library behind libbpf-dev is named after its soname in each distribution (libbpf1 today): it comes along.
 	case "$id" in
 	*ubuntu*) echo linux-tools-common linux-tools-generic ;;
@@ -23,7 +22,7 @@ distribution_packages() {
 	esac
 }
 
-peer_packages=(openvswitch-switch)
+peer_packages=(openvswitch-switch qemu-system-x86 busybox-static kmod cpio)
 
 missing_packages() {
 	local package
@@ -51,7 +50,10 @@ setup_packages() {
 
 # Tests start what they need themselves, with files of its own: no service of these packages has to run.
 setup_peers() {
-	command -v apt-get >/dev/null || { command -v ovs-vswitchd >/dev/null || fail "install Open vSwitch first"; return; }
+	if ! command -v apt-get >/dev/null; then
+		command -v ovs-vswitchd >/dev/null && command -v qemu-system-x86_64 >/dev/null || fail "install Open vSwitch and qemu first"
+		return
+	fi
 	local policy=/usr/sbin/policy-rc.d
 	if [ -n "$(missing_packages "${peer_packages[@]}")" ] && [ "$(id -u)" = 0 ] && [ ! -e $policy ]; then
 		trap 'rm -f /usr/sbin/policy-rc.d' EXIT

@@ -24,14 +24,13 @@ from mptm.errors import TableFull
 from mptm.facts import Facts, Link, Path
 from mptm.fields import mac_bytes
 from mptm.intent import Flow, Group, Intent, Network, Port, Route, Tunnel, find_protocol
-from mptm.protocols.base import IpOptions, ListenerKind, Parser, Protocol, UdpOptions
+from mptm.protocols.base import IpOptions, Listener, ListenerKind, Parser, Protocol, UdpOptions
 from mptm.tables import Attachment, Tables
 from mptm.template import InnerFamily, Template
 
 PORT_SLOTS = 4096
 PORT_PROBES = 8
-LISTEN_SLOTS = 256
-LISTEN_PROBES = 4
+LISTEN_ROW = 8
 TERMINATION_SLOTS = 1 << 16
 TERMINATION_PROBES = 4
 TUNNEL_SLOTS = 1 << 14
@@ -121,7 +120,6 @@ class Allocations(msgspec.Struct, frozen=True, kw_only=True):
 
     tunnels, groups, ports
                          by name
-    listeners            by `<kind> <number>`
     terminations         by the hexadecimal key (`termination_key`)
     next_slot            tunnel slots are given out round and round, so that a freed one is used last
     next_counter, next_group
@@ -131,7 +129,6 @@ class Allocations(msgspec.Struct, frozen=True, kw_only=True):
     tunnels: dict[str, TunnelAllocation] = {}
     groups: dict[str, int] = {}
     ports: dict[str, PortAllocation] = {}
-    listeners: dict[str, int] = {}
     terminations: dict[str, int] = {}
     next_slot: int = 0
     next_counter: int = 0
@@ -162,7 +159,7 @@ class _Acceptance:
 
     tunnel: Tunnel
     """As if it sent what is accepted (`Tunnel.variants`)."""
-    listener: tables.Listener
+    listener: Listener
     parser: Parser
     tunnel_id: int
     source: bytes
@@ -220,7 +217,6 @@ def allocate(
         tunnels=allocated,
         groups=groups,
         ports=_allocate_ports(intent, facts, previous),
-        listeners=_allocate_listeners(intent, previous),
         terminations=_allocate_terminations(_acceptances(intent, ways)[0], previous),
         next_slot=next_slot,
         next_counter=next_counter,
@@ -402,21 +398,14 @@ def _allocate_ports(intent: Intent, facts: Facts, previous: Allocations) -> dict
     return {name: PortAllocation(ifindex, slots[ifindex]) for name, ifindex in ifindexes.items()}
 
 
-def _allocate_listeners(intent: Intent, previous: Allocations) -> dict[str, int]:
-    def runs_of(key: str) -> list[range]:
-        home = sum(map(int, key.split()))
-        return [range(home, home + LISTEN_PROBES)]
-
-    return _place(_listeners(intent), previous.listeners, runs_of, "listeners", LISTEN_SLOTS)
-
-
-def _listeners(intent: Intent) -> dict[str, tables.Listener]:
-    found: dict[str, tables.Listener] = {}
+def _listener_rows(intent: Intent) -> dict[int, tables.ListenerRow]:
+    rows: dict[int, bytearray] = {}
     for tunnel in intent.tunnels.values():
         for variant in tunnel.variants():
             for listener in find_protocol(variant.protocol).listeners(variant.options):
-                found[f"{int(listener.kind)} {listener.number}"] = listener
-    return found
+                row, at = divmod((listener.kind - 1) * 65536 + listener.number, LISTEN_ROW)
+                rows.setdefault(row, bytearray(LISTEN_ROW))[at] = int(listener.parser)
+    return {row: tables.ListenerRow(bytes(parsers)) for row, parsers in rows.items()}
 
 
 def termination_key(source: bytes, destination: bytes, tunnel_id: int, number: int, parser: int) -> bytes:
@@ -518,10 +507,7 @@ class _Compilation:
             self._add_tunnel(tunnel)
         for group in self.intent.groups.values():
             self._add_group(group)
-        for key, listener in _listeners(self.intent).items():
-            self.tables.listeners[self.allocations.listeners[key]] = tables.Listener(
-                listener.number, int(listener.kind), int(listener.parser)
-            )
+        self.tables.listeners = _listener_rows(self.intent)
         self._add_terminations()
         for route in self.intent.routes.values():
             self._add_route(route)
@@ -756,7 +742,7 @@ UDP_CHECKSUM_FLAGS = {
 }
 
 
-def _termination_flags(protocol: Protocol[Any], tunnel: Tunnel, listener: tables.Listener) -> int:
+def _termination_flags(protocol: Protocol[Any], tunnel: Tunnel, listener: Listener) -> int:
     """Flags of a termination: what its tunnel carries, and which checksums are looked at."""
     families = protocol.inner_families(tunnel.options)
     if families is None:

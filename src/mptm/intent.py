@@ -40,8 +40,7 @@ from mptm.fields import (
     value_from_text,
 )
 from mptm.protocols import PROTOCOLS, Protocol
-from mptm.protocols.base import IpOptions, Shadow
-from mptm.tables import Listener
+from mptm.protocols.base import IpOptions, Listener, Shadow
 
 MEMBERS_MAX = 256
 """Of a group."""

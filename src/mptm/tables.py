@@ -95,10 +95,8 @@ class Gateway(NamedTuple):
     has_v6: int
 
 
-class Listener(NamedTuple):
-    number: int
-    kind: int
-    parser: int
+class ListenerRow(NamedTuple):
+    parsers: bytes
 
 
 class Termination(NamedTuple):
@@ -136,7 +134,7 @@ class Tables:
     prefixes_v6: dict[PrefixKeyV6, NextHop] = field(default_factory=dict)
     tunnels: dict[int, Tunnel] = field(default_factory=dict)
     groups: dict[int, Group] = field(default_factory=dict)
-    listeners: dict[int, Listener] = field(default_factory=dict)
+    listeners: dict[int, ListenerRow] = field(default_factory=dict)
     terminations: dict[int, Termination] = field(default_factory=dict)
     locals: dict[LocalKey, int] = field(default_factory=dict)
     tx_ports: dict[int, int] = field(default_factory=dict)

@@ -26,6 +26,7 @@ found: dict[str, PeerResults] = {}
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--full", action="store_true", help="the whole matrix of peers, not its quick part")
+    parser.addoption("--transfer-megabytes", type=int, help="of a TCP transfer, each way")
     parser.addoption("--peer", choices=PEERS, help="no other peer than this")
 
 
@@ -119,6 +120,9 @@ def ground(request: pytest.FixtureRequest, grounds: Grounds) -> Ground:
 @pytest.fixture
 def transfer_bytes(request: pytest.FixtureRequest, ground: Ground) -> int:
     """Bytes of a TCP transfer, each way."""
+    megabytes = request.config.getoption("--transfer-megabytes")
+    if megabytes is not None:
+        return int(megabytes * 1_000_000)
     return ground.peer.transfer_bytes if request.config.getoption("--full") else QUICK_TRANSFER_BYTES
 
 

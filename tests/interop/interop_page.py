@@ -11,7 +11,7 @@ from pathlib import Path
 from results import HEADER, Notes, PeerResults, markdown, rows, summary_cell
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT / "tests" / directory) for directory in ("lab", "program", "unit", "vm")]
+sys.path[:0] = [str(ROOT / "tests" / directory) for directory in ("", "lab", "program", "unit", "vm")]
 
 INTRODUCTION = """# Interoperability
 

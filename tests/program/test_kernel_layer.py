@@ -608,7 +608,8 @@ def test_a_layout_that_changed_at_the_same_size_gets_a_fresh_table(
         key = old.maps["ports"].key.pack(1)
         value = old.maps["ports"].value.pack(tables.Port(7, 1, 1500, 1, 0, b""))
         old.maps["ports"].update({key: value})
-        old.maps["listeners"].update({key: old.maps["listeners"].value.pack(tables.Listener(6081, 1, 1))})
+        row = old.maps["listeners"].value.pack(tables.ListenerRow(bytes((0, 1, 0, 0, 0, 0, 0, 0))))
+        old.maps["listeners"].update({key: row})
 
     build("XDP_DROP", {"__u32 mtu;": "__u32 longest;"})  # struct port gets a field of another name
     with netns.inside(pair.here):

@@ -43,7 +43,7 @@ STRUCTS = {
     "prefixes_v4": ("prefix_key_v4", "next_hop"),
     "prefixes_v6": ("prefix_key_v6", "next_hop"),
     "tunnels": ("", "tunnel"),
-    "listeners": ("", "listener"),
+    "listeners": ("", "listener_row"),
     "terminations": ("", "termination"),
     "locals": ("local_key", ""),
     "tx_ports": ("", ""),

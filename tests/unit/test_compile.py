@@ -41,7 +41,7 @@ from mptm.tables import (
     Gateway,
     HostKeyV4,
     HostKeyV6,
-    Listener,
+    ListenerRow,
     LocalKey,
     NextHop,
     PrefixKeyV4,
@@ -104,7 +104,7 @@ def test_enums_are_those_of_the_data_plane(mirror, name, prefix):
 
 
 def test_capacities_are_those_of_the_data_plane():
-    for name in ("PORT_SLOTS", "PORT_PROBES", "LISTEN_SLOTS", "LISTEN_PROBES", "TERMINATION_SLOTS",
+    for name in ("PORT_SLOTS", "PORT_PROBES", "LISTEN_ROW", "TERMINATION_SLOTS",
                  "TERMINATION_PROBES"):  # fmt: skip
         assert getattr(compile_module, name) == c_constant("abi.h", f"MPTM_{name}")
     assert c_constant("maps.h", "MPTM_TUNNELS") == compile_module.TUNNEL_SLOTS
@@ -189,7 +189,7 @@ def test_a_tunnel_becomes_its_template_with_egress_and_longest_frame():
     assert [tuple(patch) for patch in tunnel.patches] == [(2, 14, -14), (4, 34, 0), (1, 38, -34)]
     assert tunnel.patch_count == 3
     assert made.states["tunnel", "to-node2"] == "up"
-    assert made.tables.listeners == {(6081 + 1) % 256: Listener(6081, 1, 1)}
+    assert made.tables.listeners == {6081 // 8: ListenerRow(bytes((0, 1, 0, 0, 0, 0, 0, 0)))}
     assert made.tables.locals == {LocalKey(MAPPED + PATH.local.packed): 1}
     assert made.warnings == []
 
@@ -380,8 +380,7 @@ def test_what_is_accepted_beside_what_is_sent_has_terminations_and_listeners_of_
     assert (vxlan.tunnel_id, vxlan.number, vlan_.tunnel_id) == (200, 4789, 42)
     assert vlan_.source == NEXT_MAC.ljust(16, b"\0")
     assert found[Parser.GRE].flags == TerminationFlag.ACCEPT_IPV4 | TerminationFlag.ACCEPT_IPV6
-    numbers = {each.number for each in made.tables.listeners.values()}
-    assert numbers == {6081, 4789, 0x8100, 47}
+    assert listening(made) == {(1, 6081): 1, (1, 4789): 2, (3, 0x8100): 3, (2, 47): 5}
     assert len(made.tables.locals) == 1
     assert made.tables.tunnels[held.slot] == next(iter(compiled(geneve()).tables.tunnels.values()))
 
@@ -391,7 +390,7 @@ def test_changing_what_is_sent_changes_no_termination_but_for_the_tunnels_slot()
     other = tunnel_from_dict(GENEVE | {"protocol": "vxlan", "vni": 200, "accept": ["geneve,vni=100"]})
     second = compiled(other, previous=first.allocations)
     assert second.allocations.terminations == first.allocations.terminations
-    assert second.allocations.listeners == first.allocations.listeners
+    assert second.tables.listeners == first.tables.listeners
     slots = [made.allocations.tunnels["to-node2"].slot for made in (first, second)]
     for slot, before in first.tables.terminations.items():
         assert second.tables.terminations[slot] == before._replace(tunnel=slots[1])
@@ -836,18 +835,32 @@ def test_allocate_alone_gives_what_compile_gives():
     assert allocate(intent, FACTS, {"to-node2": template}, Allocations()) == compiled(geneve()).allocations
 
 
-def test_listeners_share_and_keep_their_slots():
+def test_tunnels_share_a_listener_and_every_number_can_have_one():
     facts = replace(FACTS, paths={"to-node2": PATH, "other": PATH_V6})
     made = compiled(geneve(), geneve(name="other", remote="fd00::2", vni=7), facts=facts)
-    home = (6081 + ListenerKind.UDP) % 256
-    assert made.tables.listeners == {home: Listener(6081, 1, 1)}
-    clash = compiled(
-        geneve(),
-        geneve(name="other", remote="fd00::2", port=6081 + 256),
-        facts=facts,
-        previous=made.allocations,
-    )
-    assert clash.tables.listeners == {home: Listener(6081, 1, 1), home + 1: Listener(6081 + 256, 1, 1)}
+    assert listening(made) == {(1, 6081): Parser.GENEVE}
+    ports = (1, *range(4789, 4821), 65535)
+    many = [geneve(name=f"t{port}", protocol="geneve", port=port) for port in ports]
+    ethertypes = (0x8100, 0x88A8)
+    tagged = [
+        tunnel_from_dict({"name": f"v{tpid}", "network": "blue", "protocol": "vlan", "remote": "any",
+                          "egress": "eth0", "vid": 42, "tpid": tpid})
+        for tpid in ethertypes
+    ]  # fmt: skip
+    found = listening(compiled(*many, *tagged))
+    assert found == {(1, port): Parser.GENEVE for port in ports} | {
+        (3, number): Parser.VLAN for number in ethertypes
+    }
+
+
+def listening(made: Compiled) -> dict[tuple[int, int], int]:
+    """Parsers by kind and number of the listener."""
+    return {
+        (at // 65536 + 1, at % 65536): parser
+        for row, record in made.tables.listeners.items()
+        for at, parser in enumerate(record.parsers, row * 8)
+        if parser
+    }
 
 
 def test_an_own_address_that_the_node_does_not_have_is_told():

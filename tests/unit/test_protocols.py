@@ -23,8 +23,7 @@ from mptm.fields import fields_of
 from mptm.headers import checksum
 from mptm.intent import Tunnel, tunnel_from_dict
 from mptm.protocols import PROTOCOLS, Protocol
-from mptm.protocols.base import ListenerKind
-from mptm.tables import Listener
+from mptm.protocols.base import Listener, ListenerKind
 from mptm.template import OUTER_SIZE, PATCHES, Patch, PatchOp
 
 OWN_MAC, NEXT_MAC = bytes.fromhex("6805cad47cac"), bytes.fromhex("6805cad45c28")

@@ -201,7 +201,12 @@ def test_a_migration_never_leaves_what_is_sent_or_accepted_without_its_entries()
 
     def check() -> None:
         FakeDataPlane.check(plane)
-        parsers = {record["number"] for _, record in plane.maps["listeners"].records()}
+        parsers = {
+            at
+            for row, record in plane.maps["listeners"].records()
+            for at, parser in enumerate(record["parsers"], row["value"] * 8)
+            if parser
+        }
         accepted = {
             record["number"] for _, record in plane.maps["terminations"].records() if record["parser"]
         }

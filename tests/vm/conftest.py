@@ -12,10 +12,14 @@ from machine import Machine
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if os.geteuid() != 0:
-        for item in items:
-            if "tests/vm" in item.path.as_posix():
-                item.add_marker(pytest.mark.skip(reason="BPF and network namespaces need root"))
+    """Keep what one guest runs in one process (pytest-xdist's --dist loadgroup)."""
+    for item in items:
+        if "tests/vm" not in item.path.as_posix():
+            continue
+        if os.geteuid() != 0:
+            item.add_marker(pytest.mark.skip(reason="BPF and network namespaces need root"))
+        if isinstance(item, pytest.Function) and hasattr(item, "callspec"):
+            item.add_marker(pytest.mark.xdist_group(item.callspec.params.get("guest", "")))
 
 
 @pytest.fixture(scope="session", params=SERIES, ids=[f"linux-{series}" for series in SERIES])

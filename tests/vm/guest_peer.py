@@ -219,9 +219,11 @@ class GuestPeer(Peer):
 
 # ---- how a place is set up ---------------------------------------------------------------------------------------
 
-IP, IN_BEHIND = ("ip",), ("nsenter", f"--net=/run/netns/{BEHIND}", "ip")
+INSIDE = ("nsenter", f"--net=/run/netns/{BEHIND}")
+IP, IN_BEHIND = ("ip",), (*INSIDE, "ip")
+ETHTOOL, ETHTOOL_IN_BEHIND = ("ethtool",), (*INSIDE, "ethtool")
 L2TP = ("ip", "l2tp")
-UNBATCHED = (L2TP, ("sysctl", "-qw"), ("ethtool",), (sys.executable,))
+UNBATCHED = (L2TP, ("sysctl", "-qw"), ETHTOOL, ETHTOOL_IN_BEHIND, (sys.executable,))
 """Tools without batches, and ip-l2tp(8) of iproute2 6.1, which gets things wrong in one."""
 STAGES = ("outer", "device", "workload", "after")
 
@@ -341,8 +343,9 @@ def srv6_steps(place: Place) -> list[Step]:
     return [
         *(Step(place.number, "device", IP, command) for command in commands),
         *(Step(place.number, "workload", IN_BEHIND, command) for command in behind),
-        # What GRO has joined is lost in the kernel's l2encap, which can't cut it again.
-        Step(place.number, "after", ("ethtool",), f"-K {name} tx off gro off"),
+        # What is joined, by the sender or by GRO, is lost in the kernel's l2encap, which can't cut it again.
+        Step(place.number, "after", ETHTOOL_IN_BEHIND, f"-K {name} tx off"),
+        Step(place.number, "after", ETHTOOL, f"-K {name} tx off gro off"),
     ]
 
 
@@ -360,7 +363,7 @@ class Linux61(GuestPeer):
     """Of Debian 12."""
 
     name = "linux-6.1"
-    title = "Linux 6.1 (Debian)"
+    title = "Debian 12's Linux"
     series = "6.1"
 
 
@@ -368,7 +371,7 @@ class Linux612(GuestPeer):
     """Of Debian 13."""
 
     name = "linux-6.12"
-    title = "Linux 6.12 (Debian)"
+    title = "Debian 13's Linux"
     series = "6.12"
 
 

@@ -53,23 +53,35 @@ def get_kernel(series: str) -> Kernel:
     _busybox()
     CACHE.mkdir(parents=True, exist_ok=True)
     with _locked():
-        known = _known_packages(series)
-        for package in known:
+        for package in _known_packages(series):
             if (CACHE / _release(package) / "complete").exists():
                 return _kernel(series, _release(package))
-            try:
-                archive = _download(package)
-            except subprocess.CalledProcessError as error:
-                reason = error.stderr.strip().splitlines()[-1:]
-                continue
-            release = _unpack(archive, _release(package))
-            archive.unlink()
-            return _kernel(series, release)
-        if not known:
-            raise Unavailable(
-                f"apt knows no linux-image-{series}* (amd64, unsigned): not offered by this distribution"
-            )
-    raise Unavailable(f"apt-get can't download any of {', '.join(known)}: {reason}")
+        found = _fetch(series)
+        if not isinstance(found, Kernel):
+            # What apt knows may be out of date, or nothing yet.
+            subprocess.run(["apt-get", "update", "-qq"], check=False, capture_output=True, timeout=300)
+            found = _fetch(series)
+    if isinstance(found, Kernel):
+        return found
+    raise Unavailable(found)
+
+
+def _fetch(series: str) -> Kernel | str:
+    """The newest kernel that apt can download; else why there is none."""
+    known = _known_packages(series)
+    if not known:
+        return f"apt knows no linux-image-{series}* (amd64, unsigned): not offered by this distribution"
+    reason = ""
+    for package in known:
+        try:
+            archive = _download(package)
+        except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+            reason = str(error.stderr or error).strip().splitlines()[-1]
+            continue
+        release = _unpack(archive, _release(package))
+        archive.unlink()
+        return _kernel(series, release)
+    return f"apt-get can't download any of {', '.join(known)}: {reason}"
 
 
 def _kernel(series: str, release: str) -> Kernel:

@@ -578,8 +578,13 @@ def _parsers(listeners: Any) -> dict[tuple[int, int], str]:
         if name.upper() == protocol.parser.name:
             names[protocol.parser] = name
         names.setdefault(protocol.parser, name)
-    found = (listeners.value.unpack(value) for value in listeners.items().values())
-    return {(each["kind"], each["number"]): names.get(each["parser"], "?").upper() for each in found}
+    found: dict[tuple[int, int], str] = {}
+    for key, value in listeners.items().items():
+        row, parsers = listeners.key.unpack(key)["value"], listeners.value.unpack(value)["parsers"]
+        for at, parser in enumerate(parsers, row * len(parsers)):
+            if parser:
+                found[at // 65536 + 1, at % 65536] = names.get(parser, "?").upper()
+    return found
 
 
 def _decode_outer(outer: bytes, parsers: dict[tuple[int, int], str]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import ipaddress
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import TYPE_CHECKING, Annotated, ClassVar, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, ClassVar, Generic, Literal, NamedTuple, TypeVar
 
 from msgspec import Meta
 
@@ -19,7 +19,6 @@ from mptm.errors import InvalidIntent
 from mptm.facts import IPAddress, Path
 from mptm.fields import Checked, mac_bytes
 from mptm.headers import IP_PROTOCOL_UDP, Composer, HeaderTooLong, describe_outer
-from mptm.tables import Listener
 from mptm.template import InnerFamily, Patch, Template
 
 if TYPE_CHECKING:
@@ -64,6 +63,14 @@ class Parser(IntEnum):
     QINQ = 17
     NSH = 18
     GTPU_ECHO = 19
+
+
+class Listener(NamedTuple):
+    """Where tunnel packets arrive: a UDP port, IP protocol or EtherType, and what reads them."""
+
+    number: int
+    kind: ListenerKind
+    parser: Parser
 
 
 @dataclass(frozen=True)

@@ -29,8 +29,15 @@ from msgspec import Meta
 from mptm.facts import Path
 from mptm.fields import hex_bytes
 from mptm.headers import IP_PROTOCOL_L2TP, Composer
-from mptm.protocols.base import HeaderProtocol, ListenerKind, Parser, UdpOptions, UdpPort, Verification
-from mptm.tables import Listener
+from mptm.protocols.base import (
+    HeaderProtocol,
+    Listener,
+    ListenerKind,
+    Parser,
+    UdpOptions,
+    UdpPort,
+    Verification,
+)
 
 if TYPE_CHECKING:
     from mptm.intent import Tunnel

@@ -32,8 +32,7 @@ from mptm.errors import InvalidIntent
 from mptm.facts import IPAddress, Path
 from mptm.fields import UnicastAddress
 from mptm.headers import IP_PROTOCOL_ETHERNET, IP_PROTOCOL_IPV4, IP_PROTOCOL_IPV6, IP_PROTOCOL_ROUTING
-from mptm.protocols.base import IpOptions, IpProtocol, ListenerKind, Parser
-from mptm.tables import Listener
+from mptm.protocols.base import IpOptions, IpProtocol, Listener, ListenerKind, Parser
 from mptm.template import ANY_FAMILY, InnerFamily, Patch, PatchOp, Template
 
 if TYPE_CHECKING:

@@ -26,8 +26,7 @@ from mptm.errors import InvalidIntent
 from mptm.facts import Path
 from mptm.fields import MAC_LEN, Checked, mac_text
 from mptm.headers import ETHERNET_LEN
-from mptm.protocols.base import ANYONE, ListenerKind, Parser, Protocol, outer_macs
-from mptm.tables import Listener
+from mptm.protocols.base import ANYONE, Listener, ListenerKind, Parser, Protocol, outer_macs
 from mptm.template import Patch, PatchOp, Template
 
 if TYPE_CHECKING:
