@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +15,8 @@ from mptm.node import Node
 
 HOST_LEN = {4: 32, 6: 128}
 LINK_LEN = {4: 24, 6: 64}
+ROUTER = {4: "10.251.{}.254", 6: "fd00:251:{:x}::fe"}
+"""A peer's address towards a workload behind it that it routes to, by IP version; the blank is the place's number."""
 
 
 class Ground:
@@ -119,3 +121,40 @@ def workload_commands(
             f"{route} src {own[version]} mtu {mtu}",
         ]
     return commands
+
+
+def srv6_commands(
+    place: Place, card: str, behind: str, words: Mapping[str, str]
+) -> tuple[list[str], list[str]]:
+    """`ip` commands that make a kernel an end of SRv6 for a workload in the network namespace `behind`: its, and those.
+
+    `at_peer` of the case has how packets are encapsulated and, by SID, what is done at its segments, `words` filled in.
+    """
+    name, options = place.interface, place.case.at_peer
+    router = {version: text.format(place.number) for version, text in ROUTER.items()}
+    commands = [
+        f"link add {name} type veth peer name {name} netns {behind}",
+        f"link set {name} mtu {WORKLOAD_LINK_MTU} addrgenmode none up",
+        # Without a link-local address it wouldn't ask for neighbours of what it forwards.
+        f"address add fe80::1/64 dev {name} nodad",
+        f"route add {place.node_sids} via {place.node_outer} dev {card}",
+    ]
+    workload = workload_commands(name, place.peer_mac, place.peer_inner, place.node_inner, place.mtu)
+    for version in (4, 6):
+        commands += [
+            f"address add {router[version]}/{LINK_LEN[version]} dev {name}{' nodad' * (version == 6)}",
+            f"route add {place.node_inner[version]}/{HOST_LEN[version]} "
+            f"encap seg6 mode {options['mode']} segs {place.node_sid} dev {card}",
+        ]
+        # To us by way of the kernel.
+        workload = [
+            command.replace(f" dev {name} src", f" via {router[version]} dev {name} src")
+            if f"route add {place.node_inner[version]}" in command
+            else command
+            for command in workload
+        ]
+    commands += [
+        f"route add {getattr(place, sid)}/128 encap seg6local action {action.format(**words)} dev {name}"
+        for sid, action in options["segments"].items()
+    ]
+    return commands, workload

@@ -14,14 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import local
-from ground import HOST_LEN, LINK_LEN, workload_commands
-from matrix import WORKLOAD_LINK_MTU, Case, Peer, Place, Server, Unable
+from ground import srv6_commands, workload_commands
+from matrix import Case, Peer, Place, Server, Unable
 
 from mptm.lab.topology import configure, set_offloads
 
 HOST, BEHIND = "node2", "node2-c1"
-ROUTER = {4: "10.251.{}.254", 6: "fd00:251:{:x}::fe"}
-"""Address of node2 towards the workload of a place, by IP version; the blank is the place's number."""
 GROUP, OTHER_GROUP = 0x1234, 0x4321
 """VXLAN-GBP: ours, and the one that node2 asks with."""
 
@@ -86,34 +84,9 @@ class KernelPeer(Peer):
 
     def _set_up_srv6(self, place: Place) -> None:
         """`at_peer` has how packets are encapsulated and, by SID, what is done at our segments."""
-        name, options = place.interface, place.case.at_peer
-        router = {version: text.format(place.number) for version, text in ROUTER.items()}
-        commands = [
-            f"link add {name} type veth peer name {name} netns {self.lab.namespace(BEHIND)}",
-            f"link set {name} mtu {WORKLOAD_LINK_MTU} addrgenmode none up",
-            # Without a link-local address it wouldn't ask for neighbours of what it forwards.
-            f"address add fe80::1/64 dev {name} nodad",
-            f"route add {place.node_sids} via {place.node_outer} dev eth0",
-        ]
-        behind = workload_commands(name, place.peer_mac, place.peer_inner, place.node_inner, place.mtu)
-        for version in (4, 6):
-            commands += [
-                f"address add {router[version]}/{LINK_LEN[version]} dev {name}{' nodad' * (version == 6)}",
-                f"route add {place.node_inner[version]}/{HOST_LEN[version]} "
-                f"encap seg6 mode {options['mode']} segs {place.node_sid} dev eth0",
-            ]
-            # To us by way of node2.
-            behind = [
-                command.replace(f" dev {name} src", f" via {router[version]} dev {name} src")
-                if f"route add {place.node_inner[version]}" in command
-                else command
-                for command in behind
-            ]
+        name = place.interface
         words = {"interface": name, "peer4": place.peer_inner[4], "peer6": place.peer_inner[6]}
-        commands += [
-            f"route add {getattr(place, sid)}/128 encap seg6local action {action.format(**words)} dev {name}"
-            for sid, action in options["segments"].items()
-        ]
+        commands, behind = srv6_commands(place, "eth0", self.lab.namespace(BEHIND), words)
         configure(self.lab.namespace(HOST), commands)
         configure(self.lab.namespace(BEHIND), behind)
         set_offloads(self.lab.namespace(BEHIND), name)

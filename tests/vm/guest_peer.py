@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
-from ground import HOST_LEN, LINK_LEN, workload_commands
+from ground import srv6_commands, workload_commands
 from kernels import Unavailable, get_kernel
 from machine import Machine, Tap
 from matrix import ETHERNET, UNDERLAY, WORKLOAD_LINK_MTU, Case, Peer, Place, Server, Transferred, Unable
@@ -32,8 +32,6 @@ GTP = {4: "gtp4", 6: "gtp6"}
 DISCARD_PORT = 9
 HEADER_LEN = {4: 28, 6: 48}
 """IP and UDP."""
-ROUTER = {4: "10.251.{}.254", 6: "fd00:251:{:x}::fe"}
-"""The guest's address towards a workload behind it, by IP version; the blank is the place's number."""
 GTP_SCRIPT = Path(__file__).with_name("gtp.py")
 MPLS_PORT, MPLS_IN_IP = 6635, 137
 MPLS_LABELS = (1000, 1001, 1002)
@@ -312,34 +310,8 @@ def device_steps(place: Place) -> list[Step]:
 
 def srv6_steps(place: Place) -> list[Step]:
     """Of a case whose `at_peer` has how packets are encapsulated and, by SID, what is done at our segments."""
-    name, options = place.interface, place.case.at_peer
-    router = {version: text.format(place.number) for version, text in ROUTER.items()}
-    commands = [
-        f"link add {name} type veth peer name {name} netns {BEHIND}",
-        f"link set {name} mtu {WORKLOAD_LINK_MTU} addrgenmode none up",
-        # Without a link-local address it wouldn't ask for neighbours of what it forwards.
-        f"address add fe80::1/64 dev {name} nodad",
-        f"route add {place.node_sids} via {place.node_outer} dev {CARD}",
-    ]
-    behind = workload_commands(name, place.peer_mac, place.peer_inner, place.node_inner, place.mtu)
-    for version in (4, 6):
-        commands += [
-            f"address add {router[version]}/{LINK_LEN[version]} dev {name}{' nodad' * (version == 6)}",
-            f"route add {place.node_inner[version]}/{HOST_LEN[version]} "
-            f"encap seg6 mode {options['mode']} segs {place.node_sid} dev {CARD}",
-        ]
-        # To us by way of the guest.
-        behind = [
-            command.replace(f" dev {name} src", f" via {router[version]} dev {name} src")
-            if f"route add {place.node_inner[version]}" in command
-            else command
-            for command in behind
-        ]
-    words = words_of(place)
-    commands += [
-        f"route add {getattr(place, sid)}/128 encap seg6local action {action.format(**words)} dev {name}"
-        for sid, action in options["segments"].items()
-    ]
+    name = place.interface
+    commands, behind = srv6_commands(place, CARD, BEHIND, words_of(place))
     return [
         *(Step(place.number, "device", IP, command) for command in commands),
         *(Step(place.number, "workload", IN_BEHIND, command) for command in behind),
