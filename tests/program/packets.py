@@ -172,6 +172,14 @@ def inner_kinds() -> dict[str, Packet]:
     }
 
 
+def as_carried(protocol: str, sent: Packet) -> bytes:
+    """A frame as a tunnel for frames carries it: NVGRE without VLAN tags (RFC 7637 §3.3)."""
+    parsed = parse_frame(bytes(sent))
+    if protocol_of(protocol).name != "nvgre" or parsed is None:
+        return bytes(sent)
+    return bytes(sent)[:12] + bytes(sent)[parsed.l3 - 2 :]
+
+
 def ip_packet(frame: bytes) -> bytes:
     """The IP packet of an Ethernet frame that has one, without its padding."""
     parsed = parse_frame(frame)

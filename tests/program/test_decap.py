@@ -7,7 +7,18 @@ import struct
 from typing import Any, NamedTuple
 
 import pytest
-from packets import carried, far_end, frame, inner_kinds, ip, ip_packet, journeys, set_outer, tunnel
+from packets import (
+    as_carried,
+    carried,
+    far_end,
+    frame,
+    inner_kinds,
+    ip,
+    ip_packet,
+    journeys,
+    set_outer,
+    tunnel,
+)
 from scapy.contrib.geneve import GENEVE
 from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.layers.inet6 import IPv6
@@ -112,7 +123,7 @@ def test_what_one_end_encapsulates_the_other_end_delivers(node, peer, protocol, 
     got = peer.send("up0", wire.data)
     assert (wire.verdict, got.verdict) == ("REDIRECT", "REDIRECT")
     if carried(protocol, underlay) is None:
-        assert got.data[12:] == bytes(sent)[12:]
+        assert got.data[12:] == as_carried(protocol, sent)[12:]
     else:
         assert (got.packet.dst, got.packet.src) == (NEIGHBOUR_MAC, GATEWAY_MAC)
         assert got.data[12:] == (b"\x08\0" if version == 4 else b"\x86\xdd") + ip_packet(bytes(sent))

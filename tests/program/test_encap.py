@@ -6,6 +6,7 @@ from __future__ import annotations
 import pytest
 from packets import (
     VARIANTS,
+    as_carried,
     carried,
     carriers,
     carries,
@@ -118,7 +119,7 @@ def test_every_length_and_checksum_is_right(node, protocol, underlay, kind):
         assert got.data.endswith(bytes(sent)[12:])
         return
     is_l3 = carried(protocol, underlay) is not None
-    assert got.data.endswith(ip_packet(bytes(sent)) if is_l3 else bytes(sent))
+    assert got.data.endswith(ip_packet(bytes(sent)) if is_l3 else as_carried(protocol, sent))
     if underlay == 4:
         assert outer[IP].len == len(got.data) - 14
         assert checksum(got.data[14:34]) == 0
