@@ -812,27 +812,6 @@ def test_a_full_table_is_told_and_everything_put_back(lab: Lab, node: Node) -> N
     assert meaning(node) == fresh_meaning(node)
 
 
-def test_listeners_that_find_no_slot_are_told_and_nothing_is_changed(lab: Lab, node: Node) -> None:
-    """UDP ports that are 256 apart share four slots (MPTM_LISTEN_PROBES)."""
-    before, ports = node.intent, [20000 + 256 * number for number in range(5)]
-    for number, port in enumerate(ports[:4]):
-        done = mptm(lab, "node1", *tunnel_at(lab, port), "--vni", str(number))
-        assert done.returncode == 0, done.stderr
-    four, tables = node.intent, table_bytes(node)
-    done = mptm(lab, "node1", *tunnel_at(lab, ports[4]), "--vni", "4")
-    assert done.returncode == 1
-    assert "table listeners" in done.stderr
-    assert (node.intent, table_bytes(node)) == (four, tables)
-    node.apply(before)
-    assert mptm(lab, "node1", *tunnel_at(lab, ports[4]), "--vni", "4").returncode == 0
-
-
-def tunnel_at(lab: Lab, port: int) -> list[str]:
-    remote = address_of(lab, "node2")
-    command = ["tunnel", "add", f"at{port}", "--protocol", "geneve", "--network", "blue", "--remote", remote]
-    return [*command, "--port", str(port)]
-
-
 # ---- traffic goes on -------------------------------------------------------------------------------------
 
 
