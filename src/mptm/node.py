@@ -306,10 +306,12 @@ class GroupDetails:
 
 @dataclass(frozen=True)
 class PortDetails:
-    """A port's state, and its counters where they can be read."""
+    """A port's state, the hook it is meant to run at and why, and its counters, where they can be read."""
 
     state: str
     counters: PortCounters | None = None
+    runs_at: str | None = None
+    why: str | None = None
 
 
 class ObjectState(NamedTuple):
@@ -602,6 +604,8 @@ class Node:
 
     def port_details(self, name: str) -> PortDetails:
         """State and counters of one port. Without root: neither. Raises NotFound."""
+        from mptm.hooks import choose_hook
+
         self.intent.get("port", name)
         try:
             self._kernel.require_privileges()
@@ -612,10 +616,13 @@ class Node:
             if data_plane is None:
                 return PortDetails(NOT_LOADED)
             attached = {each.name: each.mode for each in data_plane.attachments()}
-            exists = name in self._kernel.gather_facts((), resolve_timeout_seconds=0).links
+            facts = self._kernel.gather_facts((), resolve_timeout_seconds=0)
+            choice = choose_hook(snapshot.intent.get("port", name), snapshot.intent, facts)
             return PortDetails(
-                _port_state("up" if exists else "missing interface", attached.get(name), True),
+                _port_state("up" if name in facts.links else "missing interface", attached.get(name), True),
                 self._read_counters(data_plane, snapshot.allocations).ports.get(name),
+                choice.hook,
+                choice.why,
             )
 
     def tunnel_details(self, name: str) -> TunnelDetails:

@@ -44,6 +44,9 @@ gateway_option = click.option(
 )
 
 
+hook_choice = click.Choice(["xdp", "tc", "auto"])
+
+
 def next_hop_options(function: Command) -> Command:
     """Where a route or flow leads: exactly one of them."""
     for option in (
@@ -275,6 +278,13 @@ def port() -> None:
     help="Where XDP runs; auto: in the driver if it can.",
 )
 @click.option(
+    "--hook",
+    type=hook_choice,
+    default="xdp",
+    show_default=True,
+    help="xdp: most packets per second; tc: most bytes per second, GSO kept whole; auto: by the kind of interface.",
+)
+@click.option(
     "--mac",
     metavar="MAC",
     help="Gateway MAC that the workload is told for remote addresses (access ports only).  [default: the interface's]",
@@ -287,6 +297,7 @@ def port_add(name: str, **options: Any) -> None:
     \b
     Example:
       mptm port add veth-node1 --role access --network blue
+      mptm port add veth-node2 --role access --network blue --hook tc
       mptm port add eth0 --role uplink --mode generic
     """
     from mptm.intent import Port
@@ -301,22 +312,52 @@ def port_add(name: str, **options: Any) -> None:
 
 def _explain_port(node: Node, port: Port, plan: Plan) -> None:
     """Say how it was attached, and what the workload's end of a veth needs."""
+    from mptm.hooks import choose_hook
+
     mode = plan.outcome.modes.get(port.name)
     if mode is not None:
         note(f"{port.name} is attached ({mode})")
     link = plan.facts.links.get(port.name)
     if port.role != "access" or port.network is None or link is None or link.kind != "veth":
         return
-    note(
-        "in the workload's namespace, run: ethtool -K <its interface> tx off gro on\n"
-        "  tx off: XDP can't fill in checksums that the sender leaves to hardware: ping works, TCP gets nothing\n"
-        "  gro on: a veth takes redirected packets only when its other end has NAPI on"
-    )
+    hook = choose_hook(port, node.intent, plan.facts).hook
+    if hook == "xdp":
+        _explain_offloads()
     mtu = node.inner_mtu(port.network)
     if mtu is not None:
         note(
             f"the tunnels of network {port.network} carry IP packets of up to {mtu} bytes: set that MTU there, too"
         )
+
+
+def _explain_offloads() -> None:
+    note(
+        "in the workload's namespace, run: ethtool -K <its interface> tx off gro on\n"
+        "  tx off: XDP can't fill in checksums that the sender leaves to hardware: ping works, TCP gets nothing\n"
+        "  gro on: a veth takes redirected packets only when its other end has NAPI on"
+    )
+
+
+@port.command("set")
+@click.argument("name", metavar="INTERFACE", shell_complete=complete_names("ports"))
+@click.option("--hook", required=True, type=hook_choice, help="The hook that its program is to run at.")
+def port_set(name: str, hook: str) -> None:
+    """Move a port to another hook: routes, flows and counters stay, and no packet is lost in between.
+
+    \b
+    Example:
+      mptm port set veth-node1 --hook tc
+    """
+    from msgspec.structs import replace
+
+    def change(intent: Intent) -> Intent:
+        with usage_errors():
+            return intent.replace(replace(intent.get("port", name), hook=hook))
+
+    node = current_node()
+    plan = node.edit(change)
+    warn_of(plan)
+    _explain_port(node, node.intent.get("port", name), plan)
 
 
 @port.command("list")
@@ -333,8 +374,8 @@ def port_list(as_json: bool) -> None:
         print_json([each.to_dict(defaults=True) for each in ports])
     else:
         print_table(
-            ["NAME", "ROLE", "NETWORK", "MODE", "MAC"],
-            [(each.name, each.role, each.network, each.mode, each.mac) for each in ports],
+            ["NAME", "ROLE", "NETWORK", "HOOK", "MODE", "MAC"],
+            [(each.name, each.role, each.network, each.hook, each.mode, each.mac) for each in ports],
         )
 
 
@@ -352,9 +393,18 @@ def port_show(name: str, as_json: bool) -> None:
     found = node.intent.get("port", name).to_dict(defaults=True)
     details = node.port_details(name)
     if as_json:
-        print_json({**found, "state": details.state, "counters": details.counters and vars(details.counters)})
+        print_json(
+            {
+                **found,
+                "state": details.state,
+                "runs_at": details.runs_at,
+                "why": details.why,
+                "counters": details.counters and vars(details.counters),
+            }
+        )
         return
-    print_fields({**found, "state": details.state})
+    runs_at = {"runs at": f"{details.runs_at}: {details.why}"} if details.runs_at else {}
+    print_fields({**found, "state": details.state, **runs_at})
     if details.counters is not None:
         counters = details.counters
         click.echo("\ncounters")

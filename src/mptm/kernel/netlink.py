@@ -93,7 +93,7 @@ class _Problem(Exception):
 
 
 @contextmanager
-def _open_netlink() -> Iterator[Any]:
+def open_netlink() -> Iterator[Any]:
     """A pyroute2 IPRoute of this thread's network namespace; its errors become KernelError."""
     from pyroute2.iproute.linux import IPRoute  # type: ignore[import-untyped]  # it has no type information
     from pyroute2.netlink.exceptions import (  # type: ignore[import-untyped]  # it has no type information
@@ -119,7 +119,7 @@ def _ask(request: Any, *arguments: Any, **options: Any) -> tuple[list[Any], int]
 
 def xdp_state(ifindex: int) -> XdpState | None:
     """The XDP program of one interface; None without one. Raises KernelError (ENODEV: no such interface)."""
-    with _open_netlink() as netlink:
+    with open_netlink() as netlink:
         messages, number = _ask(netlink.link, "get", index=ifindex)
         if number:
             raise KernelError(f"interface {ifindex} can't be looked up", number)
@@ -128,7 +128,7 @@ def xdp_state(ifindex: int) -> XdpState | None:
 
 def xdp_states() -> list[XdpState]:
     """The interfaces of this network namespace that have an XDP program."""
-    with _open_netlink() as netlink:
+    with open_netlink() as netlink:
         return [state for message in netlink.get_links() if (state := _xdp_state(message)) is not None]
 
 
@@ -162,7 +162,7 @@ def gather_facts(
     timeout; with `afresh` also those that the kernel knew once, but hasn't heard of lately. A tunnel without a remote
     address has no path. Raises KernelError when the kernel can't be asked at all.
     """
-    with _open_netlink() as netlink:
+    with open_netlink() as netlink:
         links = _read_links(netlink)
         routes: dict[str, tuple[Tunnel, _Route]] = {}
         paths: dict[str, Path] = {}
