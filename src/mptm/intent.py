@@ -116,6 +116,10 @@ class Port(Checked, frozen=True, kw_only=True):
     mac: Annotated[
         Mac | None, Meta(description="gateway MAC that the workload is told; default: the interface's own")
     ] = None
+    offloads: Annotated[
+        bool,
+        Meta(description="set at the other end of a veth what XDP needs there: checksums, VLAN tags, GRO"),
+    ] = True
 
     @property
     def key(self) -> str:
