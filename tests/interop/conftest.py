@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """The matrix of real peers: its size, its labs, and its results.
 
-`--full` tries every case and writes what came of it to build/interop/<peer>.json, which interop_page.py makes
-docs/interop.md of. Without it only the quick cases are tried, with a short TCP transfer.
+`--full` tries every case and, unless transfers are shortened, writes what came of it to build/interop/<peer>.json, which
+interop_page.py makes docs/interop.md of. Without it only the quick cases are tried, with a short TCP transfer.
 """
 
 from __future__ import annotations
@@ -139,8 +139,8 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Only what is whole is kept."""
-    if not session.config.getoption("--full"):
+    """Only what is whole is kept: every check, with transfers as long as docs/interop.md says."""
+    if not session.config.getoption("--full") or session.config.getoption("--transfer-megabytes") is not None:
         return
     RESULTS.mkdir(parents=True, exist_ok=True)
     for name, results in found.items():
