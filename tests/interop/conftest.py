@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """The matrix of real peers: its size, its labs, and its results.
 
-`--full` tries every case and, unless transfers are shortened, writes what came of it to build/interop/<peer>.json, which
-interop_page.py makes docs/interop.md of. Without it only the quick cases are tried, with a short TCP transfer.
+`--full` tries every case and, unless transfers are shortened, writes what came of it to build/interop/<peer>.json,
+which interop_page.py makes docs/interop.md of. Without it only the quick cases are tried, with a short TCP transfer.
 """
 
 from __future__ import annotations
