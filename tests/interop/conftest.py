@@ -20,6 +20,8 @@ from results import PeerResults, Recorder, text_table
 
 RESULTS = Path(__file__).parents[2] / "build" / "interop"
 QUICK_TRANSFER_BYTES = 2_000_000
+LAB_SECONDS = 600
+"""Time limit of a test: the first with a guest boots it and sets all its places up."""
 found: dict[str, PeerResults] = {}
 """By peer, while the tests run."""
 
@@ -43,6 +45,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = kept
     items.sort(key=_peer_number)
     for item in items:
+        if _parameters(item).get("ground"):
+            item.add_marker(pytest.mark.timeout(LAB_SECONDS))
         if os.geteuid() != 0 and "tests/interop" in item.path.as_posix() and "ground" in item.fixturenames:
             item.add_marker(pytest.mark.skip(reason="network namespaces and BPF need root"))
 
