@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -28,6 +28,7 @@ from mptm.cli.common import (
 if TYPE_CHECKING:
     from mptm.intent import Flow, Intent, Port, Route
     from mptm.node import Node, Plan
+    from mptm.offloads import Settled
 
 which_network_option = click.option(
     "--network",
@@ -165,7 +166,7 @@ def first_free_id(intent: Intent) -> int:
 
 
 def _network_row(intent: Intent, name: str) -> dict[str, Any]:
-    def count(objects: dict[str, Any]) -> int:
+    def count(objects: Mapping[str, Any]) -> int:
         return sum(each.network == name for each in objects.values())
 
     return {
@@ -289,10 +290,19 @@ def port() -> None:
     metavar="MAC",
     help="Gateway MAC that the workload is told for remote addresses (access ports only).  [default: the interface's]",
 )
+@click.option(
+    "--no-offloads",
+    "offloads",
+    flag_value=False,
+    default=True,
+    help="Leave the features of the veth's other end alone.",
+)
 def port_add(name: str, **options: Any) -> None:
     """Make INTERFACE a port and attach the program of its role.
 
-    An interface that already has somebody else's XDP program is refused, and the program is named.
+    An interface that already has somebody else's XDP program is refused, and the program is named. What XDP needs at
+    the other end of a veth is set there, and put back when the port is deleted: checksums are no longer left to
+    hardware, VLAN tags stand in the frame, GRO is on.
 
     \b
     Example:
@@ -311,31 +321,31 @@ def port_add(name: str, **options: Any) -> None:
 
 
 def _explain_port(node: Node, port: Port, plan: Plan) -> None:
-    """Say how it was attached, and what the workload's end of a veth needs."""
+    """Say how it was attached, what was set at the other end of a veth, and what is left to do there."""
     from mptm.hooks import choose_hook
 
     mode = plan.outcome.modes.get(port.name)
     if mode is not None:
         note(f"{port.name} is attached ({mode})")
     link = plan.facts.links.get(port.name)
-    if port.role != "access" or port.network is None or link is None or link.kind != "veth":
+    if link is None:
         return
-    hook = choose_hook(port, node.intent, plan.facts).hook
-    if hook == "xdp":
-        _explain_offloads()
+    end = node.other_end(port.name)
+    if end is None:
+        return
+    settled = plan.offloads.get(port.name)
+    if settled is not None and settled.before:
+        note(f"set at its other end, {end.where()}:\n  {settled.describe()}")
+    elif not port.offloads and end.lacks() and choose_hook(port, node.intent, plan.facts).hook == "xdp":
+        from mptm.offloads import ethtool_command
+
+        note(f"XDP needs of its other end: {end.command(ethtool_command(end.name, end.lacks()))}")
+    if port.network is None:
+        return
     mtu = node.inner_mtu(port.network)
-    if mtu is not None:
-        note(
-            f"the tunnels of network {port.network} carry IP packets of up to {mtu} bytes: set that MTU there, too"
-        )
-
-
-def _explain_offloads() -> None:
-    note(
-        "in the workload's namespace, run: ethtool -K <its interface> tx off gro on\n"
-        "  tx off: XDP can't fill in checksums that the sender leaves to hardware: ping works, TCP gets nothing\n"
-        "  gro on: a veth takes redirected packets only when its other end has NAPI on"
-    )
+    if mtu is not None and end.mtu > mtu:
+        command = end.command(f"ip link set {end.name} mtu {mtu}")
+        note(f"the tunnels of network {port.network} carry IP packets of up to {mtu} bytes: {command}")
 
 
 @port.command("set")
@@ -389,9 +399,12 @@ def port_show(name: str, as_json: bool) -> None:
     Example:
       mptm port show eth0
     """
+    from msgspec import to_builtins
+
     node = current_node()
     found = node.intent.get("port", name).to_dict(defaults=True)
     details = node.port_details(name)
+    settled = details.offloads
     if as_json:
         print_json(
             {
@@ -400,16 +413,26 @@ def port_show(name: str, as_json: bool) -> None:
                 "runs_at": details.runs_at,
                 "why": details.why,
                 "counters": details.counters and vars(details.counters),
+                "other_end": settled and to_builtins(settled),
             }
         )
         return
     runs_at = {"runs at": f"{details.runs_at}: {details.why}"} if details.runs_at else {}
-    print_fields({**found, "state": details.state, **runs_at})
+    print_fields({**found, "state": details.state, **runs_at, **_settled_fields(settled)})
     if details.counters is not None:
         counters = details.counters
         click.echo("\ncounters")
         click.echo(f"  received  {counters.rx_packets} packets, {counters.rx_bytes} bytes")
         click.echo(f"  sent      {counters.tx_packets} packets, {counters.tx_bytes} bytes")
+
+
+def _settled_fields(settled: Settled | None) -> dict[str, object]:
+    """What there is to tell of a veth's other end."""
+    if settled is None or not settled.name:
+        return {}
+    where = f"{settled.name} in {settled.namespace}" if settled.namespace else settled.name
+    found: dict[str, object] = {"other end": where, "set there": settled.describe() or "nothing"}
+    return found | ({"problem": settled.problem} if settled.problem else {})
 
 
 @port.command("del")

@@ -107,7 +107,7 @@ def open_netlink() -> Iterator[Any]:
         raise KernelError("the kernel refuses a netlink request", error.code) from None
 
 
-def _ask(request: Any, *arguments: Any, **options: Any) -> tuple[list[Any], int]:
+def ask(request: Any, *arguments: Any, **options: Any) -> tuple[list[Any], int]:
     """Messages that answer a request, or none and the errno."""
     from pyroute2.netlink.exceptions import NetlinkError
 
@@ -120,7 +120,7 @@ def _ask(request: Any, *arguments: Any, **options: Any) -> tuple[list[Any], int]
 def xdp_state(ifindex: int) -> XdpState | None:
     """The XDP program of one interface; None without one. Raises KernelError (ENODEV: no such interface)."""
     with open_netlink() as netlink:
-        messages, number = _ask(netlink.link, "get", index=ifindex)
+        messages, number = ask(netlink.link, "get", index=ifindex)
         if number:
             raise KernelError(f"interface {ifindex} can't be looked up", number)
         return _xdp_state(messages[0])
@@ -231,7 +231,7 @@ def _peer_mac(netlink: Any, messages: dict[int, Any], message: Any) -> bytes | N
     if namespace_id is None:
         peer = messages.get(peer_index)
         return _mac(peer.get_attr("IFLA_ADDRESS")) if peer is not None else None
-    answer, _ = _ask(netlink.link, "get", index=peer_index, if_netnsid=namespace_id)
+    answer, _ = ask(netlink.link, "get", index=peer_index, if_netnsid=namespace_id)
     return _mac(answer[0].get_attr("IFLA_ADDRESS")) if answer else None
 
 
@@ -251,10 +251,10 @@ def _find_route(netlink: Any, links: dict[int, _RawLink], tunnel: Tunnel) -> _Ro
     if tunnel.egress is not None:
         options["oif"] = _find_egress(links, tunnel.egress).link.ifindex
     source = {"src": str(local)} if local is not None else {}
-    answer, number = _ask(netlink.route, "get", **options, **source)
+    answer, number = ask(netlink.route, "get", **options, **source)
     if number and source:
         # A local address that this machine doesn't have is the user's choice.
-        answer, number = _ask(netlink.route, "get", **options)
+        answer, number = ask(netlink.route, "get", **options)
     where = f" through {tunnel.egress}" if tunnel.egress is not None else ""
     if number or not answer:
         if number and number not in _NO_ROUTE:
@@ -300,7 +300,7 @@ def _resolve(
     missing = wanted.keys() - known.keys()
     for key in missing:
         if afresh:
-            _ask(netlink.neigh, "del", dst=str(key[1]), ifindex=key[0])
+            ask(netlink.neigh, "del", dst=str(key[1]), ifindex=key[0])
         _ask_neighbour(netlink, wanted[key].link, key[1])
     deadline = time.monotonic() + timeout_seconds
     while missing - known.keys() and time.monotonic() < deadline:
@@ -318,7 +318,7 @@ def _ask_neighbour(netlink: Any, egress: Link, address: IPAddress) -> None:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, egress.name.encode())
             probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS, 1)
             probe.sendto(b"", (str(address), 9, 0, egress.ifindex if address.is_link_local else 0))
-    _ask(netlink.neigh, "replace", dst=str(address), ifindex=egress.ifindex, state=0, flags=_NTF_USE)
+    ask(netlink.neigh, "replace", dst=str(address), ifindex=egress.ifindex, state=0, flags=_NTF_USE)
 
 
 def _read_neighbours(
