@@ -10,8 +10,8 @@ is removed. Plain data and decisions; `mptm.kernel.offloads` does it.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
@@ -29,8 +29,22 @@ XDP_NEEDS = {
 with the checksums."""
 
 NAPI_FEATURE = "rx-gro"
-"""Turned on while a veth is up it gives it NAPI, which stays when it goes down and up; turned on while it is down it
-does not (seen on Linux 6.18)."""
+"""Gives a veth NAPI. When it is turned on while the veth is down, the port isn't told that it may send there, even once
+the veth is up again (seen on Linux 6.18)."""
+
+CONSEQUENCES = {
+    (
+        "tx-checksum-ip-generic",
+        "tx-checksum-sctp",
+    ): "leaves checksums to hardware: ping works, TCP gets nothing",
+    ("tx-udp-segmentation",): "sends several UDP segments in one packet, which isn't carried",
+    ("tx-vlan-hw-insert", "tx-vlan-stag-hw-insert"): "keeps VLAN tags beside the frame: they are lost",
+    (NAPI_FEATURE,): "takes no frames from XDP, as GRO is off, or was turned on while it was down",
+}
+"""What comes of features that aren't as they have to be, in words."""
+
+STRIPPED_TAGS = ("rx-vlan-hw-parse", "rx-vlan-stag-hw-parse")
+"""Features of an uplink that takes tags off."""
 
 WORDS = {
     "tx": ("tx-checksum-ip-generic", "tx-checksum-sctp"),
@@ -38,6 +52,8 @@ WORDS = {
     "txvlan": ("tx-vlan-hw-insert",),
     "tx-vlan-stag-hw-insert": ("tx-vlan-stag-hw-insert",),
     "gro": ("rx-gro",),
+    "rxvlan": ("rx-vlan-hw-parse",),
+    "rx-vlan-stag-hw-parse": ("rx-vlan-stag-hw-parse",),
 }
 """What ethtool(8) -K calls them."""
 
@@ -56,7 +72,7 @@ class OtherEnd:
     """The other end of a port's veth. `namespace`: a path to its network namespace, empty: that of the port.
 
     `features` None: the namespace can't be found or entered, `problem` says so; what else there is can be read
-    from here.
+    from here. `takes_frames`: whether XDP can send from the port to here; None: this kernel doesn't say.
     """
 
     ifindex: int
@@ -64,13 +80,16 @@ class OtherEnd:
     mtu: int
     up: bool = True
     has_xdp: bool = False
+    takes_frames: bool | None = None
     namespace: str = ""
     features: Mapping[str, Feature] | None = None
     problem: str = ""
 
     @property
     def runs_napi(self) -> bool:
-        """Whether it takes redirected frames. Only with `features`."""
+        """Whether it takes frames that XDP sends there."""
+        if self.takes_frames is not None:
+            return self.takes_frames
         gro = (self.features or {}).get(NAPI_FEATURE)
         return self.has_xdp or (gro is not None and gro.active)
 
@@ -79,9 +98,13 @@ class OtherEnd:
         found = {}
         for name, needed in XDP_NEEDS.items():
             feature = (self.features or {}).get(name)
-            if feature is None or (name == NAPI_FEATURE and self.has_xdp):
+            if feature is None:
                 continue
-            if feature.active != needed or (feature.changeable and feature.wanted != needed):
+            if name == NAPI_FEATURE:
+                is_right = self.runs_napi
+            else:
+                is_right = feature.active == needed and not (feature.changeable and feature.wanted != needed)
+            if not is_right:
                 found[name] = needed
         return found
 
@@ -91,9 +114,12 @@ class OtherEnd:
 
     def command(self, words: str) -> str:
         """A command line that runs `words` where the interface is."""
-        if self.namespace:
-            return f"nsenter --net={self.namespace} {words}"
-        return words
+        return command_in(self.namespace, words)
+
+
+def command_in(namespace: str, words: str) -> str:
+    """A command line that runs `words` in a network namespace, given by path; empty: the one at hand."""
+    return f"nsenter --net={namespace} {words}" if namespace else words
 
 
 def ethtool_command(name: str, features: Mapping[str, bool]) -> str:
@@ -192,10 +218,13 @@ class Offloads:
                 each: needed
                 for each, needed in end.lacks().items()
                 if features[each].changeable
-                and features[each].wanted != needed
-                and (each != NAPI_FEATURE or end.up)
+                and (end.up if each == NAPI_FEATURE else features[each].wanted != needed)
             }
-            earlier = {each: features[each].wanted for each in changes[name]}
+            earlier = {
+                each: features[each].wanted
+                for each, needed in changes[name].items()
+                if features[each].wanted != needed
+            }
             found[name] = Settled(ifindex, end.name, end.namespace, earlier | before, end.problem)
             if end.features is None:
                 self.warnings.append(_unreachable(name, end))
@@ -208,6 +237,8 @@ class Offloads:
         for name, wanted in changes.items():
             end = ends[new[name]]
             try:
+                if NAPI_FEATURE in wanted and (end.features or {})[NAPI_FEATURE].wanted:
+                    self.machine.set_features(end, {NAPI_FEATURE: False})
                 if wanted:
                     self.machine.set_features(end, wanted)
             except MptmError as error:
@@ -262,3 +293,116 @@ def _unreachable(port: str, end: OtherEnd) -> str:
         f"port {port}: {end.problem}, so what XDP needs of {end.name} there is up to you; in that namespace run: "
         f"{command}"
     )
+
+
+class Finding(NamedTuple):
+    """Something about a port that isn't as it should be, and the command that mends it.
+
+    `is_serious`: packets are lost, not only larger than they should be.
+    """
+
+    port: str
+    problem: str
+    command: str
+    is_serious: bool = True
+
+
+@dataclass(frozen=True)
+class PortFacts:
+    """What is looked at to examine a port.
+
+    `own` are the features of the interface itself. `can_send`: whether XDP can send out of it, None: not known.
+    `fits`: the largest IP packet that fits every tunnel of the port's network; `is_told`: senders are told so.
+    `needs_tags`: VLAN tags have to be in the frames that come in. `namespace`: as that of OtherEnd, empty: where the
+    commands will be typed.
+    """
+
+    name: str
+    mtu: int
+    namespace: str = ""
+    end: OtherEnd | None = None
+    own: Mapping[str, Feature] = field(default_factory=dict)
+    can_send: bool | None = None
+    fits: int | None = None
+    is_told: bool = False
+    needs_tags: bool = False
+
+
+def examine(facts: PortFacts) -> list[Finding]:
+    """What makes packets of a port with XDP vanish although its program is attached."""
+    end = facts.end
+    if end is not None:
+        end = replace(end, namespace=end.namespace or facts.namespace)
+    found = [] if end is None else _examine_end(facts.name, end)
+    if end is None and facts.can_send is False:
+        found.append(
+            Finding(
+                facts.name,
+                "its driver takes no frames from XDP: nothing is sent out of it by ports in native mode",
+                "mptm port del each access port that sends there, and add it again with --mode generic",
+            )
+        )
+    if end is None and facts.needs_tags:
+        tags = {name: False for name in STRIPPED_TAGS if name in facts.own and facts.own[name].active}
+        if tags:
+            found.append(
+                Finding(
+                    facts.name,
+                    "it takes VLAN tags off before XDP sees them: frames of VLAN tunnels aren't found",
+                    command_in(facts.namespace, ethtool_command(facts.name, tags)),
+                )
+            )
+    if end is not None and end.mtu > facts.mtu:
+        found.append(
+            Finding(
+                facts.name,
+                f"its other end, {end.where()}, has an MTU of {end.mtu}, it has {facts.mtu}: larger packets are lost",
+                command_in(facts.namespace, f"ip link set {facts.name} mtu {end.mtu}"),
+            )
+        )
+    if end is not None and facts.fits is not None and end.mtu > facts.fits:
+        consequence = (
+            "senders of larger packets are told"
+            if facts.is_told
+            else "nobody is told, as the network has no gateway address: small transfers work, large ones hang"
+        )
+        found.append(
+            Finding(
+                facts.name,
+                f"its other end, {end.where()}, has an MTU of {end.mtu}, and what fits its tunnels is {facts.fits}: "
+                + consequence,
+                end.command(f"ip link set {end.name} mtu {facts.fits}"),
+                is_serious=not facts.is_told,
+            )
+        )
+    return found
+
+
+def _examine_end(port: str, end: OtherEnd) -> list[Finding]:
+    found = []
+    lacks = end.lacks()
+    for names, consequence in CONSEQUENCES.items():
+        wrong = {name: needed for name, needed in lacks.items() if name in names}
+        if not wrong:
+            continue
+        if NAPI_FEATURE in wrong and (end.features or {})[NAPI_FEATURE].wanted and end.up:
+            # It is on, but not where it counts: only another change brings it there.
+            command = (
+                f"{ethtool_command(end.name, {NAPI_FEATURE: False})} && {ethtool_command(end.name, wrong)}"
+            )
+            command = end.command(f'sh -c "{command}"')
+        else:
+            command = end.command(ethtool_command(end.name, wrong))
+        if NAPI_FEATURE in wrong and not end.up:
+            command = f"bring {end.where()} up, then: {command}"
+        found.append(Finding(port, f"its other end, {end.where()}, {consequence}", command))
+    if end.features is None:
+        found.append(
+            Finding(
+                port,
+                f"{end.problem}, so it isn't known whether {end.name} there is as XDP needs it",
+                f"in that namespace: {ethtool_command(end.name, XDP_NEEDS)}",
+                is_serious=False,
+            )
+        )
+    return found
