@@ -28,7 +28,7 @@ from mptm.store import Snapshot, Store, state_directory
 if TYPE_CHECKING:
     from mptm.compile import Allocations, Compiled
     from mptm.intent import Intent, Object, Tunnel
-    from mptm.offloads import Feature, Finding, Offloads, OtherEnd, Settled
+    from mptm.offloads import Feature, Finding, Offloads, OtherEnd, PortNeeds, Settled
     from mptm.template import Template
     from mptm.trace import Trace, Tracer
 
@@ -350,10 +350,12 @@ class GroupDetails:
 
 @dataclass(frozen=True)
 class PortDetails:
-    """A port's state, and its counters where they can be read."""
+    """A port's state, the hook it is meant to run at and why, and its counters, where they can be read."""
 
     state: str
     counters: PortCounters | None = None
+    runs_at: str | None = None
+    why: str | None = None
     offloads: Settled | None = None
     """What was set at the other end; None: nothing was to be."""
 
@@ -655,6 +657,8 @@ class Node:
 
     def port_details(self, name: str) -> PortDetails:
         """State and counters of one port. Without root: neither. Raises NotFound."""
+        from mptm.hooks import choose_hook
+
         self.intent.get("port", name)
         try:
             self._kernel.require_privileges()
@@ -665,10 +669,13 @@ class Node:
             if data_plane is None:
                 return PortDetails(NOT_LOADED)
             attached = {each.name: each.mode for each in data_plane.attachments()}
-            exists = name in self._kernel.gather_facts((), resolve_timeout_seconds=0).links
+            facts = self._kernel.gather_facts((), resolve_timeout_seconds=0)
+            choice = choose_hook(snapshot.intent.get("port", name), snapshot.intent, facts)
             return PortDetails(
-                _port_state("up" if exists else "missing interface", attached.get(name), True),
+                _port_state("up" if name in facts.links else "missing interface", attached.get(name), True),
                 self._read_counters(data_plane, snapshot.allocations).ports.get(name),
+                choice.hook,
+                choice.why,
                 self._offloads(snapshot.meta.get(OFFLOADS)).ports.get(name),
             )
 
@@ -779,7 +786,7 @@ class Node:
 
     def examine_ports(self) -> dict[str, list[Finding]]:
         """What makes packets vanish at ports although their programs are attached, by port. Needs root."""
-        from mptm.offloads import PortFacts, examine
+        from mptm.offloads import PortFacts, examine, needs_of
         from mptm.protocols import PROTOCOLS
 
         self._kernel.require_privileges()
@@ -798,7 +805,7 @@ class Node:
                 if intent.ports[name].role == "uplink" and link.ifindex not in ends
             }
             can_send = {name: self._kernel.can_send(ports[name].ifindex) for name in own}
-        bound = self._bound_netns(snapshot)
+        bound, needs = self._bound_netns(snapshot), needs_of(compiled.attachments)
         fits: dict[str, int] = {}
         for name, template in compiled.templates.items():
             if name in facts.paths:
@@ -814,6 +821,7 @@ class Node:
                     name,
                     link.mtu,
                     namespace=_netns_path(bound) if bound else "",
+                    needs=needs[name].needs,
                     end=ends.get(link.ifindex),
                     own=own.get(name, {}),
                     can_send=can_send.get(name),
@@ -987,7 +995,7 @@ class Node:
             warnings=(*compiled.warnings, *offloads.warnings),
             states=dict(compiled.states),
             outcome=outcome,
-            offloads=settled,
+            offloads={name: offloads.ports[name] for name in settled if name in offloads.ports},
             facts=facts,
             unresolved=unresolved,
             down=tuple(each for each in worth_telling(wanted, states) if not is_healthy(each.state)),
@@ -1261,12 +1269,12 @@ class Node:
         )
 
 
-def _ports_with_offloads(intent: Intent, compiled: Compiled) -> dict[str, int]:
-    """Ports whose other ends are to be as XDP needs them, with the numbers of their interfaces."""
+def _ports_with_offloads(intent: Intent, compiled: Compiled) -> dict[str, PortNeeds]:
+    """Ports whose other ends are to be as they need them."""
+    from mptm.offloads import needs_of
+
     return {
-        attachment.name: attachment.ifindex
-        for attachment in compiled.attachments
-        if intent.ports[attachment.name].offloads
+        name: needs for name, needs in needs_of(compiled.attachments).items() if intent.ports[name].offloads
     }
 
 

@@ -117,6 +117,7 @@ class FakeAttached:
     name: str
     mode: str
     program: str
+    hook: str = "xdp"
 
 
 class FakeDataPlane:
@@ -149,8 +150,10 @@ class FakeDataPlane:
             raise ForeignProgram(f"{attachment.name} already has an XDP program: theirs (id 7)")
         assert any(value["ifindex"] == attachment.ifindex for _, value in self.maps["ports"].records())
         mode = "native" if attachment.mode == "auto" else attachment.mode
+        if attachment.hook == "tc":
+            mode = "tcx"
         self.attached[attachment.name] = FakeAttached(
-            attachment.ifindex, attachment.name, mode, attachment.role
+            attachment.ifindex, attachment.name, mode, attachment.role, attachment.hook
         )
         return mode
 

@@ -448,6 +448,20 @@ def test_every_option_of_every_protocol_is_an_option_of_tunnel_add(run):
             assert f"--{field.name.replace('_', '-')}" in out
 
 
+def test_a_port_moves_to_another_hook_and_says_which_and_why(up, kernel):
+    status, _, err = up("port", "set", "veth-a", "--hook", "tc")
+    assert status == 0
+    assert "veth-a is attached (tcx)" in err
+    assert "tx off" not in err, "that is for XDP"
+    assert kernel.planes["default"].attached["veth-a"].hook == "tc"
+    _, out, _ = up("port", "show", "veth-a")
+    assert re.search(r"^hook +tc$", out, re.MULTILINE)
+    assert re.search(r"^runs at +tc: as the port says$", out, re.MULTILINE)
+    _, _, err = up("port", "set", "veth-a", "--hook", "xdp")
+    assert "tx off" in err
+    assert kernel.planes["default"].attached["veth-a"].hook == "xdp"
+
+
 def test_lists_shows_export_and_plan_need_no_root(up, kernel, node_file):
     kernel.root = False
     for line in (

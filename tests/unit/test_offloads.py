@@ -184,6 +184,21 @@ def test_an_error_in_the_middle_of_setting_goes_back_to_nothing(kernel: FakeKern
     assert node.store.read().meta["offloads"].endswith('"ports":{}}')
 
 
+def test_a_port_that_moves_to_tc_needs_no_more_than_frames_that_others_send_it(
+    kernel: FakeKernel, node: Node
+) -> None:
+    before = kernel.ends[10].features
+    node.add(PORT)
+    node.add(Port(name="veth-b", role="access", network="blue", hook="tc"))
+    assert kernel.set[-1] == ("end-b", {"rx-gro": True})
+    node.replace(Port(name="veth-a", role="access", network="blue", hook="tc"))
+    assert kernel.ends[10].features == before
+    assert kernel.ends[11] == other_end(111, "end-b"), "nobody sends there from XDP any more"
+    node.replace(PORT)
+    assert not kernel.ends[10].lacks()
+    assert kernel.set[-1] == ("end-b", {"rx-gro": True})
+
+
 # ---- what doctor has to say ------------------------------------------------------------------------------
 
 END = other_end(110, "end-a")

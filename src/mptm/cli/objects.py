@@ -45,6 +45,9 @@ gateway_option = click.option(
 )
 
 
+hook_choice = click.Choice(["xdp", "tc", "auto"])
+
+
 def next_hop_options(function: Command) -> Command:
     """Where a route or flow leads: exactly one of them."""
     for option in (
@@ -276,6 +279,13 @@ def port() -> None:
     help="Where XDP runs; auto: in the driver if it can.",
 )
 @click.option(
+    "--hook",
+    type=hook_choice,
+    default="xdp",
+    show_default=True,
+    help="xdp: most packets per second; tc: most bytes per second, GSO kept whole; auto: by the kind of interface.",
+)
+@click.option(
     "--mac",
     metavar="MAC",
     help="Gateway MAC that the workload is told for remote addresses (access ports only).  [default: the interface's]",
@@ -297,6 +307,7 @@ def port_add(name: str, **options: Any) -> None:
     \b
     Example:
       mptm port add veth-node1 --role access --network blue
+      mptm port add veth-node2 --role access --network blue --hook tc
       mptm port add eth0 --role uplink --mode generic
     """
     from mptm.intent import Port
@@ -311,6 +322,9 @@ def port_add(name: str, **options: Any) -> None:
 
 def _explain_port(node: Node, port: Port, plan: Plan) -> None:
     """Say how it was attached, what was set at the other end of a veth, and what is left to do there."""
+    from mptm.hooks import choose_hook
+    from mptm.offloads import ethtool_command
+
     mode = plan.outcome.modes.get(port.name)
     if mode is not None:
         note(f"{port.name} is attached ({mode})")
@@ -323,9 +337,7 @@ def _explain_port(node: Node, port: Port, plan: Plan) -> None:
     settled = plan.offloads.get(port.name)
     if settled is not None and settled.before:
         note(f"set at its other end, {end.where()}:\n  {settled.describe()}")
-    elif not port.offloads and end.lacks():
-        from mptm.offloads import ethtool_command
-
+    elif not port.offloads and choose_hook(port, node.intent, plan.facts).hook == "xdp" and end.lacks():
         note(f"XDP needs of its other end: {end.command(ethtool_command(end.name, end.lacks()))}")
     if port.network is None:
         return
@@ -333,6 +345,28 @@ def _explain_port(node: Node, port: Port, plan: Plan) -> None:
     if mtu is not None and end.mtu > mtu:
         command = end.command(f"ip link set {end.name} mtu {mtu}")
         note(f"the tunnels of network {port.network} carry IP packets of up to {mtu} bytes: {command}")
+
+
+@port.command("set")
+@click.argument("name", metavar="INTERFACE", shell_complete=complete_names("ports"))
+@click.option("--hook", required=True, type=hook_choice, help="The hook that its program is to run at.")
+def port_set(name: str, hook: str) -> None:
+    """Move a port to another hook: routes, flows and counters stay, and no packet is lost in between.
+
+    \b
+    Example:
+      mptm port set veth-node1 --hook tc
+    """
+    from msgspec.structs import replace
+
+    def change(intent: Intent) -> Intent:
+        with usage_errors():
+            return intent.replace(replace(intent.get("port", name), hook=hook))
+
+    node = current_node()
+    plan = node.edit(change)
+    warn_of(plan)
+    _explain_port(node, node.intent.get("port", name), plan)
 
 
 @port.command("list")
@@ -349,8 +383,8 @@ def port_list(as_json: bool) -> None:
         print_json([each.to_dict(defaults=True) for each in ports])
     else:
         print_table(
-            ["NAME", "ROLE", "NETWORK", "MODE", "MAC"],
-            [(each.name, each.role, each.network, each.mode, each.mac) for each in ports],
+            ["NAME", "ROLE", "NETWORK", "HOOK", "MODE", "MAC"],
+            [(each.name, each.role, each.network, each.hook, each.mode, each.mac) for each in ports],
         )
 
 
@@ -375,12 +409,15 @@ def port_show(name: str, as_json: bool) -> None:
             {
                 **found,
                 "state": details.state,
+                "runs_at": details.runs_at,
+                "why": details.why,
                 "counters": details.counters and vars(details.counters),
                 "other_end": settled and to_builtins(settled),
             }
         )
         return
-    print_fields({**found, "state": details.state, **_settled_fields(settled)})
+    runs_at = {"runs at": f"{details.runs_at}: {details.why}"} if details.runs_at else {}
+    print_fields({**found, "state": details.state, **runs_at, **_settled_fields(settled)})
     if details.counters is not None:
         counters = details.counters
         click.echo("\ncounters")
