@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -166,7 +166,7 @@ def first_free_id(intent: Intent) -> int:
 
 
 def _network_row(intent: Intent, name: str) -> dict[str, Any]:
-    def count(objects: dict[str, Any]) -> int:
+    def count(objects: Mapping[str, Any]) -> int:
         return sum(each.network == name for each in objects.values())
 
     return {
