@@ -353,6 +353,11 @@ def answers(lab: Lab) -> bool:
     return " 0 received" not in said
 
 
+def comes_to_answer(lab: Lab) -> bool:
+    """The same, soon: after a time without answers the container's kernel first asks for the MAC address again."""
+    return any(answers(lab) for _ in range(10))
+
+
 def follow(complaint: dict[str, str]) -> None:
     subprocess.run(complaint["hint"], shell=True, check=True)
 
@@ -365,7 +370,7 @@ def test_doctor_has_nothing_to_say_of_a_sound_node(standing: Lab) -> None:
 
 def test_doctor_finds_checksums_left_to_hardware(standing: Lab) -> None:
     standing.exec(CONTAINER, ["ethtool", "-K", "eth0", "tx", "on"])
-    assert answers(standing)
+    assert comes_to_answer(standing)
     assert not tcp_passes(standing)
     (complaint,) = complaints(standing)
     assert (complaint["name"], complaint["status"]) == (f"port {PORT}", "missing")
@@ -381,7 +386,7 @@ def test_doctor_finds_an_end_without_napi(standing: Lab) -> None:
     (complaint,) = complaints(standing)
     assert "takes no frames from XDP" in complaint["detail"]
     follow(complaint)
-    assert answers(standing)
+    assert comes_to_answer(standing)
     assert not complaints(standing)
 
 
@@ -395,7 +400,7 @@ def test_doctor_finds_gro_that_is_on_in_vain(standing: Lab) -> None:
     (complaint,) = complaints(standing)
     assert "takes no frames from XDP" in complaint["detail"]
     follow(complaint)
-    assert answers(standing)
+    assert comes_to_answer(standing)
     assert not complaints(standing)
 
 
@@ -406,7 +411,7 @@ def test_doctor_finds_an_mtu_that_nobody_is_told_of(standing: Lab) -> None:
         configure(standing.namespace(name), [f"link set {PORT} mtu 1500"])
         standing.node(name).restore()
         configure(standing.namespace(f"{name}-c1"), ["link set eth0 mtu 1500"])
-    assert answers(standing)
+    assert comes_to_answer(standing)
     assert not tcp_passes(standing)
     for name in ("node1", "node2"):
         (complaint,) = complaints(standing, name)
