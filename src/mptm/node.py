@@ -28,7 +28,7 @@ from mptm.store import Snapshot, Store, state_directory
 if TYPE_CHECKING:
     from mptm.compile import Allocations, Compiled
     from mptm.intent import Intent, Object, Tunnel
-    from mptm.offloads import Offloads, OtherEnd, Settled
+    from mptm.offloads import Feature, Finding, Offloads, OtherEnd, PortNeeds, Settled
     from mptm.template import Template
     from mptm.trace import Trace, Tracer
 
@@ -50,6 +50,8 @@ OFFLOADS = "offloads"
 
 NETNS_IDENTITY = "netns_id"
 """Where the store remembers the network namespace of an instance that isn't bound to one by name."""
+
+UNLIMITED_MTU = 65535
 
 CAP_NET_ADMIN, CAP_SYS_ADMIN = 12, 21
 """Bits of capabilities(7)."""
@@ -77,6 +79,12 @@ class Kernel(Protocol):
 
     def set_features(self, end: OtherEnd, features: Mapping[str, bool]) -> None:
         """Ask for features of an interface to be on or off. Raises KernelError."""
+
+    def read_features(self, ifindex: int) -> dict[str, Feature]:
+        """The features of an interface by name. Raises KernelError."""
+
+    def can_send(self, ifindex: int) -> bool | None:
+        """Whether XDP can send out of an interface; None: the kernel doesn't say."""
 
     def inside(self, netns: str) -> AbstractContextManager[None]:
         """Be in a network namespace for a while."""
@@ -145,6 +153,18 @@ class SystemKernel:
         from mptm.kernel.offloads import set_features
 
         set_features(end, features)
+
+    def read_features(self, ifindex: int) -> dict[str, Feature]:
+        """See Kernel."""
+        from mptm.kernel.offloads import read_features
+
+        return read_features(ifindex)
+
+    def can_send(self, ifindex: int) -> bool | None:
+        """See Kernel."""
+        from mptm.kernel.offloads import can_send
+
+        return can_send(ifindex)
 
     def inside(self, netns: str) -> AbstractContextManager[None]:
         """See Kernel."""
@@ -764,6 +784,54 @@ class Node:
             link = self._kernel.gather_facts((), resolve_timeout_seconds=0).links.get(port)
             return None if link is None else self._kernel.find_other_ends([link.ifindex]).get(link.ifindex)
 
+    def examine_ports(self) -> dict[str, list[Finding]]:
+        """What makes packets vanish at ports although their programs are attached, by port. Needs root."""
+        from mptm.offloads import PortFacts, examine, needs_of
+        from mptm.protocols import PROTOCOLS
+
+        self._kernel.require_privileges()
+        snapshot = self._finished_snapshot()
+        intent = snapshot.intent
+        with self._inside(snapshot):
+            facts = self._gather_facts(
+                intent, snapshot, remembered=False, timeout_seconds=KNOWN_RESOLVE_TIMEOUT_SECONDS
+            )
+            compiled = self._compile(intent, facts, snapshot.allocations)
+            ports = {each.name: facts.links[each.name] for each in compiled.attachments}
+            ends = self._kernel.find_other_ends([link.ifindex for link in ports.values()])
+            own = {
+                name: self._kernel.read_features(link.ifindex)
+                for name, link in ports.items()
+                if intent.ports[name].role == "uplink" and link.ifindex not in ends
+            }
+            can_send = {name: self._kernel.can_send(ports[name].ifindex) for name in own}
+        bound, needs = self._bound_netns(snapshot), needs_of(compiled.attachments)
+        fits: dict[str, int] = {}
+        for name, template in compiled.templates.items():
+            if name in facts.paths:
+                network = intent.tunnels[name].network
+                fits[network] = min(
+                    template.inner_mtu(facts.paths[name].mtu), fits.get(network, UNLIMITED_MTU)
+                )
+        found = {}
+        for name, link in ports.items():
+            overlay = intent.ports[name].network
+            found[name] = examine(
+                PortFacts(
+                    name,
+                    link.mtu,
+                    namespace=_netns_path(bound) if bound else "",
+                    needs=needs[name].needs,
+                    end=ends.get(link.ifindex),
+                    own=own.get(name, {}),
+                    can_send=can_send.get(name),
+                    fits=fits.get(overlay or ""),
+                    is_told=overlay is not None and bool(intent.networks[overlay].gateway),
+                    needs_tags=any(not PROTOCOLS[each.protocol].over_ip for each in intent.tunnels.values()),
+                )
+            )
+        return found
+
     @contextlib.contextmanager
     def data_plane(self) -> Iterator[Any]:
         """The loaded maps and programs (mptm.kernel.dataplane.DataPlane), within the node's network namespace.
@@ -927,7 +995,7 @@ class Node:
             warnings=(*compiled.warnings, *offloads.warnings),
             states=dict(compiled.states),
             outcome=outcome,
-            offloads=settled,
+            offloads={name: offloads.ports[name] for name in settled if name in offloads.ports},
             facts=facts,
             unresolved=unresolved,
             down=tuple(each for each in worth_telling(wanted, states) if not is_healthy(each.state)),
@@ -1201,12 +1269,12 @@ class Node:
         )
 
 
-def _ports_with_offloads(intent: Intent, compiled: Compiled) -> dict[str, int]:
-    """Ports whose other ends are to be as XDP needs them, with the numbers of their interfaces."""
+def _ports_with_offloads(intent: Intent, compiled: Compiled) -> dict[str, PortNeeds]:
+    """Ports whose other ends are to be as they need them."""
+    from mptm.offloads import needs_of
+
     return {
-        attachment.name: attachment.ifindex
-        for attachment in compiled.attachments
-        if attachment.hook == "xdp" and intent.ports[attachment.name].offloads
+        name: needs for name, needs in needs_of(compiled.attachments).items() if intent.ports[name].offloads
     }
 
 
