@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -57,6 +58,12 @@ def test_nanoseconds_per_packet() -> None:
             assert row.details["samples"] == 1
     for line in packet_cost.SIZE_LINES:
         assert rows[packet_cost.SIZE, line, "10"].values, rows[packet_cost.SIZE, line, "10"].reason
+    profiled = [row for row in rows.values() if row.part == packet_cost.PROFILE]
+    assert profiled
+    if shutil.which("perf") is not None:
+        for direction in ("encap", "decap"):
+            names = {row.line for row in profiled if row.column == direction and row.median}
+            assert any(name.endswith(".h)") for name in names), names
     for direction, exits in packet_cost.EXITS.items():
         for line in exits:
             row = rows[packet_cost.WHERE, line, direction]
