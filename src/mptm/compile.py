@@ -23,6 +23,7 @@ from mptm import hashing, tables
 from mptm.errors import TableFull
 from mptm.facts import Facts, Link, Path
 from mptm.fields import mac_bytes
+from mptm.hooks import choose_hook
 from mptm.intent import Flow, Group, Intent, Network, Port, Route, Tunnel, find_protocol
 from mptm.protocols.base import IpOptions, Listener, ListenerKind, Parser, Protocol, UdpOptions
 from mptm.tables import Attachment, Tables
@@ -543,7 +544,8 @@ class _Compilation:
             self._set_state(port, UP)
         else:
             self._set_state(port, "down: the interface is down", f"interface {port.name} is down")
-        return Attachment(link.ifindex, port.name, port.role, port.mode)
+        choice = choose_hook(port, self.intent, self.facts)
+        return Attachment(link.ifindex, port.name, port.role, port.mode, choice.hook)
 
     def _add_tunnel(self, tunnel: Tunnel) -> None:
         way, held = self.ways[tunnel.name], self.allocations.tunnels[tunnel.name]

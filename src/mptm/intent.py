@@ -24,6 +24,7 @@ from msgspec import Meta
 from mptm.errors import AlreadyExists, InUse, InvalidIntent, NotFound
 from mptm.facts import IPAddress
 from mptm.fields import (
+    SUGGESTED_FROM,
     Address,
     Checked,
     InterfaceName,
@@ -41,6 +42,7 @@ from mptm.fields import (
 )
 from mptm.protocols import PROTOCOLS, Protocol
 from mptm.protocols.base import IpOptions, Listener, Shadow
+from mptm.sections import changed
 
 MEMBERS_MAX = 256
 """Of a group."""
@@ -109,9 +111,17 @@ class Port(Checked, frozen=True, kw_only=True):
         Literal["auto", "native", "generic"],
         Meta(description="where XDP runs; auto: in the driver if it can"),
     ] = "auto"
+    hook: Annotated[
+        Literal["xdp", "tc", "auto"],
+        Meta(description="xdp: most packets; tc: most bytes, GSO kept whole; auto: by the kind of interface"),
+    ] = "xdp"
     mac: Annotated[
         Mac | None, Meta(description="gateway MAC that the workload is told; default: the interface's own")
     ] = None
+    offloads: Annotated[
+        bool,
+        Meta(description="set at the other end of a veth what XDP needs there: checksums, VLAN tags, GRO"),
+    ] = True
 
     @property
     def key(self) -> str:
@@ -127,6 +137,10 @@ class Port(Checked, frozen=True, kw_only=True):
         if self.role == "access" and self.network is None:
             raise InvalidIntent(
                 f"{self.label()}: an access port needs network, the one of its workload", field="network"
+            )
+        if self.hook == "tc" and self.mode != "auto":
+            raise InvalidIntent(
+                f"{self.label()}: mode {self.mode} is for XDP; with hook tc leave mode out", field="mode"
             )
         for field in ("network", "mac"):
             if self.role == "uplink" and getattr(self, field) is not None:
@@ -584,6 +598,9 @@ Object = Network | Port | Tunnel | Group | Route | Flow
 KINDS: dict[str, type[Object]] = {cls.kind: cls for cls in (Network, Port, Tunnel, Group, Route, Flow)}
 """The class of each kind, in an order in which nothing refers to what comes after it."""
 
+STEERING = ("route", "flow")
+"""Kinds that only refer to others, and of which there may be very many."""
+
 
 def route_key(network: str, prefix: str) -> str:
     """Key of a route as an operator names it. InvalidIntent: `prefix` is none."""
@@ -634,12 +651,12 @@ class Problem(NamedTuple):
 class Intent(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that is wanted of one node. Never changed: methods return a new one."""
 
-    networks: dict[str, Network] = {}
-    ports: dict[str, Port] = {}
-    tunnels: dict[str, Tunnel] = {}
-    groups: dict[str, Group] = {}
-    routes: dict[str, Route] = {}
-    flows: dict[str, Flow] = {}
+    networks: Mapping[str, Network] = {}
+    ports: Mapping[str, Port] = {}
+    tunnels: Mapping[str, Tunnel] = {}
+    groups: Mapping[str, Group] = {}
+    routes: Mapping[str, Route] = {}
+    flows: Mapping[str, Flow] = {}
 
     @classmethod
     def of(cls, objects: Iterable[Object]) -> Intent:
@@ -657,17 +674,17 @@ class Intent(msgspec.Struct, frozen=True, kw_only=True):
         for kind in KINDS:
             yield from self.of_kind(kind).values()
 
-    def of_kind(self, kind: str) -> dict[str, Any]:
+    def of_kind(self, kind: str) -> Mapping[str, Any]:
         """The objects of a kind by key."""
-        section: dict[str, Any] = getattr(self, _section(kind))
+        section: Mapping[str, Any] = getattr(self, _section(kind))
         return section
 
     def get(self, kind: str, key: str) -> Any:
         """An object. NotFound: it isn't there; the hint names what is near or there."""
         section = self.of_kind(kind)
-        if key not in section:
+        if (found := section.get(key)) is None:
             raise NotFound(f"there is no {kind} {key}", suggestion(key, section) or _there_are(kind, section))
-        return section[key]
+        return found
 
     def add(self, obj: Object) -> Intent:
         """With one object more. AlreadyExists: its key is taken."""
@@ -688,11 +705,12 @@ class Intent(msgspec.Struct, frozen=True, kw_only=True):
         if users := [user.label() for user in self.users(kind, key)]:
             shown = ", ".join(users[:3]) + (f" and {len(users) - 3} more" if len(users) > 3 else "")
             raise InUse(f"{obj.label()} is in use by {shown}", "remove those first")
-        section = {other: value for other, value in self.of_kind(kind).items() if other != key}
-        return msgspec.structs.replace(self, **{_section(kind): section})
+        return self._changed(kind, key, None)
 
     def users(self, kind: str, key: str) -> list[Object]:
         """The objects that refer to an object."""
+        if kind in STEERING:  # nothing does
+            return []
         return [obj for obj in self.objects() if key in _references(obj, kind)]
 
     def tunnels_of(self, obj: Route | Flow) -> list[Tunnel]:
@@ -701,11 +719,27 @@ class Intent(msgspec.Struct, frozen=True, kw_only=True):
         names = [obj.via or ""] if group is None else [member.tunnel for member in group.members]
         return [self.tunnels[name] for name in names if name in self.tunnels]
 
-    def validate(self) -> None:
-        """InvalidIntent: objects are wrong together; the message is the first of `problems`."""
-        for problem in self.problems():
+    def validate(self, steering: Iterable[Route | Flow] | None = None) -> None:
+        """InvalidIntent: objects are wrong together; the message is the first of `problems`.
+
+        `steering`: nothing but these is new, and the intent `steers_freely`.
+        """
+        for problem in self.problems() if steering is None else self.steering_problems(steering):
             label = self.get(problem.kind, problem.key).label()
             raise InvalidIntent(f"{label}: {problem.message}", problem.hint, field=problem.field)
+
+    def steering_problems(self, objects: Iterable[Route | Flow]) -> Iterator[Problem]:
+        """The same as `problems` says of these, where the rest of the intent is right and `steers_freely`."""
+        for obj in objects:
+            yield from self._references_of(obj)
+
+    @property
+    def steers_freely(self) -> bool:
+        """Whether no route or flow can make another one wrong: see `_to_stack_problems`."""
+        return not any(
+            isinstance(tunnel.options, IpOptions) and tunnel.options.to_stack
+            for tunnel in self.tunnels.values()
+        )
 
     def problems(self) -> Iterator[Problem]:
         """Everything that makes objects wrong together."""
@@ -724,15 +758,18 @@ class Intent(msgspec.Struct, frozen=True, kw_only=True):
 
     def _reference_problems(self) -> Iterator[Problem]:
         for obj in self.objects():
-            if isinstance(obj, Network):
-                continue
-            if obj.network is not None and obj.network not in self.networks:
-                yield _dangling(obj, "network", obj.network, self.networks)
-            elif isinstance(obj, Group):
-                for member in obj.members:
-                    yield from self._sending_problems(obj, "members", member.tunnel)
-            elif isinstance(obj, Route | Flow):
-                yield from self._next_hop_problems(obj)
+            yield from self._references_of(obj)
+
+    def _references_of(self, obj: Object) -> Iterator[Problem]:
+        if isinstance(obj, Network):
+            return
+        if obj.network is not None and obj.network not in self.networks:
+            yield _dangling(obj, "network", obj.network, self.networks)
+        elif isinstance(obj, Group):
+            for member in obj.members:
+                yield from self._sending_problems(obj, "members", member.tunnel)
+        elif isinstance(obj, Route | Flow):
+            yield from self._next_hop_problems(obj)
 
     def _sending_problems(self, obj: Group | Route | Flow, field: str, name: str) -> Iterator[Problem]:
         """What keeps an object from leading into a tunnel."""
@@ -862,8 +899,10 @@ class Intent(msgspec.Struct, frozen=True, kw_only=True):
         return Problem("tunnel", loser.key, "remote" if sends else "accept", message, hint)
 
     def _with(self, obj: Object) -> Intent:
-        section = _section(obj.kind)
-        return msgspec.structs.replace(self, **{section: {**self.of_kind(obj.kind), obj.key: obj}})
+        return self._changed(obj.kind, obj.key, obj)
+
+    def _changed(self, kind: str, key: str, obj: Object | None) -> Intent:
+        return msgspec.structs.replace(self, **{_section(kind): changed(self.of_kind(kind), {key: obj})})
 
 
 def _section(kind: str) -> str:
@@ -879,7 +918,9 @@ def _references(obj: Object, kind: str) -> set[str]:
     return set() if found is None else {found}
 
 
-def _there_are(kind: str, section: Iterable[str]) -> str:
+def _there_are(kind: str, section: Collection[str]) -> str:
+    if len(section) > SUGGESTED_FROM:
+        return f"`mptm {kind} list` shows the {len(section)} that there are"
     names = sorted(section)
     if not names:
         return f"there are no {kind}s yet; `mptm {kind} add --help` says how to make one"

@@ -28,6 +28,7 @@ from mptm.store import Snapshot, Store, state_directory
 if TYPE_CHECKING:
     from mptm.compile import Allocations, Compiled
     from mptm.intent import Intent, Object, Tunnel
+    from mptm.offloads import Offloads, OtherEnd, Settled
     from mptm.template import Template
     from mptm.trace import Trace, Tracer
 
@@ -43,6 +44,9 @@ PROGRESS_AFTER_SECONDS = 1.0
 
 TABLE_FULL = "(table full)"
 """What stands for the port or tunnel of drops that there was no room to count apart."""
+
+OFFLOADS = "offloads"
+"""Where the store remembers what was set at other ends of veths."""
 
 NETNS_IDENTITY = "netns_id"
 """Where the store remembers the network namespace of an instance that isn't bound to one by name."""
@@ -67,6 +71,12 @@ class Kernel(Protocol):
         self, tunnels: Iterable[Tunnel], *, resolve_timeout_seconds: float, afresh: bool = False
     ) -> Facts:
         """Links, and the way to each tunnel's remote; `afresh`: ask neighbours that were silent for long again."""
+
+    def find_other_ends(self, ifindexes: Iterable[int]) -> dict[int, OtherEnd]:
+        """The other ends of those interfaces that are veths, by the interface's number."""
+
+    def set_features(self, end: OtherEnd, features: Mapping[str, bool]) -> None:
+        """Ask for features of an interface to be on or off. Raises KernelError."""
 
     def inside(self, netns: str) -> AbstractContextManager[None]:
         """Be in a network namespace for a while."""
@@ -123,6 +133,18 @@ class SystemKernel:
         from mptm.kernel.netlink import gather_facts
 
         return gather_facts(tunnels, resolve_timeout_seconds=resolve_timeout_seconds, afresh=afresh)
+
+    def find_other_ends(self, ifindexes: Iterable[int]) -> dict[int, OtherEnd]:
+        """See Kernel."""
+        from mptm.kernel.offloads import find_other_ends
+
+        return find_other_ends(ifindexes)
+
+    def set_features(self, end: OtherEnd, features: Mapping[str, bool]) -> None:
+        """See Kernel."""
+        from mptm.kernel.offloads import set_features
+
+        set_features(end, features)
 
     def inside(self, netns: str) -> AbstractContextManager[None]:
         """See Kernel."""
@@ -206,6 +228,8 @@ class Plan:
     """Names of tunnels that stay down because their remote can't be reached."""
     down: tuple[ObjectState, ...] = ()
     """What isn't as it is wanted: the tunnels above, ports whose interface is missing, ..."""
+    offloads: dict[str, Settled] = field(default_factory=dict)
+    """What was set at the other ends of ports that were looked at."""
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -306,10 +330,14 @@ class GroupDetails:
 
 @dataclass(frozen=True)
 class PortDetails:
-    """A port's state, and its counters where they can be read."""
+    """A port's state, the hook it is meant to run at and why, and its counters, where they can be read."""
 
     state: str
     counters: PortCounters | None = None
+    runs_at: str | None = None
+    why: str | None = None
+    offloads: Settled | None = None
+    """What was set at the other end; None: nothing was to be."""
 
 
 class ObjectState(NamedTuple):
@@ -543,22 +571,29 @@ class Node:
             snapshot = self.store.read()
             with self._inside(snapshot):
                 facts = self._gather_facts(snapshot.intent, snapshot, remembered=False, afresh=True)
-                return self._bring_to(snapshot.intent, snapshot, facts)
+                return self._bring_to(snapshot.intent, snapshot, facts, again=True)
 
     def purge(self) -> None:
         """Detach and unload everything of the instance and delete its state. Harmless when there is nothing."""
         self._kernel.require_privileges()
         with self.store.lock(progress=self._progress):
+            offloads, is_home = None, False
             with contextlib.suppress(MptmError):
-                self._netns = self._netns or self.store.read().meta.get("netns")
+                snapshot = self.store.read()
+                self._netns = self._netns or snapshot.meta.get("netns")
+                offloads = snapshot.meta.get(OFFLOADS)
+                is_home = not self._netns and _home_of(snapshot) == self._kernel.netns_identity()
             with contextlib.ExitStack() as stack:
                 if self._netns:
                     # A namespace that is gone has taken its interfaces along; the pins are still to be removed.
                     with contextlib.suppress(NotFound):
                         stack.enter_context(self._kernel.inside(self._netns))
+                        is_home = True
                 data_plane = stack.enter_context(self._opened_or_none())
                 if data_plane is not None:
                     data_plane.remove()
+                if offloads is not None and is_home:
+                    self._offloads(offloads).release({})
             self.store.delete()
 
     # ---- what is going on ------------------------------------------------------------------------
@@ -602,6 +637,8 @@ class Node:
 
     def port_details(self, name: str) -> PortDetails:
         """State and counters of one port. Without root: neither. Raises NotFound."""
+        from mptm.hooks import choose_hook
+
         self.intent.get("port", name)
         try:
             self._kernel.require_privileges()
@@ -612,10 +649,14 @@ class Node:
             if data_plane is None:
                 return PortDetails(NOT_LOADED)
             attached = {each.name: each.mode for each in data_plane.attachments()}
-            exists = name in self._kernel.gather_facts((), resolve_timeout_seconds=0).links
+            facts = self._kernel.gather_facts((), resolve_timeout_seconds=0)
+            choice = choose_hook(snapshot.intent.get("port", name), snapshot.intent, facts)
             return PortDetails(
-                _port_state("up" if exists else "missing interface", attached.get(name), True),
+                _port_state("up" if name in facts.links else "missing interface", attached.get(name), True),
                 self._read_counters(data_plane, snapshot.allocations).ports.get(name),
+                choice.hook,
+                choice.why,
+                self._offloads(snapshot.meta.get(OFFLOADS)).ports.get(name),
             )
 
     def tunnel_details(self, name: str) -> TunnelDetails:
@@ -715,6 +756,13 @@ class Node:
         """The interfaces of the node's network namespace, by name."""
         with self._inside(self.store.read()):
             return self._kernel.gather_facts((), resolve_timeout_seconds=0).links
+
+    def other_end(self, port: str) -> OtherEnd | None:
+        """The other end of a port's veth as it is now; None: it is no veth, or it isn't there. Needs root."""
+        self._kernel.require_privileges()
+        with self._inside(self.store.read()):
+            link = self._kernel.gather_facts((), resolve_timeout_seconds=0).links.get(port)
+            return None if link is None else self._kernel.find_other_ends([link.ifindex]).get(link.ifindex)
 
     @contextlib.contextmanager
     def data_plane(self) -> Iterator[Any]:
@@ -846,30 +894,40 @@ class Node:
 
     # ---- the one path ----------------------------------------------------------------------------
 
-    def _bring_to(self, wanted: Intent, snapshot: Snapshot, facts: Facts) -> Plan:
-        """Store, synchronise, mark applied; on failure put back what was. The caller holds the lock."""
-        generation, plan = self._synchronise(wanted, snapshot, facts)
+    def _bring_to(self, wanted: Intent, snapshot: Snapshot, facts: Facts, *, again: bool = False) -> Plan:
+        """Store, synchronise, mark applied; on failure put back what was. The caller holds the lock.
+
+        `again`: look also at what ports that are known need of their other ends.
+        """
+        generation, plan = self._synchronise(wanted, snapshot, facts, again=again)
         self._note_applied(generation, plan)
         return plan
 
-    def _synchronise(self, wanted: Intent, snapshot: Snapshot, facts: Facts) -> tuple[int, Plan]:
+    def _synchronise(
+        self, wanted: Intent, snapshot: Snapshot, facts: Facts, *, again: bool = False
+    ) -> tuple[int, Plan]:
         """Store and synchronise; on failure put back what was. Returns what is to be noted as applied."""
         compiled = self._compile(wanted, facts, snapshot.allocations)
         place = self._place(snapshot)
+        offloads = self._offloads(snapshot.meta.get(OFFLOADS))
         with self._kernel.open(self.instance, load=True) as data_plane:
             generation = self.store.write(wanted, compiled.allocations, place)
             try:
+                ports = _ports_with_offloads(wanted, compiled)
+                settled = offloads.settle(ports, again=again)
                 outcome = sync.apply(data_plane, compiled, snapshot.applied_allocations)
+                offloads.release(ports)
             except BaseException as error:
-                self._put_back(snapshot, error)
+                self._put_back(snapshot, error, offloads)
                 raise
         unresolved = tuple(sorted(set(_unresolved(facts)) & set(wanted.tunnels)))
         states = [ObjectState(kind, key, state) for (kind, key), state in compiled.states.items()]
         return generation, Plan(
             changes=difference(snapshot.intent, wanted),
-            warnings=tuple(compiled.warnings),
+            warnings=(*compiled.warnings, *offloads.warnings),
             states=dict(compiled.states),
             outcome=outcome,
+            offloads=settled,
             facts=facts,
             unresolved=unresolved,
             down=tuple(each for each in worth_telling(wanted, states) if not is_healthy(each.state)),
@@ -883,7 +941,7 @@ class Node:
             _add_hint(error, "the next command completes it")
             raise
 
-    def _put_back(self, snapshot: Snapshot, cause: BaseException) -> None:
+    def _put_back(self, snapshot: Snapshot, cause: BaseException, offloads: Offloads) -> None:
         """Return to what was last applied; what fails then is added to the error that led here.
 
         The store comes last: until then a command that is killed here counts as interrupted.
@@ -892,8 +950,11 @@ class Node:
         try:
             facts = self._gather_facts(snapshot.applied, snapshot)
             compiled = self._compile(snapshot.applied, facts, before)
+            ports = _ports_with_offloads(snapshot.applied, compiled)
             with self._kernel.open(self.instance, load=True) as data_plane:
+                offloads.settle(ports, again=False)
                 sync.apply(data_plane, compiled, before)
+                offloads.release(ports)
         except MptmError as error:
             _add_hint(cause, f"going back failed, too ({error.message}): `mptm restore` tries again")
         finally:
@@ -917,7 +978,7 @@ class Node:
             generation, plan = self._synchronise(snapshot.intent, snapshot, facts)
         except MptmError as error:
             if self.store.read().interrupted:  # it failed before it wrote anything
-                self._put_back(snapshot, error)
+                self._put_back(snapshot, error, self._offloads(snapshot.meta.get(OFFLOADS)))
             after = self.store.read()
             if after.interrupted:
                 raise
@@ -939,6 +1000,13 @@ class Node:
                     return self._finish_interrupted(snapshot)
         except Busy:
             return snapshot
+
+    def _offloads(self, remembered: str | None) -> Offloads:
+        """What is set at the other ends of ports, as it is remembered."""
+        from mptm.offloads import Offloads
+
+        here = self._kernel.netns_identity()
+        return Offloads.load(self._kernel, self.store.remember, here.boot if here else "", remembered)
 
     def _compile(self, intent: Intent, facts: Facts, previous: Allocations) -> Compiled:
         from mptm.compile import compile_tables
@@ -1131,6 +1199,15 @@ class Node:
                 for name, allocation in sorted(allocations.ports.items())
             },
         )
+
+
+def _ports_with_offloads(intent: Intent, compiled: Compiled) -> dict[str, int]:
+    """Ports whose other ends are to be as XDP needs them, with the numbers of their interfaces."""
+    return {
+        attachment.name: attachment.ifindex
+        for attachment in compiled.attachments
+        if attachment.hook == "xdp" and intent.ports[attachment.name].offloads
+    }
 
 
 def _unresolved_path(tunnel: Tunnel) -> Path | None:

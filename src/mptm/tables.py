@@ -142,9 +142,13 @@ class Tables:
 
 @dataclass(frozen=True)
 class Attachment:
-    """A program on an interface: role is "access" (mptm_encap_xdp) or "uplink" (mptm_decap_xdp)."""
+    """A program on an interface: role is "access" (mptm_encap_*) or "uplink" (mptm_decap_*), hook "xdp" or "tc".
+
+    `mode` is how XDP is attached; at TC it says nothing.
+    """
 
     ifindex: int
     name: str
     role: str
     mode: str
+    hook: str = "xdp"

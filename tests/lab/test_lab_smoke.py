@@ -107,7 +107,7 @@ def test_interrupted_build_is_taken_down_at_once(new_lab: Lab, monkeypatch: pyte
     def interrupt(*arguments: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(topology, "set_offloads", interrupt)
+    monkeypatch.setattr(topology.Lab, "_build_node", interrupt)
     with pytest.raises(KeyboardInterrupt):
         new_lab.up(bare=True)
     assert not standing(new_lab)

@@ -57,7 +57,7 @@ from mptm.kernel.dataplane import DataPlane, instance_directory
 from mptm.kernel.maps import Map
 from mptm.kernel.netlink import xdp_states
 from mptm.kernel.objects import EXTRAS, object_path
-from mptm.lab.topology import Lab, configure, set_offloads
+from mptm.lab.topology import Lab, configure
 from mptm.node import Node
 from mptm.protocols import PROTOCOLS
 from mptm.tables import HostKeyV4, NextHop
@@ -262,7 +262,6 @@ def make_container_link(lab: Lab, container: str) -> None:
     )
     addresses = [f"address add {each} dev eth0{' nodad' * (':' in each)}" for each in found.addresses]
     configure(found.namespace, [f"link set eth0 mtu {topology.container_mtu} up", *addresses])
-    set_offloads(found.namespace, "eth0")
 
 
 def make_uplink(lab: Lab, name: str) -> None:
@@ -275,8 +274,6 @@ def make_uplink(lab: Lab, name: str) -> None:
         [f"link set {name} master br0 mtu {topology.underlay_mtu} addrgenmode none up"],
     )
     configure(node.namespace, [f"link set eth0 mtu {topology.underlay_mtu} up", *addresses])
-    set_offloads(node.namespace, "eth0")
-    set_offloads(topology.underlay, name)
 
 
 def states(node: Node) -> dict[tuple[str, str], str]:

@@ -411,8 +411,8 @@ def test_a_new_node_shows_every_object_as_added(run, node_file):
 
 def test_adding_a_veth_says_what_the_workloads_end_needs(up):
     _, _, err = up("port", "add", "veth-b", "--role", "access", "--network", "blue")
-    assert "ethtool -K <its interface> tx off gro on" in err
-    assert "up to 1450 bytes" in err
+    assert "set at its other end, end-b in /run/netns/c:\n  tx off tx-udp-segmentation off" in err
+    assert "up to 1450 bytes: nsenter --net=/run/netns/c ip link set end-b mtu 1450" in err
     _, _, err = up("port", "add", "dummy0", "--role", "access", "--network", "blue")
     assert "ethtool" not in err
 
@@ -446,6 +446,20 @@ def test_every_option_of_every_protocol_is_an_option_of_tunnel_add(run):
     for protocol in PROTOCOLS.values():
         for field in fields_of(protocol.options):
             assert f"--{field.name.replace('_', '-')}" in out
+
+
+def test_a_port_moves_to_another_hook_and_says_which_and_why(up, kernel):
+    status, _, err = up("port", "set", "veth-a", "--hook", "tc")
+    assert status == 0
+    assert "veth-a is attached (tcx)" in err
+    assert "tx off" not in err, "that is for XDP"
+    assert kernel.planes["default"].attached["veth-a"].hook == "tc"
+    _, out, _ = up("port", "show", "veth-a")
+    assert re.search(r"^hook +tc$", out, re.MULTILINE)
+    assert re.search(r"^runs at +tc: as the port says$", out, re.MULTILINE)
+    _, _, err = up("port", "set", "veth-a", "--hook", "xdp")
+    assert "tx off" in err
+    assert kernel.planes["default"].attached["veth-a"].hook == "xdp"
 
 
 def test_lists_shows_export_and_plan_need_no_root(up, kernel, node_file):

@@ -20,6 +20,9 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 PROGRESS_AFTER_SECONDS = 1.0
 
+SHOWN_FROM = 10_000
+"""Things to do from which on a progress bar is shown: fewer are done before anyone looks."""
+
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output.")
 
 
@@ -71,6 +74,40 @@ def saying(text: str) -> Iterator[None]:
         yield
     finally:
         timer.cancel()
+
+
+class ProgressBars:
+    """A bar for each thing that is being done, on standard error where that is a terminal; else nothing.
+
+    Called with what is done, and how much of how much is. A context manager that finishes the last line.
+    """
+
+    def __init__(self) -> None:
+        self._doing: str | None = None
+        self._bar: Any = None
+        self._shown = sys.stderr.isatty()
+
+    def __call__(self, doing: str, done: int, total: int) -> None:
+        """See mptm.config.Advance."""
+        if not self._shown or total < SHOWN_FROM:
+            return
+        if doing != self._doing:
+            self._finish()
+            self._doing = doing
+            self._bar = click.progressbar(length=total, label=f"{doing:<20}", file=sys.stderr)
+            self._bar.__enter__()
+        self._bar.update(min(done, total) - self._bar.pos)
+
+    def __enter__(self) -> ProgressBars:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self._finish()
+
+    def _finish(self) -> None:
+        if self._bar is not None:
+            self._bar.__exit__(None, None, None)
+        self._bar = None
 
 
 def warn_of(plan: Plan) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from mptm.cli.common import (
+    ProgressBars,
     count,
     current_node,
     json_option,
@@ -51,7 +52,8 @@ def _load(path: str) -> Intent:
         raise MptmError(f"{path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise InvalidIntent(f"{path} is not UTF-8 text (byte {error.start})") from error
-    return load(text, "standard input" if path == "-" else path)
+    with ProgressBars() as bars:
+        return load(text, "standard input" if path == "-" else path, bars)
 
 
 def _print_changes(changes: tuple[ObjectChange, ...]) -> None:

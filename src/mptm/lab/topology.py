@@ -128,7 +128,7 @@ def run(argv: Sequence[str], *, stdin: str | None = None, timeout_seconds: float
             argv, input=stdin, capture_output=True, text=True, timeout=timeout_seconds, check=False
         )
     except FileNotFoundError:
-        raise NotSupported(f"{argv[0]} isn't installed", hint="apt-get install iproute2 ethtool") from None
+        raise NotSupported(f"{argv[0]} isn't installed", hint="apt-get install iproute2 util-linux") from None
     except subprocess.TimeoutExpired:
         raise MptmError(f"{' '.join(argv)} took longer than {timeout_seconds:g} s") from None
     if done.returncode:
@@ -144,31 +144,6 @@ def run_in(namespace: str, argv: Sequence[str], *, stdin: str | None = None) -> 
 def configure(namespace: str, commands: Sequence[str]) -> None:
     """Run `ip` commands (without the leading "ip") in a namespace, all in one batch; raises MptmError."""
     run_in(namespace, ["ip", "-batch", "-"], stdin="\n".join(commands) + "\n")
-
-
-def set_offloads(namespace: str, interface: str) -> None:
-    """Make `interface`, which is up, fit to exchange frames with XDP programs; raises MptmError.
-
-    tx off: a redirected frame would leave without its transport checksum. txvlan and tx-vlan-stag off: a tag that
-    travels beside the frame is invisible to XDP. gro on: a veth only takes redirected frames when its end has NAPI, and
-    it gets one only when GRO is turned on while the interface is up (seen on Linux 6.18).
-    """
-    run_in(
-        namespace,
-        [
-            "ethtool",
-            "-K",
-            interface,
-            "tx",
-            "off",
-            "txvlan",
-            "off",
-            "tx-vlan-stag-hw-insert",
-            "off",
-            "gro",
-            "on",
-        ],
-    )
 
 
 @contextlib.contextmanager
@@ -308,7 +283,6 @@ class Lab:
         configure(topology.underlay, [*underlay, "link set br0 addrgenmode none up"])
         for node in topology.nodes:
             self._build_node(node)
-            set_offloads(topology.underlay, node.name)
         self._write_record(replace(record, complete=True))
 
     def _build_node(self, node: LabNode) -> None:
@@ -321,7 +295,6 @@ class Lab:
                 f"link set {container.port} mtu {topology.container_mtu} up",
             ]
         configure(node.namespace, commands)
-        set_offloads(node.namespace, "eth0")
         for container in node.containers:
             configure(
                 container.namespace,
@@ -334,7 +307,6 @@ class Lab:
                     ),
                 ],
             )
-            set_offloads(container.namespace, "eth0")
 
     def _configure_nodes(self) -> None:
         for name in (node.name for node in self.topology.nodes):
@@ -493,11 +465,9 @@ def check_machine() -> None:
     """Raise NotSupported when root or a tool that the lab needs is missing."""
     if os.geteuid() != 0:
         raise NotSupported("the lab needs root, for network namespaces and BPF", hint="run it with sudo")
-    missing = [tool for tool in ("ip", "ethtool", "nsenter") if shutil.which(tool) is None]
+    missing = [tool for tool in ("ip", "nsenter") if shutil.which(tool) is None]
     if missing:
-        raise NotSupported(
-            f"the lab needs {', '.join(missing)}", hint="apt-get install iproute2 ethtool util-linux"
-        )
+        raise NotSupported(f"the lab needs {', '.join(missing)}", hint="apt-get install iproute2 util-linux")
 
 
 def _without_dad(address: str) -> str:
