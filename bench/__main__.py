@@ -124,10 +124,17 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         metavar="OBJECT",
         help="mptm.o of the program that MPTM started from: it takes part in the packets per second",
     )
+    parser.add_argument(
+        "--render",
+        type=Path,
+        metavar="JSON",
+        help="measure nothing: make the page and plots of these results again, beside them",
+    )
     parser.add_argument("--output", type=Path, metavar="DIRECTORY", help="where the report goes")
     options = parser.parse_args(arguments)
-    if options.original is not None and not options.original.is_file():
-        parser.error(f"{options.original}: there is no such file")
+    for path in (options.original, options.render):
+        if path is not None and not path.is_file():
+            parser.error(f"{path}: there is no such file")
     return options
 
 
@@ -144,6 +151,9 @@ def _out_of_time(_number: int, _frame: object) -> None:
 def main() -> int:
     """Exit status 0 when every section could be measured, whether targets are met or not; 1 otherwise."""
     options = parse_arguments()
+    if options.render is not None:
+        recorded = Report.from_dict(json.loads(options.render.read_text()))
+        return _write_and_tell(recorded, options.output or options.render.parent)
     effort = Effort.QUICK if options.quick else Effort.FULL
     chosen = [section for section in SECTIONS if not options.only or section.NAME in options.only]
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
@@ -164,9 +174,13 @@ def main() -> int:
             lambda sentence: print(sentence, file=sys.stderr, flush=True),
         )
         signal.alarm(0)
+    return _write_and_tell(report, options.output or OUTPUT[effort])
+
+
+def _write_and_tell(report: Report, directory: Path) -> int:
     print(targets_table(report.targets()))
     try:
-        page, problem = write(report, options.output or OUTPUT[effort])
+        page, problem = write(report, directory)
     except OSError as error:
         print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
         return 1

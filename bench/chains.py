@@ -10,6 +10,7 @@ Chains of different kinds stand side by side, alike but for what the nodes run.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import socket
 import struct
@@ -319,7 +320,7 @@ class Chain:
         if path is None:
             raise NotSupported("not in this run: --original names its object")
         for name in NODES:
-            programs, maps = load_path(path)
+            programs, maps = load_path(path, are_xdp=True)
             for needed in (*ORIGINAL_PROGRAMS, *ORIGINAL_MAPS):
                 if needed not in programs and needed not in maps:
                     raise NotSupported(f"{path} has no {needed}: it isn't the version that is known here")
@@ -341,7 +342,7 @@ class Chain:
         """A GENEVE tunnel, as the README shows one that `bpftool map dump` has read."""
         other = OTHER[name]
         value = struct.pack("<BBBHIIxxx", 0, 3, 1, 0, uplink, port) + bytes(8)
-        value += struct.pack("<HH", 51234, 0) + packed(OUTER[other]) + packed(OUTER[name])
+        value += struct.pack(">HH", 51234, 0) + packed(OUTER[other]) + packed(OUTER[name])
         for mac in (MAC[WORKLOAD_OF[other]], MAC[name], MAC[other]):
             value += bytes.fromhex(mac.replace(":", ""))
         return value.ljust(ORIGINAL_VALUE_SIZE, b"\0")
@@ -357,6 +358,7 @@ def _at(hook: str) -> dict[str, str]:
 ORIGINAL_PROGRAMS = ("mptm_encap_xdp", "mptm_decap_xdp")
 ORIGINAL_MAPS = ("mptm_tunnel_info_map", "mptm_redirect_if_devmap")
 ORIGINAL_VALUE_SIZE = 64
+PROGRAM_TYPE_XDP = 6  # enum bpf_prog_type
 
 
 def load(name: str) -> tuple[dict[str, int], dict[str, Map]]:
@@ -364,11 +366,27 @@ def load(name: str) -> tuple[dict[str, int], dict[str, Map]]:
     return load_path(object_path(name))
 
 
-def load_path(path: Path) -> tuple[dict[str, int], dict[str, Map]]:
-    """The same for an object anywhere. Raises KernelError."""
+def load_path(path: Path, *, are_xdp: bool = False) -> tuple[dict[str, int], dict[str, Map]]:
+    """The same for an object anywhere; `are_xdp`: its programs are, whatever their sections are called.
+
+    Raises KernelError.
+    """
     with libbpf.Object(path) as loading:
+        if are_xdp:
+            _take_for_xdp(loading)
         loading.load()
         return loading.program_fds(), {name: Map(name, fd) for name, fd in loading.map_fds().items()}
+
+
+def _take_for_xdp(loading: libbpf.Object) -> None:
+    """Programs whose sections libbpf doesn't know have no type of their own (`bpftool prog loadall ... type xdp`)."""
+    library = libbpf.library()
+    set_type = library.bpf_program__set_type
+    set_type.restype, set_type.argtypes = ctypes.c_int, (ctypes.c_void_p, ctypes.c_int)
+    program = library.bpf_object__next_program(loading._handle, None)
+    while program:
+        libbpf.check(set_type(program, PROGRAM_TYPE_XDP), "a program can't be taken for one of XDP")
+        program = library.bpf_object__next_program(loading._handle, program)
 
 
 def addresses(chain: Chain) -> tuple[str, str]:

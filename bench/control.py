@@ -80,8 +80,8 @@ SIZES = {
 SIZE_NAMES = {10: "10", 1_000: "1 k", 10_000: "10 k", 100_000: "100 k"}
 STARTS = {Effort.FULL: 20, Effort.QUICK: 8, Effort.SMOKE: 1}
 CHANGES = {Effort.FULL: 5, Effort.QUICK: 3, Effort.SMOKE: 1}
-GROWTH = 8.0
-"""How much longer a command is expected to take with ten times the routes, when it is asked whether there is time."""
+STEP_SECONDS = 4.0
+"""A command isn't repeated once it has taken so much time with one number of routes."""
 FIRST_ROUTE = int(ip_address("10.128.0.0"))
 ADDED_ROUTE = "10.250.9.9/32"
 
@@ -109,7 +109,7 @@ def measure(budget: Budget, settings: Settings, progress: Progress) -> list[Row]
             Contestant(START, name, "time", _timed(commands, name.split()[1:])) for name in (HELP, VERSION)
         ]
         rows = take_turns(contestants, start_budget, rounds=STARTS[settings.effort], progress=progress)
-        took: dict[str, float] = {}
+        took: dict[str, list[tuple[int, float]]] = {}
         for size in SIZES[settings.effort]:
             try:
                 rows += _measure_size(commands, size, took, size_budget, settings, progress)
@@ -126,12 +126,15 @@ def _timed(commands: _Commands, arguments: list[str]) -> Callable[[], float]:
 def _measure_size(
     commands: _Commands,
     size: int,
-    took: dict[str, float],
+    took: dict[str, list[tuple[int, float]]],
     budget: Budget,
     settings: Settings,
     progress: Progress,
 ) -> list[Row]:
-    """Every command with so many routes, in an order in which each finds what it needs. `took`: ms, last time."""
+    """Every command with so many routes, in an order in which each finds what it needs.
+
+    `took` is kept from call to call: routes and milliseconds, by command.
+    """
     rows: list[Row] = []
     column = SIZE_NAMES[size]
     file = commands.write_node(size)
@@ -147,7 +150,7 @@ def _measure_size(
     )
     failed = ""
     for name, arguments, repeat, after in steps:
-        expected = took.get(name, 0.0) * GROWTH / 1000
+        expected = _expected_ms(took.get(name, []), size) / 1000
         if not failed and (budget.is_out() or expected > budget.left()):
             failed = OUT_OF_TIME if budget.is_out() else f"not measured: expected to take {expected:.0f} s"
         if failed:
@@ -160,14 +163,24 @@ def _measure_size(
                     remove_instance(commands.instance)
                 samples.append(commands.run(arguments, max(1.0, budget.left())))
                 after()
+                if sum(samples) > STEP_SECONDS * 1000:
+                    break
         except (OSError, subprocess.SubprocessError) as error:
             failed = say(error)
         if samples:
-            took[name] = min(samples)
+            took.setdefault(name, []).append((size, min(samples)))
         rows.append(Row(CONTROL, name, column, tuple(samples), failed))
     rows.append(_change_in_process(commands, column, changes, budget, failed))
     progress(f"{size} routes: " + ", ".join(f"{row.line} {row.median or 0:.0f} ms" for row in rows))
     return rows
+
+
+def _expected_ms(took: list[tuple[int, float]], size: int) -> float:
+    """On a straight line through the last two sizes; 0 where there aren't two."""
+    if len(took) < 2:
+        return 0.0
+    (less, before), (more, after) = took[-2:]
+    return max(0.0, after + (after - before) / (more - less) * (size - more))
 
 
 def _change_in_process(commands: _Commands, column: str, changes: int, budget: Budget, failed: str) -> Row:
@@ -183,7 +196,7 @@ def _change_in_process(commands: _Commands, column: str, changes: int, budget: B
             node.add(route)
             samples.append((time.monotonic() - began) * 1000)
             node.remove(route.kind, route.key)
-            if budget.is_out():
+            if budget.is_out() or sum(samples) > STEP_SECONDS * 1000:
                 break
     except FAILURES as error:
         failed = say(error)

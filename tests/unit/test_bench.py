@@ -187,7 +187,9 @@ RESULTS = Path(__file__).resolve().parents[2] / "docs" / "benchmarks" / "results
 def test_the_committed_page_is_that_of_the_committed_numbers() -> None:
     recorded = Report.from_dict(json.loads(RESULTS.read_text()))
     plots = {path.stem: path.name for path in (RESULTS.parent / "plots").glob("*.svg")}
-    assert RESULTS.with_name("results.md").read_text() == to_markdown(recorded, plots)
+    assert RESULTS.with_name("results.md").read_text() == to_markdown(recorded, plots), (
+        "run: python -m bench --render docs/benchmarks/results.json"
+    )
 
 
 def test_parts_have_names_of_their_own() -> None:
