@@ -7,10 +7,12 @@ import os
 import platform
 import re
 import subprocess
+import time
 from pathlib import Path
 
-BUSY_LOAD = 0.2
-"""Load average, per CPU, from which on a machine isn't idle."""
+BUSY = 0.05
+"""Share of the CPUs' time from which on a machine isn't idle."""
+WATCHED_SECONDS = 2.0
 
 
 def describe() -> dict[str, str]:
@@ -31,15 +33,25 @@ def describe() -> dict[str, str]:
 
 
 def load() -> tuple[float, str]:
-    """The load average of the last minute, and a warning when it isn't that of an idle machine."""
+    """The load average of the last minute; and, watching for a moment, a warning when the machine isn't idle."""
     average = os.getloadavg()[0]
-    cpus = os.cpu_count() or 1
-    if average <= BUSY_LOAD * cpus:
+    busy, total = _cpu_time()
+    time.sleep(WATCHED_SECONDS)
+    busy_after, total_after = _cpu_time()
+    share = (busy_after - busy) / max(1, total_after - total)
+    if share <= BUSY:
         return average, ""
     return average, (
-        f"the machine was not idle when the run began (load {average:.2f} on {cpus} CPUs): ratios still mean "
-        "something, single numbers don't"
+        f"the machine was not idle when the run began (others took {share:.0%} of the CPUs' time, load "
+        f"{average:.2f} on {os.cpu_count()} CPUs): single numbers mean little, and even ratios less than they should"
     )
+
+
+def _cpu_time() -> tuple[int, int]:
+    """Ticks that the CPUs were busy, those taken by the hypervisor included, and all ticks (proc_stat(5))."""
+    user, nice, system, idle, iowait, *rest = map(int, _read("/proc/stat").split("\n")[0].split()[1:9])
+    busy = user + nice + system + sum(rest)
+    return busy, busy + idle + iowait
 
 
 def _read(path: str) -> str:

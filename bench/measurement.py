@@ -170,17 +170,24 @@ class Contestant:
         return Row(self.part, self.line, self.column, tuple(self.samples), self.reason, self.details)
 
 
+def _fit(contestants: Sequence[Contestant], budget: Budget) -> bool:
+    """Whether another turn of each is likely to end in time."""
+    return sum(each.seconds for each in contestants) <= budget.left()
+
+
 def take_turns(
     contestants: Sequence[Contestant], budget: Budget, *, rounds: int, progress: Callable[[str], None]
 ) -> list[Row]:
     """Rounds in which everybody has a turn, one after another, until there is no time for another round.
 
-    The first round is broken off where the budget ends; every later one begins only when it is likely to end in time.
+    The first round is broken off where the budget ends; every later one begins only when it is likely to end in time,
+    if need be with those alone who take part in each round.
     """
     for number in itertools.count():
         taking_part = [each for each in contestants if not each.reason and number % each.every == 0]
-        expected = sum(each.seconds for each in taking_part)
-        if number >= rounds or not taking_part or (number and expected > budget.left()):
+        if number and not _fit(taking_part, budget):
+            taking_part = [each for each in taking_part if each.every == 1]
+        if number >= rounds or not taking_part or (number and not _fit(taking_part, budget)):
             break
         if number == 0:
             progress(f"{len(taking_part)} contestants")

@@ -98,6 +98,23 @@ def test_no_round_begins_that_would_not_end_in_time(monkeypatch: pytest.MonkeyPa
     assert len(row.values) == 3
 
 
+def test_where_a_round_of_all_has_no_time_those_of_each_round_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("bench.measurement.time.monotonic", lambda: now[0])
+
+    def lasting(seconds: float) -> Callable[[], float]:
+        def once() -> float:
+            now[0] += seconds
+            return 1.0
+
+        return once
+
+    always, seldom = counting([], "a", lasting(1)), counting([], "b", lasting(20))
+    seldom.every = 2
+    rows = take_turns([always, seldom], Budget(25), rounds=9, progress=silent)
+    assert [len(row.values) for row in rows] == [5, 1]
+
+
 def test_a_ratio_is_of_samples_of_the_same_round() -> None:
     mine, theirs = rate(XDP, 2.0, None, 9.0, 8.0), rate(VXLAN, 1.0, 1.0, 3.0, None)
     assert mine.ratio_to(theirs) == pytest.approx(2.5)  # of 2/1 and 9/3, not of the medians
