@@ -569,6 +569,44 @@ def test_an_output_that_is_full_is_told_in_one_line(command):
     assert (done.returncode, done.stderr) == (1, f"{command}: {problem}\n")
 
 
+@pytest.mark.parametrize(
+    ("command", "status"),
+    [
+        ("-m mptm version >&-", 1),
+        ("-m mptm network list >&-", 1),
+        ("-m mptm.cli.mptm_user --help >&-", 1),
+        ("-m mptm export <&-", 0),
+        ("-m mptm version 2>&-", 0),
+        ("-m mptm nonsense 2>&-", 2),
+    ],
+)
+def test_a_closed_standard_stream_is_no_fault_of_mptm(command, status, tmp_path):
+    done = subprocess.run(
+        f"{sys.executable} {command}",
+        shell=True,
+        env={**os.environ, "MPTM_STATE_DIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert done.returncode == status
+    name = "mptm_user" if "mptm_user" in command else "mptm"
+    complaint = f"{name}: error: standard output can't be written: it is closed\n" if ">&-" in command else ""
+    assert done.stderr == (complaint if status == 1 else "")
+
+
+def test_nothing_that_is_opened_gets_the_number_of_a_closed_stream():
+    program = (
+        "import os, sys; from mptm.cli import occupy_closed_streams; occupy_closed_streams(); "
+        "sys.exit(os.open(os.devnull, os.O_RDONLY))"
+    )
+    done = subprocess.run(
+        f"{sys.executable} -c '{program}' <&- >&- 2>&-", shell=True, timeout=30, check=False
+    )
+    assert done.returncode == 3
+
+
 def test_the_version_is_printed(run):
     assert run("version")[1] == run("--version")[1] == "mptm 0.1.0\n"
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import msgspec
 
-from mptm.cli import discard_output, output_problem
+from mptm.cli import discard_output, occupy_closed_streams, output_problem
 from mptm.errors import InvalidIntent, MptmError, NotFound
 
 if TYPE_CHECKING:
@@ -137,6 +137,7 @@ class Entry:
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Entry point of `mptm_user`. Never returns."""
+    occupy_closed_streams()
     sys.exit(run(sys.argv[1:] if arguments is None else arguments))
 
 
