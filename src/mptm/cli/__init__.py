@@ -12,7 +12,10 @@ import fcntl
 import os
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:
+    from mptm.node import Node
 
 OUTPUT_ERRORS = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO))
 """Of write(2), where the file is full or broken."""
@@ -90,6 +93,21 @@ def run(arguments: Sequence[str] | None = None) -> int:
         )
         return 1
     return result if isinstance(result, int) else 0
+
+
+def netns_of_environment(instance: str) -> str | None:
+    """MPTM_NETNS, unless MPTM_INSTANCE stands beside it and is another instance than the one that is worked on."""
+    if os.environ.get("MPTM_INSTANCE") not in (None, "", instance):
+        return None
+    return os.environ.get("MPTM_NETNS") or None
+
+
+def remark_on(node: Node) -> str | None:
+    """What is worth saying of a node that isn't there yet while others are: its name may be mistyped."""
+    from mptm.store import instances
+
+    others = [] if node.store.exists() else instances()
+    return f"there is no instance {node.instance} yet; there is {', '.join(others)}" if others else None
 
 
 def output_problem(error: Exception) -> str | None:
