@@ -389,10 +389,10 @@ class Status:
 
     @property
     def healthy(self) -> bool:
-        """Everything that is wanted is up."""
+        """Everything that is wanted is up, and nothing is to be warned of."""
         return (
             (self.loaded or not self.objects)
-            and not self.differences
+            and not (self.differences or self.interrupted or self.warnings)
             and all(is_healthy(each.state) for each in self.objects)
         )
 
