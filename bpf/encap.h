@@ -267,6 +267,8 @@ static __always_inline int encap_inline(hook_ctx *ctx, struct packet *packet, st
 	room = push_outer(ctx, packet, tunnel, strip);
 	if (room == ROOM_SEGMENTS)
 		return send_segments(ctx, packet, tunnel, slot);
+	if (room == ROOM_GSO)
+		return drop_on_tunnel(REASON_GSO, tunnel->counter, packet->len);
 	if (room != ROOM_MADE)
 		return drop_on_tunnel(REASON_NO_HEADROOM, tunnel->counter, packet->len);
 	if (!copy_template(ctx, tunnel, tunnel->outer_len))

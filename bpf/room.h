@@ -16,8 +16,8 @@
 enum room {
 	ROOM_MADE = 0,
 	ROOM_NONE = 1, /* there is none: the packet can only be dropped */
-	ROOM_SEGMENTS =
-	    2, /* a GSO packet, as it was, that the kernel can't make segments of behind this header */
+	ROOM_SEGMENTS = 2, /* a GSO packet, as it was, that becomes no segments behind this header */
+	ROOM_GSO = 3,	   /* nor without: it can only be dropped */
 };
 
 struct payload;
@@ -111,8 +111,14 @@ static __always_inline enum room push_outer(hook_ctx *ctx, const struct packet *
 	__u32 front = tunnel->outer_len - strip, tags_len = packet->l3_offset - ETH_HLEN;
 	__u32 kept = packet->l3_offset - strip;
 	struct l2_header l2 = {};
-	bool is_noted;
+	bool is_noted, is_known = !tags_len || is_tagged(ctx);
 
+	/* Tags that came out of a tunnel: the kernel takes them for the beginning of what they stand before. */
+	if (!is_known) {
+		if (gso_size(ctx) && tunnel->gso != GSO_LINK)
+			return ROOM_GSO;
+		return bpf_skb_change_head(ctx, front, 0) ? ROOM_NONE : ROOM_MADE;
+	}
 	if (gso_size(ctx) && (tunnel->gso == GSO_SEGMENTS || !packet->family ||
 			      (tunnel->gso != GSO_LINK && packet->len + front > IP_PACKET_MAX)))
 		return ROOM_SEGMENTS;
@@ -169,10 +175,15 @@ static __always_inline bool cut_outer(hook_ctx *ctx, const struct packet *packet
 	return write_l2(ctx, 0, &l2, ETH_HLEN);
 }
 
-/* Room for `len` bytes, zeroed, in front of a frame that is about to be answered. */
+/*
+ * Room for `len` bytes in front of a frame that is about to be answered, and whose Ethernet header, with tags
+ * that the kernel doesn't know of or none, is written next. The answer may go into a tunnel, so it is noted
+ * where its IP header is, if that can be.
+ */
 static __always_inline bool push_front(hook_ctx *ctx, __u32 len)
 {
-	return !bpf_skb_change_head(ctx, len, 0);
+	return !bpf_skb_adjust_room(ctx, len, BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_FIXED_GSO) ||
+	       !bpf_skb_change_head(ctx, len, 0);
 }
 
 #else
