@@ -10,6 +10,7 @@
 #ifndef MPTM_ROOM_H
 #define MPTM_ROOM_H
 
+#include "checksum.h"
 #include "hook.h"
 #include "packet.h"
 
@@ -18,6 +19,7 @@ enum room {
 	ROOM_NONE = 1, /* there is none: the packet can only be dropped */
 	ROOM_SEGMENTS = 2, /* a GSO packet, as it was, that becomes no segments behind this header */
 	ROOM_GSO = 3,	   /* nor without: it can only be dropped */
+	ROOM_NOTED = 4,	   /* made, and the kernel knows where the outer IP header is */
 };
 
 struct payload;
@@ -135,8 +137,19 @@ static __always_inline enum room push_outer(hook_ctx *ctx, const struct packet *
 	if (!is_noted && bpf_skb_change_head(ctx, front + tags_len, 0))
 		return ROOM_NONE;
 	if ((is_noted && kept) || tags_len)
-		return write_l2(ctx, front, &l2, packet->l3_offset) ? ROOM_MADE : ROOM_NONE;
-	return ROOM_MADE;
+		return write_l2(ctx, front, &l2, packet->l3_offset) ? (is_noted ? ROOM_NOTED : ROOM_MADE)
+								    : ROOM_NONE;
+	return is_noted ? ROOM_NOTED : ROOM_MADE;
+}
+
+/*
+ * A driver may have added up what it received, from the IP header on. What was written in front of that, up to
+ * `end`, is added where the kernel takes it for a part of it.
+ */
+static __always_inline void finish_room(hook_ctx *ctx, enum room room, __u32 end)
+{
+	if (room == ROOM_NOTED && (__s64)bpf_csum_update(ctx, 0) >= 0)
+		bpf_csum_update(ctx, sum_bytes(ctx, ETH_HLEN, end - ETH_HLEN));
 }
 
 /*
@@ -193,6 +206,12 @@ static __always_inline enum room push_outer(hook_ctx *ctx,
 					    const struct tunnel *tunnel, __u32 strip)
 {
 	return bpf_xdp_adjust_head(ctx, (int)(strip - tunnel->outer_len)) ? ROOM_NONE : ROOM_MADE;
+}
+
+static __always_inline void finish_room(hook_ctx *ctx __attribute__((unused)),
+					enum room room __attribute__((unused)),
+					__u32 end __attribute__((unused)))
+{
 }
 
 static __always_inline bool cut_outer(hook_ctx *ctx, const struct packet *packet __attribute__((unused)),
