@@ -186,6 +186,8 @@ __noinline int check_udp_checksum(hook_ctx *ctx, const struct outer *outer, __u3
 		return REASON_UDP_CHECKSUM;
 	if (!udp->check)
 		return flags & REQUIRE_UDP_CHECKSUM ? REASON_UDP_CHECKSUM : REASON_NONE;
+	if (gso_size(ctx))
+		return REASON_NONE;
 	if (at + len > SUM_MAX)
 		return REASON_CHECKSUM_SPAN;
 	pseudo = sum_pseudo_header(outer, len);
@@ -232,7 +234,8 @@ static __always_inline enum reason check_accepted(hook_ctx *ctx, const struct te
 		return reason;
 	if (inner->parser == PARSER_L2TP_IP || inner->parser == PARSER_L2TP_UDP)
 		return parse_l2tp_cookie(ctx, accepted, inner);
-	if (!inner->checksum_at || accepted->flags & ACCEPT_BAD_CHECKSUM)
+	/* A GSO packet has the checksum of none of its segments: whoever put them together has verified those. */
+	if (!inner->checksum_at || accepted->flags & ACCEPT_BAD_CHECKSUM || gso_size(ctx))
 		return REASON_NONE;
 	if (inner->payload.end > SUM_MAX)
 		return REASON_CHECKSUM_SPAN;
