@@ -113,7 +113,8 @@ static __always_inline int find_termination(const struct outer *outer, struct in
 /* An inner transport checksum that is to be filled in later: the sum of the pseudo header stands there. */
 static __always_inline bool is_unfinished(const hook_ctx *ctx, const struct packet *packet, __u32 l3_at)
 {
-	__u32 *words = (void *)packet_start(ctx) + (l3_at & SUM_OFFSET_MASK), header_len = sizeof(struct ipv6hdr);
+	__u32 *words = (void *)packet_start(ctx) + (l3_at & SUM_OFFSET_MASK),
+	      header_len = sizeof(struct ipv6hdr);
 	void *end = packet_end(ctx);
 	__u64 pseudo = bpf_htons(packet->protocol);
 	__be16 *field;
@@ -133,8 +134,8 @@ static __always_inline bool is_unfinished(const hook_ctx *ctx, const struct pack
 }
 
 /*
- * The sum from `offset` to `end` that there will be once the transport checksum of the inner frame or packet at
- * inner_at is filled in; -1: that isn't what it waits for. A global function: off the fast path.
+ * The sum from `offset` to `end` that there will be once the transport checksum of the inner frame or packet
+ * at inner_at is filled in; -1: that isn't what it waits for. A global function: off the fast path.
  */
 __noinline int sum_finished(hook_ctx *ctx, __u32 offset, __u32 end, __u32 inner_at, __u32 kind)
 {
@@ -200,7 +201,8 @@ static __always_inline enum reason check_unfinished_udp(hook_ctx *ctx, const str
 							const struct termination *accepted,
 							const struct inner *inner)
 {
-	__u32 at = outer->payload_offset - sizeof(struct udphdr), len = outer->payload_len + sizeof(struct udphdr);
+	__u32 at = outer->payload_offset - sizeof(struct udphdr),
+	      len = outer->payload_len + sizeof(struct udphdr);
 	__u32 inner_at = inner->payload.offset + accepted->cookie_len + accepted->sublayer_len;
 	struct udphdr *udp = packet_at(ctx, at);
 	int sum;
@@ -234,7 +236,8 @@ static __always_inline enum reason check_accepted(hook_ctx *ctx, const struct te
 		return reason;
 	if (inner->parser == PARSER_L2TP_IP || inner->parser == PARSER_L2TP_UDP)
 		return parse_l2tp_cookie(ctx, accepted, inner);
-	/* A GSO packet has the checksum of none of its segments: whoever put them together has verified those. */
+	/* A GSO packet has the checksum of none of its segments: whoever put them together has verified
+	 * those. */
 	if (!inner->checksum_at || accepted->flags & ACCEPT_BAD_CHECKSUM || gso_size(ctx))
 		return REASON_NONE;
 	if (inner->payload.end > SUM_MAX)

@@ -16,7 +16,7 @@
 
 enum room {
 	ROOM_MADE = 0,
-	ROOM_NONE = 1, /* there is none: the packet can only be dropped */
+	ROOM_NONE = 1,	   /* there is none: the packet can only be dropped */
 	ROOM_SEGMENTS = 2, /* a GSO packet, as it was, that becomes no segments behind this header */
 	ROOM_GSO = 3,	   /* nor without: it can only be dropped */
 	ROOM_NOTED = 4,	   /* made, and the kernel knows where the outer IP header is */
@@ -115,7 +115,8 @@ static __always_inline enum room push_outer(hook_ctx *ctx, const struct packet *
 	struct l2_header l2 = {};
 	bool is_noted, is_known = !tags_len || is_tagged(ctx);
 
-	/* Tags that came out of a tunnel: the kernel takes them for the beginning of what they stand before. */
+	/* Tags that came out of a tunnel: the kernel takes them for the beginning of what they stand before.
+	 */
 	if (!is_known) {
 		if (gso_size(ctx) && tunnel->gso != GSO_LINK)
 			return ROOM_GSO;
@@ -143,8 +144,8 @@ static __always_inline enum room push_outer(hook_ctx *ctx, const struct packet *
 }
 
 /*
- * A driver may have added up what it received, from the IP header on. What was written in front of that, up to
- * `end`, is added where the kernel takes it for a part of it.
+ * A driver may have added up what it received, from the IP header on. What was written in front of that, up
+ * to `end`, is added where the kernel takes it for a part of it.
  */
 static __always_inline void finish_room(hook_ctx *ctx, enum room room, __u32 end)
 {

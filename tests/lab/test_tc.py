@@ -8,23 +8,11 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from msgspec.structs import replace
-from packets import carriers, carries, over_ip, protocol_of, required_options
-from traffic import (
-    MEGABYTE,
-    NODES,
-    Capture,
-    address_of,
-    carried_by,
-    kept,
-    packet_of,
-    peer_of,
-    ping,
-    transfer,
-)
+from packets import carriers, carries, protocol_of, required_options
+from traffic import MEGABYTE, NODES, Capture, address_of, carried_by, kept, ping, transfer
 
-from mptm.intent import Intent
+from mptm.intent import Intent, Route
 from mptm.lab.topology import Lab, configure
-from mptm.template import GsoKind
 
 UNDERLAY_MTU = 1500
 WHOLE = 3000
@@ -56,12 +44,6 @@ def bring_up(lab: Lab, variant: str, underlay: int, hooks: tuple[str, str]) -> N
         configure(lab.namespace(f"{node}-c1"), [f"link set eth0 mtu {mtu}"])
 
 
-def goes_whole(lab: Lab, variant: str) -> bool:
-    """Whether the header of node 1's tunnel is one that the kernel can be told of."""
-    tunnels = lab.node("node1").compiled_tunnels()
-    return tunnels["blue-to-node2"].gso != GsoKind.SEGMENTS
-
-
 class Longest:
     """The longest frame with an outer IP header, or a tag, that passes the underlay while the block runs."""
 
@@ -90,14 +72,67 @@ class Longest:
 def test_tcp_goes_through_every_protocol(lab: Lab, variant: str, underlay: int) -> None:
     """Both nodes at TC: what is sent is what arrives, no checksum is wrong, and the packets are as long as they can."""
     bring_up(lab, variant, underlay, ("tc", "tc"))
-    template = lab.node("node1").tunnel_details("blue-to-node2")
+    gso = lab.node("node1").tunnel_details("blue-to-node2").found["GSO at TC"]
     for version in (4, 6):
         if not carries(variant, underlay, version):
             continue
         ping(lab, "node1-c1", address_of(lab, "node2-c1", version), count=2)
         with Longest(lab) as longest:
             transfer(lab, "node1-c1", "node2-c1", version, size=SIZE)
-        if template.goes_whole:
-            assert longest.len > WHOLE
-        else:
-            assert longest.len <= UNDERLAY_MTU + 18
+        assert (longest.len > WHOLE) == (gso == "whole")
+        assert gso == "whole" or longest.len <= UNDERLAY_MTU + 18
+
+
+MIXED = [("vxlan", 4), ("geneve", 6), ("vlan", 4), ("gre checksum", 4), ("ipip", 4), ("l2tp", 4)]
+
+
+@pytest.mark.parametrize("hooks", [("tc", "xdp"), ("xdp", "tc")])
+@pytest.mark.parametrize(("variant", "underlay"), MIXED)
+def test_a_node_at_tc_and_one_at_xdp_understand_each_other(
+    lab: Lab, variant: str, underlay: int, hooks: tuple[str, str]
+) -> None:
+    bring_up(lab, variant, underlay, hooks)
+    for version in (4, 6):
+        if carries(variant, underlay, version):
+            ping(lab, "node1-c1", address_of(lab, "node2-c1", version), count=2)
+            transfer(lab, "node1-c1", "node2-c1", version, size=SIZE)
+
+
+def test_both_hooks_on_one_node(lab: Lab) -> None:
+    """Container c1 at XDP, c2 at TC, the uplink at TC, which serves both."""
+    with kept(*map(lab.node, NODES)):
+        for name in NODES:
+            intent = at_hook(lab.intent(name), "tc")
+            port = intent.get("port", "veth-c1")
+            lab.node(name).apply(intent.replace(replace(port, hook="xdp")))
+        for container in ("c1", "c2"):
+            for version in (4, 6):
+                transfer(lab, f"node1-{container}", f"node2-{container}", version, size=SIZE)
+
+
+def test_a_container_at_tc_sends_to_its_neighbour(lab: Lab) -> None:
+    """Without a tunnel: from port to port, straight into the other namespace."""
+    neighbour = "10.250.1.201"
+    with kept(lab.node("node1")):
+        intent = at_hook(lab.intent("node1"), "tc")
+        port = replace(intent.get("port", "veth-c2"), network="blue")
+        intent = intent.replace(port)
+        intent = intent.remove("route", "green 10.250.1.100/32").remove("route", "green fd00:250:1::100/128")
+        intent = intent.add(Route(network="blue", prefix=f"{neighbour}/32", port="veth-c2"))
+        # It has the address of c1, otherwise.
+        configure(
+            lab.namespace("node1-c2"),
+            ["address flush dev eth0 scope global", f"address add {neighbour}/24 dev eth0"],
+        )
+        try:
+            lab.node("node1").apply(intent)
+            transfer(lab, "node1-c1", "node1-c2", address=neighbour, size=SIZE)
+        finally:
+            addresses = lab.container("node1-c2").addresses
+            configure(
+                lab.namespace("node1-c2"),
+                [
+                    "address flush dev eth0 scope global",
+                    *(f"address add {each} dev eth0" for each in addresses),
+                ],
+            )

@@ -50,7 +50,9 @@ def make(instance: str) -> Pair:
     with open_netlink() as netlink:
         netlink.link("add", ifname=entry, kind="veth", mtu=_MTU, peer={"ifname": exit_, "mtu": _MTU})
         pair = Pair(*map(socket.if_nametoindex, (entry, exit_)))
-        no_addresses = {"attrs": [("AF_INET6", {"attrs": [("IFLA_INET6_ADDR_GEN_MODE", _ADDR_GEN_MODE_NONE)]})]}
+        no_addresses = {
+            "attrs": [("AF_INET6", {"attrs": [("IFLA_INET6_ADDR_GEN_MODE", _ADDR_GEN_MODE_NONE)]})]
+        }
         for ifindex in pair:
             with suppress(KernelError):  # without IPv6 there is nothing to switch off
                 netlink.link("set", index=ifindex, IFLA_AF_SPEC=no_addresses)
