@@ -12,6 +12,7 @@
 #define SUM_MAX		  (SUM_OFFSET_MASK + 1)
 #define SUM_CHUNK	  512 /* bytes at most that one helper call adds up */
 #define TCP_CHECKSUM_END  18  /* where its checksum field ends, in a TCP header */
+#define UDP_CHECKSUM_END  8
 #define ICMP_CHECKSUM_END 4
 #define SUM_CHUNKS	  (SUM_OFFSET_MASK / SUM_CHUNK + 1)
 

@@ -35,6 +35,9 @@ typedef struct __sk_buff hook_ctx;
 #define VERDICT_DROP	 TC_ACT_SHOT
 #define VERDICT_REDIRECT TC_ACT_REDIRECT
 
+/* Checksums of what is sent by a stack of this machine may be yet to be filled in (CHECKSUM_PARTIAL). */
+#define HAS_UNFINISHED_SUMS 1
+
 /* skb->mark of packets that come back to us, "MP" in the upper half: a slot in tunnels, or what only passes.
  */
 #define MARK_OURS 0x4d50
@@ -174,6 +177,8 @@ typedef struct xdp_md hook_ctx;
 #define VERDICT_PASS	 XDP_PASS
 #define VERDICT_DROP	 XDP_DROP
 #define VERDICT_REDIRECT XDP_REDIRECT
+
+#define HAS_UNFINISHED_SUMS 0
 
 static __always_inline void *packet_start(const hook_ctx *ctx)
 {

@@ -14,7 +14,7 @@ from typing import Any
 from mptm.errors import KernelError
 from mptm.kernel.netlink import open_netlink
 
-PRIORITY = 49152 - 4711
+PRIORITY = 44441
 """Of our filters: behind what others put there on purpose, before what has no priority given."""
 
 _HANDLE = 0x4D50  # "MP"
