@@ -78,6 +78,12 @@ class NextHopFlag(IntEnum):
     RELAY = 2
 
 
+class PortFlag(IntEnum):
+    """Mirrors `enum port_flag` of bpf/abi.h."""
+
+    HAS_PEER = 1
+
+
 class TunnelFlag(IntEnum):
     """What is special about a tunnel."""
 
@@ -299,6 +305,8 @@ def tunnel_record(
         ttl_mask=template.ttl_mask,
         inner_families=int(template.inner_families or 0),
         split_horizon=split_horizon,
+        gso=int(template.gso),
+        outer_version=template.outer_version,
     )
 
 
@@ -538,6 +546,7 @@ class _Compilation:
             role=PortRole[port.role.upper()],
             lookups=self.lookups.get(port.network or "", 0),
             mac=mac or NO_MAC,
+            flags=PortFlag.HAS_PEER if link.has_far_peer else 0,
         )
         self.tables.tx_ports[link.ifindex] = link.ifindex
         if link.up:
