@@ -60,14 +60,14 @@ static __always_inline int undo(struct xdp_md *ctx, const struct before *before,
 	return verdict;
 }
 
-__attribute__((section("xdp"), used)) int bench_encap(struct xdp_md *ctx)
+__attribute__((section("xdp.frags"), used)) int bench_encap(struct xdp_md *ctx)
 {
 	struct before before;
 
 	return save(ctx, &before) ? undo(ctx, &before, mptm_encap_xdp(ctx)) : XDP_ABORTED;
 }
 
-__attribute__((section("xdp"), used)) int bench_decap(struct xdp_md *ctx)
+__attribute__((section("xdp.frags"), used)) int bench_decap(struct xdp_md *ctx)
 {
 	struct before before;
 
@@ -75,7 +75,7 @@ __attribute__((section("xdp"), used)) int bench_decap(struct xdp_md *ctx)
 }
 
 /* The floor: what every program that moves the head and redirects has to pay. */
-__attribute__((section("xdp"), used)) int bench_floor(struct xdp_md *ctx)
+__attribute__((section("xdp.frags"), used)) int bench_floor(struct xdp_md *ctx)
 {
 	struct before before;
 
@@ -85,14 +85,14 @@ __attribute__((section("xdp"), used)) int bench_floor(struct xdp_md *ctx)
 }
 
 /* One more undoing than nothing: what has to be taken off the others to see them as they run on a port. */
-__attribute__((section("xdp"), used)) int bench_undo(struct xdp_md *ctx)
+__attribute__((section("xdp.frags"), used)) int bench_undo(struct xdp_md *ctx)
 {
 	struct before before;
 
 	return save(ctx, &before) ? undo(ctx, &before, XDP_PASS) : XDP_ABORTED;
 }
 
-__attribute__((section("xdp"), used)) int bench_pass(struct xdp_md *ctx __attribute__((unused)))
+__attribute__((section("xdp.frags"), used)) int bench_pass(struct xdp_md *ctx __attribute__((unused)))
 {
 	return XDP_PASS;
 }
