@@ -3,7 +3,8 @@
 
 Every change runs one path: lock, read the store, finish what an interrupted command left, change the intent, look at
 the machine, compile, write the store, synchronise the data plane, mark it applied. When synchronisation fails, the
-intent of before is put back and synchronised.
+intent of before is put back and synchronised. A change of routes and flows alone goes the same way, but each step
+reads, compiles and writes only them (`Node._steer`).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from mptm import sync
 from mptm.errors import Busy, InvalidIntent, MptmError, NotFound, Unresolved
 from mptm.facts import Facts, Link, Path
 from mptm.fields import parts_of, suggestion
+from mptm.sections import changes_between
 from mptm.store import Snapshot, Store, state_directory
 
 if TYPE_CHECKING:
@@ -52,6 +54,9 @@ NETNS_IDENTITY = "netns_id"
 """Where the store remembers the network namespace of an instance that isn't bound to one by name."""
 
 UNLIMITED_MTU = 65535
+
+DOWN = "down"
+"""Where the store remembers which tunnels and groups weren't up."""
 
 CAP_NET_ADMIN, CAP_SYS_ADMIN = 12, 21
 """Bits of capabilities(7)."""
@@ -384,10 +389,10 @@ class Status:
 
     @property
     def healthy(self) -> bool:
-        """Everything that is wanted is up."""
+        """Everything that is wanted is up, and nothing is to be warned of."""
         return (
             (self.loaded or not self.objects)
-            and not self.differences
+            and not (self.differences or self.interrupted or self.warnings)
             and all(is_healthy(each.state) for each in self.objects)
         )
 
@@ -488,6 +493,23 @@ def difference(before: Intent, after: Intent) -> tuple[ObjectChange, ...]:
     return (*removed, *rest)
 
 
+def steering_changes(before: Intent, after: Intent) -> tuple[ObjectChange, ...] | None:
+    """The same as `difference` where only routes and flows differ, and one was made of the other; else None."""
+    from mptm.intent import KINDS, STEERING
+
+    if any(before.of_kind(kind) is not after.of_kind(kind) for kind in KINDS if kind not in STEERING):
+        return None
+    changes: list[ObjectChange] = []
+    for kind in STEERING:
+        section = before.of_kind(kind)
+        between = changes_between(section, after.of_kind(kind))
+        if between is None:
+            return None
+        found = [ObjectChange(section.get(key), obj) for key, obj in between.items()]
+        changes += [change for change in found if change.before != change.after]
+    return tuple(sorted(changes, key=lambda change: change.after is not None))
+
+
 class Node:
     """One node of the overlay on this machine.
 
@@ -564,10 +586,13 @@ class Node:
         """
         self._kernel.require_privileges()
         with self.store.lock(progress=self._progress):
-            snapshot = self.store.read()
+            snapshot = self.store.read(whole=False)
             with self._inside(snapshot):
                 snapshot = self._finish_interrupted(snapshot)
                 wanted = change(snapshot.intent)
+                if (plan := self._steer(wanted, snapshot)) is not None:
+                    return plan
+                snapshot.load()
                 wanted.validate()
                 facts = self._gather_facts(wanted, snapshot)
                 self._refuse_unusable(wanted, snapshot.applied, facts)
@@ -962,13 +987,50 @@ class Node:
 
     # ---- the one path ----------------------------------------------------------------------------
 
+    def _steer(self, wanted: Intent, snapshot: Snapshot) -> Plan | None:
+        """The same for routes and flows, doing and looking at nothing else, where that is enough; else None."""
+        from mptm.compile import compile_steering
+
+        changes = steering_changes(snapshot.intent, wanted) if snapshot.stored else None
+        if not changes or not wanted.steers_freely:
+            return None
+        pairs: list[tuple[Any, Any]] = [(change.before, change.after) for change in changes]
+        new = [after for _, after in pairs if after is not None]
+        wanted.validate(steering=new)
+        down = _down_of(snapshot)
+        if down is None or any(("tunnel", obj.via) in down or ("group", obj.group) in down for obj in new):
+            return None  # looks again whether they are
+        facts = Facts()
+        if any(obj.port for obj in new):
+            facts = self._kernel.gather_facts((), resolve_timeout_seconds=0)
+        for before, after in pairs:
+            if after is not None:
+                _refuse_unknown_mac(after, before, facts)
+        compiled = compile_steering(wanted, pairs, facts, snapshot.allocations)
+        if compiled is None:
+            return None
+        with self._opened_or_none() as data_plane:
+            if data_plane is None or data_plane.upgrade_needed:
+                return None
+            generation = self.store.write_changes(
+                {(change.object.kind, change.object.key): change.after for change in changes},
+                compiled.allocations,
+            )
+            try:
+                outcome = sync.apply_steering(data_plane, compiled)
+            except BaseException as error:
+                self._put_back(snapshot, error, self._offloads(snapshot.meta.get(OFFLOADS)))
+                raise
+        self._note_applied(generation, {})
+        return Plan(changes, tuple(compiled.warnings), dict(compiled.states), outcome, facts)
+
     def _bring_to(self, wanted: Intent, snapshot: Snapshot, facts: Facts, *, again: bool = False) -> Plan:
         """Store, synchronise, mark applied; on failure put back what was. The caller holds the lock.
 
         `again`: look also at what ports that are known need of their other ends.
         """
         generation, plan = self._synchronise(wanted, snapshot, facts, again=again)
-        self._note_applied(generation, plan)
+        self._note_applied(generation, _remembered(plan))
         return plan
 
     def _synchronise(
@@ -1001,9 +1063,9 @@ class Node:
             down=tuple(each for each in worth_telling(wanted, states) if not is_healthy(each.state)),
         )
 
-    def _note_applied(self, generation: int, plan: Plan) -> None:
+    def _note_applied(self, generation: int, meta: dict[str, str]) -> None:
         try:
-            self.store.mark_applied(generation, {"paths": _encode_paths(plan.facts)})
+            self.store.mark_applied(generation, meta)
         except MptmError as error:
             error.message = f"the change is done, but not noted: {error.message}"
             _add_hint(error, "the next command completes it")
@@ -1053,7 +1115,7 @@ class Node:
             if self._progress is not None:
                 self._progress(f"that failed ({error.message}); its change was taken back")
             return after
-        self._note_applied(generation, plan)
+        self._note_applied(generation, _remembered(plan))
         return self.store.read()
 
     def _finished_snapshot(self) -> Snapshot:
@@ -1156,13 +1218,8 @@ class Node:
                 )
         for steered, before in ((wanted.routes, applied.routes), (wanted.flows, applied.flows)):
             for key, obj in steered.items():
-                link = facts.links.get(obj.port or "")
-                if link is not None and not (obj.mac or link.peer_mac) and before.get(key) != obj:
-                    raise InvalidIntent(
-                        f"{obj.label()}: the MAC address of the workload behind {obj.port} can't be found out",
-                        "give it with --mac",
-                        field="mac",
-                    )
+                if obj.port is not None:
+                    _refuse_unknown_mac(obj, before.get(key), facts)
 
     @contextlib.contextmanager
     def _telling(self, tunnels: Sequence[Tunnel]) -> Iterator[None]:
@@ -1278,6 +1335,17 @@ def _ports_with_offloads(intent: Intent, compiled: Compiled) -> dict[str, PortNe
     }
 
 
+def _refuse_unknown_mac(obj: Any, before: Any, facts: Facts) -> None:
+    """InvalidIntent: a new or changed route or flow leads to a workload without a known MAC address."""
+    link = facts.links.get(obj.port or "")
+    if link is not None and not (obj.mac or link.peer_mac) and before != obj:
+        raise InvalidIntent(
+            f"{obj.label()}: the MAC address of the workload behind {obj.port} can't be found out",
+            "give it with --mac",
+            field="mac",
+        )
+
+
 def _unresolved_path(tunnel: Tunnel) -> Path | None:
     """A path to the remote that has everything but what only the machine knows; None: nothing is sent there."""
     from mptm.protocols.base import NO_MAC, NOWHERE
@@ -1340,6 +1408,22 @@ class _RememberedPath:
             and link.up
             and (link.ifindex, link.mac) == (self.path.egress_ifindex, self.egress_mac)
         )
+
+
+def _remembered(plan: Plan) -> dict[str, str]:
+    """What the store keeps of a synchronisation for the changes that come after it."""
+    down = [
+        [kind, key]
+        for (kind, key), state in plan.states.items()
+        if kind in ("tunnel", "group") and not is_healthy(state)
+    ]
+    return {"paths": _encode_paths(plan.facts), DOWN: json.dumps(down)}
+
+
+def _down_of(snapshot: Snapshot) -> set[tuple[str, str]] | None:
+    """Tunnels and groups that weren't up at the last synchronisation; None: an older version made it."""
+    stored = snapshot.meta.get(DOWN)
+    return None if stored is None else {(kind, key) for kind, key in json.loads(stored)}
 
 
 def _encode_paths(facts: Facts) -> str:

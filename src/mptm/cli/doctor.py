@@ -94,7 +94,13 @@ def examine() -> Iterator[Check]:
         path = shutil.which(tool) or shutil.which(tool, path="/usr/sbin:/sbin")
         if path is None:
             yield Check(tool, "optional", f"not installed; for {purpose}", f"apt-get install {package}")
-        elif tool == "xdpdump" and privileged and not _can_trace():
+        elif tool == "xdpdump" and not privileged:
+            yield Check(
+                tool,
+                "unknown",
+                f"{path}, but only root can tell whether this kernel loads the fentry programs that it needs",
+            )
+        elif tool == "xdpdump" and not _can_trace():
             yield Check(
                 tool, "optional", "installed, but this kernel loads no fentry programs, which xdpdump needs"
             )
