@@ -25,6 +25,7 @@ from mptm import hashing, tables
 from mptm.errors import TableFull
 from mptm.facts import Facts, Link, Path
 from mptm.fields import mac_bytes
+from mptm.hooks import choose_hook
 from mptm.intent import Bundle, Flow, Group, Intent, Network, NextHop, Port, Route, Tunnel, find_protocol
 from mptm.protocols.base import IpOptions, Listener, ListenerKind, Parser, Protocol, UdpOptions
 from mptm.tables import Attachment, Tables
@@ -80,6 +81,12 @@ class NextHopFlag(IntEnum):
 
     MAC = 1
     RELAY = 2
+
+
+class PortFlag(IntEnum):
+    """Mirrors `enum port_flag` of bpf/abi.h."""
+
+    HAS_PEER = 1
 
 
 class TunnelFlag(IntEnum):
@@ -383,6 +390,8 @@ def tunnel_record(
         ttl_mask=template.ttl_mask,
         inner_families=int(template.inner_families or 0),
         split_horizon=split_horizon,
+        gso=int(template.gso),
+        outer_version=template.outer_version,
     )
 
 
@@ -829,13 +838,15 @@ class _Compilation(_Steering):
             role=PortRole[port.role.upper()],
             lookups=self.lookups.get(port.network or "", 0),
             mac=mac or NO_MAC,
+            flags=PortFlag.HAS_PEER if link.has_far_peer else 0,
         )
         self.tables.tx_ports[link.ifindex] = link.ifindex
         if link.up:
             self._set_state(port, UP)
         else:
             self._set_state(port, "down: the interface is down", f"interface {port.name} is down")
-        return Attachment(link.ifindex, port.name, port.role, port.mode)
+        choice = choose_hook(port, self.intent, self.facts)
+        return Attachment(link.ifindex, port.name, port.role, port.mode, choice.hook)
 
     def _add_tunnel(self, tunnel: Tunnel) -> None:
         way, held = self.ways[tunnel.name], self.allocations.tunnels[tunnel.name]

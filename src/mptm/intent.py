@@ -113,9 +113,17 @@ class Port(Checked, frozen=True, kw_only=True):
         Literal["auto", "native", "generic"],
         Meta(description="where XDP runs; auto: in the driver if it can"),
     ] = "auto"
+    hook: Annotated[
+        Literal["xdp", "tc", "auto"],
+        Meta(description="xdp: most packets; tc: most bytes, GSO kept whole; auto: by the kind of interface"),
+    ] = "xdp"
     mac: Annotated[
         Mac | None, Meta(description="gateway MAC that the workload is told; default: the interface's own")
     ] = None
+    offloads: Annotated[
+        bool,
+        Meta(description="set at the other end of a veth what XDP needs there: checksums, VLAN tags, GRO"),
+    ] = True
 
     @property
     def key(self) -> str:
@@ -131,6 +139,10 @@ class Port(Checked, frozen=True, kw_only=True):
         if self.role == "access" and self.network is None:
             raise InvalidIntent(
                 f"{self.label()}: an access port needs network, the one of its workload", field="network"
+            )
+        if self.hook == "tc" and self.mode != "auto":
+            raise InvalidIntent(
+                f"{self.label()}: mode {self.mode} is for XDP; with hook tc leave mode out", field="mode"
             )
         for field in ("network", "mac"):
             if self.role == "uplink" and getattr(self, field) is not None:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from mptm.bundles import BundleFlows
     from mptm.compile import Allocations, Compiled
     from mptm.intent import Bundle, Flow, Intent, NextHop, Object, Tunnel
+    from mptm.offloads import Feature, Finding, Offloads, OtherEnd, PortNeeds, Settled
     from mptm.template import Template
     from mptm.trace import Trace, Tracer
 
@@ -47,8 +48,13 @@ PROGRESS_AFTER_SECONDS = 1.0
 TABLE_FULL = "(table full)"
 """What stands for the port or tunnel of drops that there was no room to count apart."""
 
+OFFLOADS = "offloads"
+"""Where the store remembers what was set at other ends of veths."""
+
 NETNS_IDENTITY = "netns_id"
 """Where the store remembers the network namespace of an instance that isn't bound to one by name."""
+
+UNLIMITED_MTU = 65535
 
 DOWN = "down"
 """Where the store remembers which tunnels and groups weren't up."""
@@ -73,6 +79,18 @@ class Kernel(Protocol):
         self, tunnels: Iterable[Tunnel], *, resolve_timeout_seconds: float, afresh: bool = False
     ) -> Facts:
         """Links, and the way to each tunnel's remote; `afresh`: ask neighbours that were silent for long again."""
+
+    def find_other_ends(self, ifindexes: Iterable[int]) -> dict[int, OtherEnd]:
+        """The other ends of those interfaces that are veths, by the interface's number."""
+
+    def set_features(self, end: OtherEnd, features: Mapping[str, bool]) -> None:
+        """Ask for features of an interface to be on or off. Raises KernelError."""
+
+    def read_features(self, ifindex: int) -> dict[str, Feature]:
+        """The features of an interface by name. Raises KernelError."""
+
+    def can_send(self, ifindex: int) -> bool | None:
+        """Whether XDP can send out of an interface; None: the kernel doesn't say."""
 
     def inside(self, netns: str) -> AbstractContextManager[None]:
         """Be in a network namespace for a while."""
@@ -129,6 +147,30 @@ class SystemKernel:
         from mptm.kernel.netlink import gather_facts
 
         return gather_facts(tunnels, resolve_timeout_seconds=resolve_timeout_seconds, afresh=afresh)
+
+    def find_other_ends(self, ifindexes: Iterable[int]) -> dict[int, OtherEnd]:
+        """See Kernel."""
+        from mptm.kernel.offloads import find_other_ends
+
+        return find_other_ends(ifindexes)
+
+    def set_features(self, end: OtherEnd, features: Mapping[str, bool]) -> None:
+        """See Kernel."""
+        from mptm.kernel.offloads import set_features
+
+        set_features(end, features)
+
+    def read_features(self, ifindex: int) -> dict[str, Feature]:
+        """See Kernel."""
+        from mptm.kernel.offloads import read_features
+
+        return read_features(ifindex)
+
+    def can_send(self, ifindex: int) -> bool | None:
+        """See Kernel."""
+        from mptm.kernel.offloads import can_send
+
+        return can_send(ifindex)
 
     def inside(self, netns: str) -> AbstractContextManager[None]:
         """See Kernel."""
@@ -212,6 +254,8 @@ class Plan:
     """Names of tunnels that stay down because their remote can't be reached."""
     down: tuple[ObjectState, ...] = ()
     """What isn't as it is wanted: the tunnels above, ports whose interface is missing, ..."""
+    offloads: dict[str, Settled] = field(default_factory=dict)
+    """What was set at the other ends of ports that were looked at."""
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -312,10 +356,14 @@ class GroupDetails:
 
 @dataclass(frozen=True)
 class PortDetails:
-    """A port's state, and its counters where they can be read."""
+    """A port's state, the hook it is meant to run at and why, and its counters, where they can be read."""
 
     state: str
     counters: PortCounters | None = None
+    runs_at: str | None = None
+    why: str | None = None
+    offloads: Settled | None = None
+    """What was set at the other end; None: nothing was to be."""
 
 
 class ObjectState(NamedTuple):
@@ -342,10 +390,10 @@ class Status:
 
     @property
     def healthy(self) -> bool:
-        """Everything that is wanted is up."""
+        """Everything that is wanted is up, and nothing is to be warned of."""
         return (
             (self.loaded or not self.objects)
-            and not self.differences
+            and not (self.differences or self.interrupted or self.warnings)
             and all(is_healthy(each.state) for each in self.objects)
         )
 
@@ -629,22 +677,29 @@ class Node:
             snapshot = self.store.read()
             with self._inside(snapshot):
                 facts = self._gather_facts(snapshot.intent, snapshot, remembered=False, afresh=True)
-                return self._bring_to(snapshot.intent, snapshot, facts)
+                return self._bring_to(snapshot.intent, snapshot, facts, again=True)
 
     def purge(self) -> None:
         """Detach and unload everything of the instance and delete its state. Harmless when there is nothing."""
         self._kernel.require_privileges()
         with self.store.lock(progress=self._progress):
+            offloads, is_home = None, False
             with contextlib.suppress(MptmError):
-                self._netns = self._netns or self.store.read().meta.get("netns")
+                snapshot = self.store.read()
+                self._netns = self._netns or snapshot.meta.get("netns")
+                offloads = snapshot.meta.get(OFFLOADS)
+                is_home = not self._netns and _home_of(snapshot) == self._kernel.netns_identity()
             with contextlib.ExitStack() as stack:
                 if self._netns:
                     # A namespace that is gone has taken its interfaces along; the pins are still to be removed.
                     with contextlib.suppress(NotFound):
                         stack.enter_context(self._kernel.inside(self._netns))
+                        is_home = True
                 data_plane = stack.enter_context(self._opened_or_none())
                 if data_plane is not None:
                     data_plane.remove()
+                if offloads is not None and is_home:
+                    self._offloads(offloads).release({})
             self.store.delete()
 
     # ---- what is going on ------------------------------------------------------------------------
@@ -690,6 +745,8 @@ class Node:
 
     def port_details(self, name: str) -> PortDetails:
         """State and counters of one port. Without root: neither. Raises NotFound."""
+        from mptm.hooks import choose_hook
+
         self.intent.get("port", name)
         try:
             self._kernel.require_privileges()
@@ -700,10 +757,14 @@ class Node:
             if data_plane is None:
                 return PortDetails(NOT_LOADED)
             attached = {each.name: each.mode for each in data_plane.attachments()}
-            exists = name in self._kernel.gather_facts((), resolve_timeout_seconds=0).links
+            facts = self._kernel.gather_facts((), resolve_timeout_seconds=0)
+            choice = choose_hook(snapshot.intent.get("port", name), snapshot.intent, facts)
             return PortDetails(
-                _port_state("up" if exists else "missing interface", attached.get(name), True),
+                _port_state("up" if name in facts.links else "missing interface", attached.get(name), True),
                 self._read_counters(data_plane, snapshot.allocations).ports.get(name),
+                choice.hook,
+                choice.why,
+                self._offloads(snapshot.meta.get(OFFLOADS)).ports.get(name),
             )
 
     def tunnel_details(self, name: str) -> TunnelDetails:
@@ -803,6 +864,61 @@ class Node:
         """The interfaces of the node's network namespace, by name."""
         with self._inside(self.store.read()):
             return self._kernel.gather_facts((), resolve_timeout_seconds=0).links
+
+    def other_end(self, port: str) -> OtherEnd | None:
+        """The other end of a port's veth as it is now; None: it is no veth, or it isn't there. Needs root."""
+        self._kernel.require_privileges()
+        with self._inside(self.store.read()):
+            link = self._kernel.gather_facts((), resolve_timeout_seconds=0).links.get(port)
+            return None if link is None else self._kernel.find_other_ends([link.ifindex]).get(link.ifindex)
+
+    def examine_ports(self) -> dict[str, list[Finding]]:
+        """What makes packets vanish at ports although their programs are attached, by port. Needs root."""
+        from mptm.offloads import PortFacts, examine, needs_of
+        from mptm.protocols import PROTOCOLS
+
+        self._kernel.require_privileges()
+        snapshot = self._finished_snapshot()
+        intent = snapshot.intent
+        with self._inside(snapshot):
+            facts = self._gather_facts(
+                intent, snapshot, remembered=False, timeout_seconds=KNOWN_RESOLVE_TIMEOUT_SECONDS
+            )
+            compiled = self._compile(intent, facts, snapshot.allocations)
+            ports = {each.name: facts.links[each.name] for each in compiled.attachments}
+            ends = self._kernel.find_other_ends([link.ifindex for link in ports.values()])
+            own = {
+                name: self._kernel.read_features(link.ifindex)
+                for name, link in ports.items()
+                if intent.ports[name].role == "uplink" and link.ifindex not in ends
+            }
+            can_send = {name: self._kernel.can_send(ports[name].ifindex) for name in own}
+        bound, needs = self._bound_netns(snapshot), needs_of(compiled.attachments)
+        fits: dict[str, int] = {}
+        for name, template in compiled.templates.items():
+            if name in facts.paths:
+                network = intent.tunnels[name].network
+                fits[network] = min(
+                    template.inner_mtu(facts.paths[name].mtu), fits.get(network, UNLIMITED_MTU)
+                )
+        found = {}
+        for name, link in ports.items():
+            overlay = intent.ports[name].network
+            found[name] = examine(
+                PortFacts(
+                    name,
+                    link.mtu,
+                    namespace=_netns_path(bound) if bound else "",
+                    needs=needs[name].needs,
+                    end=ends.get(link.ifindex),
+                    own=own.get(name, {}),
+                    can_send=can_send.get(name),
+                    fits=fits.get(overlay or ""),
+                    is_told=overlay is not None and bool(intent.networks[overlay].gateway),
+                    needs_tags=any(not PROTOCOLS[each.protocol].over_ip for each in intent.tunnels.values()),
+                )
+            )
+        return found
 
     @contextlib.contextmanager
     def data_plane(self) -> Iterator[Any]:
@@ -977,35 +1093,45 @@ class Node:
             try:
                 outcome = sync.apply_steering(data_plane, compiled)
             except BaseException as error:
-                self._put_back(snapshot, error)
+                self._put_back(snapshot, error, self._offloads(snapshot.meta.get(OFFLOADS)))
                 raise
         self._note_applied(generation, {})
         return Plan(changes, tuple(compiled.warnings), dict(compiled.states), outcome, facts)
 
-    def _bring_to(self, wanted: Intent, snapshot: Snapshot, facts: Facts) -> Plan:
-        """Store, synchronise, mark applied; on failure put back what was. The caller holds the lock."""
-        generation, plan = self._synchronise(wanted, snapshot, facts)
+    def _bring_to(self, wanted: Intent, snapshot: Snapshot, facts: Facts, *, again: bool = False) -> Plan:
+        """Store, synchronise, mark applied; on failure put back what was. The caller holds the lock.
+
+        `again`: look also at what ports that are known need of their other ends.
+        """
+        generation, plan = self._synchronise(wanted, snapshot, facts, again=again)
         self._note_applied(generation, _remembered(plan))
         return plan
 
-    def _synchronise(self, wanted: Intent, snapshot: Snapshot, facts: Facts) -> tuple[int, Plan]:
+    def _synchronise(
+        self, wanted: Intent, snapshot: Snapshot, facts: Facts, *, again: bool = False
+    ) -> tuple[int, Plan]:
         """Store and synchronise; on failure put back what was. Returns what is to be noted as applied."""
         compiled = self._compile(wanted, facts, snapshot.allocations)
         place = self._place(snapshot)
+        offloads = self._offloads(snapshot.meta.get(OFFLOADS))
         with self._kernel.open(self.instance, load=True) as data_plane:
             generation = self.store.write(wanted, compiled.allocations, place)
             try:
+                ports = _ports_with_offloads(wanted, compiled)
+                settled = offloads.settle(ports, again=again)
                 outcome = sync.apply(data_plane, compiled, snapshot.applied_allocations)
+                offloads.release(ports)
             except BaseException as error:
-                self._put_back(snapshot, error)
+                self._put_back(snapshot, error, offloads)
                 raise
         unresolved = tuple(sorted(set(_unresolved(facts)) & set(wanted.tunnels)))
         states = [ObjectState(kind, key, state) for (kind, key), state in compiled.states.items()]
         return generation, Plan(
             changes=difference(snapshot.intent, wanted),
-            warnings=tuple(compiled.warnings),
+            warnings=(*compiled.warnings, *offloads.warnings),
             states=dict(compiled.states),
             outcome=outcome,
+            offloads={name: offloads.ports[name] for name in settled if name in offloads.ports},
             facts=facts,
             unresolved=unresolved,
             down=tuple(each for each in worth_telling(wanted, states) if not is_healthy(each.state)),
@@ -1019,7 +1145,7 @@ class Node:
             _add_hint(error, "the next command completes it")
             raise
 
-    def _put_back(self, snapshot: Snapshot, cause: BaseException) -> None:
+    def _put_back(self, snapshot: Snapshot, cause: BaseException, offloads: Offloads) -> None:
         """Return to what was last applied; what fails then is added to the error that led here.
 
         The store comes last: until then a command that is killed here counts as interrupted.
@@ -1028,8 +1154,11 @@ class Node:
         try:
             facts = self._gather_facts(snapshot.applied, snapshot)
             compiled = self._compile(snapshot.applied, facts, before)
+            ports = _ports_with_offloads(snapshot.applied, compiled)
             with self._kernel.open(self.instance, load=True) as data_plane:
+                offloads.settle(ports, again=False)
                 sync.apply(data_plane, compiled, before)
+                offloads.release(ports)
         except MptmError as error:
             _add_hint(cause, f"going back failed, too ({error.message}): `mptm restore` tries again")
         finally:
@@ -1053,7 +1182,7 @@ class Node:
             generation, plan = self._synchronise(snapshot.intent, snapshot, facts)
         except MptmError as error:
             if self.store.read().interrupted:  # it failed before it wrote anything
-                self._put_back(snapshot, error)
+                self._put_back(snapshot, error, self._offloads(snapshot.meta.get(OFFLOADS)))
             after = self.store.read()
             if after.interrupted:
                 raise
@@ -1075,6 +1204,13 @@ class Node:
                     return self._finish_interrupted(snapshot)
         except Busy:
             return snapshot
+
+    def _offloads(self, remembered: str | None) -> Offloads:
+        """What is set at the other ends of ports, as it is remembered."""
+        from mptm.offloads import Offloads
+
+        here = self._kernel.netns_identity()
+        return Offloads.load(self._kernel, self.store.remember, here.boot if here else "", remembered)
 
     def _compile(self, intent: Intent, facts: Facts, previous: Allocations) -> Compiled:
         from mptm.compile import compile_tables
@@ -1305,6 +1441,15 @@ class Node:
                 for name, allocation in sorted(allocations.ports.items())
             },
         )
+
+
+def _ports_with_offloads(intent: Intent, compiled: Compiled) -> dict[str, PortNeeds]:
+    """Ports whose other ends are to be as they need them."""
+    from mptm.offloads import needs_of
+
+    return {
+        name: needs for name, needs in needs_of(compiled.attachments).items() if intent.ports[name].offloads
+    }
 
 
 def _refuse_unknown_macs(obj: Any, before: Any, facts: Facts) -> None:

@@ -138,7 +138,11 @@ class AttachmentState(Protocol):
 
     @property
     def mode(self) -> str:
-        """Native, generic or adopted; empty when the interface is gone."""
+        """Native, generic or adopted, tcx or clsact; empty when the interface is gone."""
+
+    @property
+    def hook(self) -> str:
+        """The hook: xdp or tc."""
 
 
 class DataPlane(Protocol):

@@ -10,7 +10,7 @@ from typing import Any
 from matrix import NODE, WORKLOAD_LINK_MTU, WORKLOADS, Case, Peer, Place
 
 from mptm.intent import Intent, Network, Object, Port, Route
-from mptm.lab.topology import Lab, Topology, configure, set_offloads
+from mptm.lab.topology import Lab, Topology, configure, run_in
 from mptm.node import Node
 
 HOST_LEN = {4: 32, 6: 128}
@@ -68,8 +68,6 @@ class Ground:
             )
         configure(node, at_node)
         configure(workloads, at_workload)
-        for place in self.places.values():
-            set_offloads(workloads, place.interface)
         self.node.apply(Intent.of([Port(name="eth0", role="uplink"), *self._objects()]))
 
     def _objects(self) -> list[Object]:
@@ -158,3 +156,9 @@ def srv6_commands(
         for sid, action in options["segments"].items()
     ]
     return commands, workload
+
+
+def set_offloads(namespace: str, interface: str) -> None:
+    """Let a link that no port of ours is at hand over packets as they are on a wire."""
+    words = "tx off txvlan off tx-vlan-stag-hw-insert off gro on"
+    run_in(namespace, ["ethtool", "-K", interface, *words.split()])

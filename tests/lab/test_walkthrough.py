@@ -100,7 +100,8 @@ class Terminals:
 
     def _theirs(self, text: str) -> str:
         prefix = self._lab.topology.prefix
-        return text.replace(f" --prefix {prefix}", "").replace(f"{prefix}-", "")
+        text = text.replace(f" --prefix {prefix}", "").replace(f"/run/netns/{prefix}-", "/run/netns/mptm-")
+        return text.replace(f"{prefix}-", "")
 
 
 @functools.cache
