@@ -205,7 +205,8 @@ def test_whatever_an_intent_holds_survives_the_file(name, other, notes, vni, add
         ),
         (
             "routes:", "route:",
-            "line 19: route: there is no section route; there are networks, ports, tunnels, groups, routes, flows\n  "
+            "line 19: route: there is no section route; there are networks, ports, tunnels, groups, routes, flows, "
+            "bundles\n  "
             "did you mean routes?",
         ),
         (
@@ -239,11 +240,13 @@ def test_a_mistake_is_named_with_line_field_object_value_and_what_would_be_right
         ("networks:\n  - {name: a, id: 1\nports: []\n", "line 3: node.yaml is no YAML or JSON: "),
         (
             "just words",
-            "line 1: the file must be a mapping of networks, ports, tunnels, groups, routes, flows; found ",
+            "line 1: the file must be a mapping of networks, ports, tunnels, groups, routes, flows, bundles; "
+            "found ",
         ),
         (
             "- a\n- b",
-            "line 1: the file must be a mapping of networks, ports, tunnels, groups, routes, flows; found a list",
+            "line 1: the file must be a mapping of networks, ports, tunnels, groups, routes, flows, bundles; "
+            "found a list",
         ),
         (
             "networks: &n []\nports: *n",
