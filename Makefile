@@ -14,7 +14,8 @@ OBJECTS := $(patsubst bpf/%.bpf.c,build/%.o,$(wildcard bpf/*.bpf.c))
 HEADERS := $(shell find bpf -name '*.h')
 BENCH_OBJECTS := $(patsubst bench/%.bpf.c,build/%.o,$(wildcard bench/*.bpf.c))
 C_FILES := $(wildcard bpf/*.bpf.c bench/*.bpf.c) $(HEADERS)
-# Those of the first kind share nothing and mostly wait, so several run at once; those of the second use links and CPUs.
+# Those of the first kind share nothing, so many run at once; those of the second wait for traffic, each process with
+# namespaces of its own (tests/lab/apart.py).
 TESTS   := $(wildcard tests/unit tests/program)
 TRAFFIC := $(wildcard tests/lab)
 
@@ -29,8 +30,8 @@ demo: setup ## the two-node lab on real traffic: GENEVE and VXLAN side by side, 
 .PHONY: test
 test: setup peers bench-objects lint ## lint, types, unit, program and lab tests, and the quick part of the matrix of peers
 	@$(VENV)/python -m pytest --numprocesses 4 $(TESTS)
-	@$(VENV)/python -m pytest $(TRAFFIC)
-	@$(VENV)/python -m pytest tests/interop -k 'not linux'
+	@$(VENV)/python -m pytest --numprocesses 3 --dist worksteal $(TRAFFIC)
+	@$(if $(filter test-interop,$(MAKECMDGOALS)),: the whole matrix is asked for as well,$(VENV)/python -m pytest tests/interop -k 'not linux')
 
 .PHONY: fuzz
 fuzz: setup ## random packets through programs and reference model (MINUTES=10, SEED=N to begin there)

@@ -19,7 +19,7 @@
 #define SUM_STEP(size)                                                                                       \
 	do {                                                                                                 \
 		if (len & (size)) {                                                                          \
-			at = (void *)(long)ctx->data + (offset & SUM_OFFSET_MASK);                           \
+			at = packet_start(ctx) + (offset & SUM_OFFSET_MASK);                                 \
 			if (at + (size) > packet_end(ctx))                                                   \
 				return -1;                                                                   \
 			sum = bpf_csum_diff(NULL, 0, at, size, sum);                                         \
@@ -31,7 +31,7 @@
 #define SUM_TAIL(type, size, word)                                                                           \
 	do {                                                                                                 \
 		if (len & (size)) {                                                                          \
-			type *value = (void *)(long)ctx->data + (offset & SUM_OFFSET_MASK);                  \
+			type *value = packet_start(ctx) + (offset & SUM_OFFSET_MASK);                        \
 			if ((void *)(value + 1) > packet_end(ctx))                                           \
 				return -1;                                                                   \
 			sum = fold_checksum((__u64)sum + (word));                                            \
@@ -40,13 +40,14 @@
 	} while (0)
 
 /* Sum of `len` bytes at `offset`, which end within the first SUM_MAX: who calls has seen to it. */
-static __always_inline int sum_bytes_inline(const struct xdp_md *ctx, __u32 offset, __u32 len)
+static __always_inline int sum_bytes_inline(hook_ctx *ctx, __u32 offset, __u32 len)
 {
 	__u32 sum = 0;
 	void *at;
 
+	pull_packet(ctx, offset + len);
 	for (__u32 i = 0; i < SUM_CHUNKS && len >= SUM_CHUNK; i++) {
-		at = (void *)(long)ctx->data + (offset & SUM_OFFSET_MASK);
+		at = packet_start(ctx) + (offset & SUM_OFFSET_MASK);
 		if (at + SUM_CHUNK > packet_end(ctx))
 			return -1;
 		sum = bpf_csum_diff(NULL, 0, at, SUM_CHUNK, sum);
@@ -66,7 +67,7 @@ static __always_inline int sum_bytes_inline(const struct xdp_md *ctx, __u32 offs
 }
 
 /* The same as a global function: the verifier sees the loop once. */
-__noinline int sum_bytes(struct xdp_md *ctx, __u32 offset, __u32 len)
+__noinline int sum_bytes(hook_ctx *ctx, __u32 offset, __u32 len)
 {
 	return sum_bytes_inline(ctx, offset, len);
 }
@@ -76,7 +77,7 @@ __noinline int sum_bytes(struct xdp_md *ctx, __u32 offset, __u32 len)
  * (Linux, Documentation/networking/checksum-offloads.rst, "LCO"). -1: its checksum says nothing of the
  * payload.
  */
-static __always_inline int sum_checksummed_ip(const struct xdp_md *ctx, const struct packet *packet, __u32 at)
+static __always_inline int sum_checksummed_ip(const hook_ctx *ctx, const struct packet *packet, __u32 at)
 {
 	void *end = packet_end(ctx);
 	__u32 transport_at = at + packet->end - packet->l3_offset, header_len = sizeof(struct ipv6hdr);
@@ -84,7 +85,7 @@ static __always_inline int sum_checksummed_ip(const struct xdp_md *ctx, const st
 	__u64 pseudo;
 
 	if (packet->family == 4) {
-		struct iphdr *ip = (void *)(long)ctx->data + (at & SUM_OFFSET_MASK);
+		struct iphdr *ip = packet_start(ctx) + (at & SUM_OFFSET_MASK);
 
 		if ((void *)(ip + 1) > end ||
 		    ip->frag_off & bpf_htons(IPV4_OFFSET_BITS | IPV4_MORE_FRAGMENTS))
@@ -99,7 +100,7 @@ static __always_inline int sum_checksummed_ip(const struct xdp_md *ctx, const st
 		/* The header's sum and the message's are both all ones. */
 		return packet->family == 4 && transport_at - at - header_len >= ICMP_CHECKSUM_END ? 0 : -1;
 	case IPPROTO_UDP:
-		udp_checksum = (void *)(long)ctx->data + ((at + header_len) & SUM_OFFSET_MASK) + 6;
+		udp_checksum = packet_start(ctx) + ((at + header_len) & SUM_OFFSET_MASK) + 6;
 		if ((void *)(udp_checksum + 1) > end || !*udp_checksum ||
 		    udp_checksum[-1] != bpf_htons(transport_at - at - header_len))
 			return -1;
@@ -119,7 +120,7 @@ static __always_inline int sum_checksummed_ip(const struct xdp_md *ctx, const st
 	if (packet->family == 4)
 		return (__u16)~fold_checksum(pseudo);
 	{
-		__u32 *words = (void *)(long)ctx->data + (at & SUM_OFFSET_MASK);
+		__u32 *words = packet_start(ctx) + (at & SUM_OFFSET_MASK);
 
 		if ((void *)(words + 2) > end)
 			return -1;
@@ -132,8 +133,7 @@ static __always_inline int sum_checksummed_ip(const struct xdp_md *ctx, const st
  * inner_at with its IP header at l3_at: by the inner transport checksum where it has one, else byte by byte.
  * A global function, and calls none: together the frames of who calls are near what BPF allows.
  */
-__noinline int sum_outer(struct xdp_md *ctx, const struct packet *packet, __u32 offset, __u32 l3_at,
-			 __u32 len)
+__noinline int sum_outer(hook_ctx *ctx, const struct packet *packet, __u32 offset, __u32 l3_at, __u32 len)
 {
 	int sum, tail = 0;
 

@@ -18,6 +18,7 @@
 #include "decap/vxlan.h"
 #include "drop.h"
 #include "lookup.h"
+#include "room.h"
 
 #define ECN_MASK    0x03
 #define ECN_NOT_ECT 0x00
@@ -25,7 +26,7 @@
 #define ECN_ECT_0   0x02
 #define ECN_CE	    0x03
 
-static __always_inline enum reason parse_tunnel_header(struct xdp_md *ctx, const struct outer *outer,
+static __always_inline enum reason parse_tunnel_header(hook_ctx *ctx, const struct outer *outer,
 						       struct inner *inner)
 {
 	switch (outer->parser) {
@@ -64,7 +65,7 @@ static __always_inline enum reason parse_tunnel_header(struct xdp_md *ctx, const
  * Whose packet is this, and which tunnel header does it have? Fills in *outer and *inner, both zero before,
  * as far as the packet goes. outer->parser stays PARSER_NONE for what we don't listen for.
  */
-static __always_inline enum reason parse_arrival(struct xdp_md *ctx, struct outer *outer, struct inner *inner)
+static __always_inline enum reason parse_arrival(hook_ctx *ctx, struct outer *outer, struct inner *inner)
 {
 	enum reason reason;
 
@@ -113,7 +114,7 @@ static __always_inline int find_termination(const struct outer *outer, struct in
  * Whether the outer UDP checksum is what the termination wants, an enum reason: RFC 768, RFC 8200 §8.1, RFC
  * 6935. A global function: off the fast path.
  */
-__noinline int check_udp_checksum(struct xdp_md *ctx, const struct outer *outer, __u32 flags)
+__noinline int check_udp_checksum(hook_ctx *ctx, const struct outer *outer, __u32 flags)
 {
 	const __u32 *source, *destination;
 	__u32 at, len;
@@ -151,7 +152,7 @@ static __always_inline __u8 accept_flag(const struct payload *payload, const str
 }
 
 /* What only the termination knows how to check: cookies and checksums. */
-static __always_inline enum reason check_accepted(struct xdp_md *ctx, const struct termination *accepted,
+static __always_inline enum reason check_accepted(hook_ctx *ctx, const struct termination *accepted,
 						  const struct outer *outer, struct inner *inner)
 {
 	int reason = REASON_NONE;
@@ -175,7 +176,7 @@ static __always_inline enum reason check_accepted(struct xdp_md *ctx, const stru
  * Reads the inner frame or packet into *packet, which is zero before. What is behind an IP packet that has no
  * frame of its own is not taken for a part of it, as the kernel does it (ip_rcv).
  */
-static __always_inline enum reason parse_inner(const struct xdp_md *ctx, struct inner *inner,
+static __always_inline enum reason parse_inner(const hook_ctx *ctx, struct inner *inner,
 					       const struct outer *outer, struct packet *packet)
 {
 	__u32 len;
@@ -212,7 +213,7 @@ static __always_inline int combine_ecn(__u8 inner, __u8 outer)
 }
 
 /* Writes the ECN field of the frame at the start of the packet; an IPv4 checksum follows (RFC 1624). */
-static __always_inline bool write_ecn(const struct xdp_md *ctx, const struct packet *packet, __u8 ecn)
+static __always_inline bool write_ecn(hook_ctx *ctx, const struct packet *packet, __u8 ecn)
 {
 	void *at = packet_at(ctx, packet->l3_offset);
 
@@ -226,13 +227,23 @@ static __always_inline bool write_ecn(const struct xdp_md *ctx, const struct pac
 					   bpf_htons(tos));
 		ip->tos = tos;
 	} else {
-		__be32 *word = at;
+		__be32 *word = at, before, after;
 
 		if ((void *)(word + 1) > packet_end(ctx))
 			return false;
-		*word = (*word & ~bpf_htonl(ECN_MASK << 20)) | bpf_htonl((__u32)ecn << 20);
+		before = *word;
+		after = (before & ~bpf_htonl(ECN_MASK << 20)) | bpf_htonl((__u32)ecn << 20);
+		*word = after;
+		update_sum(ctx, before, after);
 	}
 	return true;
+}
+
+/* Where the frame that is to leave begins, if only in thought: its Ethernet header may be yet to be written.
+ */
+static __always_inline __u32 inner_frame_at(const struct payload *payload)
+{
+	return payload->offset - (payload->kind == INNER_IP ? ETH_HLEN : 0);
 }
 
 /*
@@ -240,17 +251,17 @@ static __always_inline bool write_ecn(const struct xdp_md *ctx, const struct pac
  * frame; an inner packet without an Ethernet header gets one, from `gateway_mac` to a MAC that the delivery
  * writes. False: the packet could not be cut.
  */
-static __always_inline bool strip_outer(struct xdp_md *ctx, const struct payload *payload,
-					struct packet *packet, __u64 len, int ecn, const __u8 *gateway_mac)
+static __always_inline bool strip_outer(hook_ctx *ctx, const struct payload *payload, struct packet *packet,
+					__u64 len, int ecn, const __u8 *gateway_mac)
 {
-	int strip = (int)payload->offset - (payload->kind == INNER_IP ? ETH_HLEN : 0);
+	__u32 strip = inner_frame_at(payload);
 	struct ethhdr *eth;
 
-	if (len > payload->end && bpf_xdp_adjust_tail(ctx, (int)payload->end - (int)len))
+	if (len > payload->end && !adjust_tail(ctx, (int)payload->end - (int)len))
 		return false;
-	if (bpf_xdp_adjust_head(ctx, strip))
+	if (!cut_outer(ctx, packet, strip, payload->kind == INNER_ETHERNET, payload->keeps_macs))
 		return false;
-	eth = (void *)(long)ctx->data;
+	eth = packet_start(ctx);
 	if ((void *)(eth + 1) > packet_end(ctx))
 		return false;
 	if (payload->kind == INNER_IP) {

@@ -11,6 +11,7 @@ import functools
 import hashlib
 import ipaddress
 import struct
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
@@ -78,6 +79,12 @@ class NextHopFlag(IntEnum):
     RELAY = 2
 
 
+class PortFlag(IntEnum):
+    """Mirrors `enum port_flag` of bpf/abi.h."""
+
+    HAS_PEER = 1
+
+
 class TunnelFlag(IntEnum):
     """What is special about a tunnel."""
 
@@ -116,8 +123,20 @@ class PortAllocation(msgspec.Struct, frozen=True):
     slot: int
 
 
+class TableUse(msgspec.Struct, frozen=True):
+    """How many entries a network has in tables that are only looked at where there are any."""
+
+    flows: int = 0
+    prefixes: int = 0
+
+    @property
+    def lookups(self) -> int:
+        """The flags that stand in its ports and terminations."""
+        return (LookupFlag.FLOWS if self.flows else 0) | (LookupFlag.PREFIXES if self.prefixes else 0)
+
+
 class Allocations(msgspec.Struct, frozen=True, kw_only=True):
-    """Which slot everything has. Plain data, stored between commands.
+    """Which slot everything has, and how much stands where. Plain data, stored between commands.
 
     tunnels, groups, ports
                          by name
@@ -125,6 +144,7 @@ class Allocations(msgspec.Struct, frozen=True, kw_only=True):
     next_slot            tunnel slots are given out round and round, so that a freed one is used last
     next_counter, next_group
                          the same for tunnel_counters and groups
+    uses                 by network; None: an older version stored it
     """
 
     tunnels: dict[str, TunnelAllocation] = {}
@@ -134,6 +154,23 @@ class Allocations(msgspec.Struct, frozen=True, kw_only=True):
     next_slot: int = 0
     next_counter: int = 0
     next_group: int = 0
+    uses: dict[str, TableUse] | None = None
+
+
+@dataclass(frozen=True)
+class CompiledSteering:
+    """What a change of routes and flows comes to.
+
+    tables      entries that are there from now on, of flows, hosts and prefixes
+    removed     keys of entries that aren't any more, by table
+    The rest is as in Compiled, for these routes and flows.
+    """
+
+    tables: Tables
+    removed: dict[str, list[Any]]
+    allocations: Allocations
+    warnings: list[str]
+    states: dict[tuple[str, str], str]
 
 
 @dataclass(frozen=True)
@@ -194,6 +231,21 @@ def compile_tables(intent: Intent, facts: Facts, previous: Allocations) -> Compi
     return _Compilation(intent, facts, previous).run()
 
 
+def compile_steering(
+    intent: Intent,
+    changes: Iterable[tuple[Route | Flow | None, Route | Flow | None]],
+    facts: Facts,
+    previous: Allocations,
+) -> CompiledSteering | None:
+    """What routes and flows come to that changed, where `previous` holds for the rest of a valid intent.
+
+    changes     each as it was and as it is, None: it wasn't or isn't there; of each key one
+    facts       need only have the links
+    None: more has to be done than that, `compile_tables` knows what.
+    """
+    return _SteeringCompilation(intent, facts, previous).run(list(changes))
+
+
 def allocate(
     intent: Intent, facts: Facts, templates: Mapping[str, Template], previous: Allocations
 ) -> Allocations:
@@ -222,6 +274,7 @@ def allocate(
         next_slot=next_slot,
         next_counter=next_counter,
         next_group=next_group,
+        uses=_table_uses(intent),
     )
 
 
@@ -299,6 +352,8 @@ def tunnel_record(
         ttl_mask=template.ttl_mask,
         inner_families=int(template.inner_families or 0),
         split_horizon=split_horizon,
+        gso=int(template.gso),
+        outer_version=template.outer_version,
     )
 
 
@@ -483,19 +538,168 @@ def _allocate_terminations(keys: Iterable[str], previous: Allocations) -> dict[s
 # ---- tables ----------------------------------------------------------------------------------------------
 
 
-class _Compilation:
-    """One run of `compile_tables`."""
+class _Steering:
+    """What routes and flows come to, where slots and the states of tunnels and groups are known."""
 
-    def __init__(self, intent: Intent, facts: Facts, previous: Allocations) -> None:
+    def __init__(self, intent: Intent, facts: Facts, allocations: Allocations) -> None:
         self.intent = intent
         self.facts = facts
+        self.allocations = allocations
         self.tables = Tables()
         self.warnings: list[str] = []
         self.states: dict[tuple[str, str], str] = {}
+
+    def _network_id(self, name: str | None) -> int:
+        return self.intent.networks[name].id if name is not None else 0
+
+    def _add(self, obj: Route | Flow) -> None:
+        table, key = self._place(obj)
+        getattr(self.tables, table)[key] = self._next_hop(obj)
+
+    def _place(self, obj: Route | Flow) -> tuple[str, Any]:
+        """The table that a route or flow stands in, and its key there."""
+        network = self._network_id(obj.network)
+        if isinstance(obj, Flow):
+            source, destination = ipaddress.ip_address(obj.source), ipaddress.ip_address(obj.destination)
+            if source.version == 4:
+                return "flows_v4", tables.FlowKeyV4(network, source.packed, destination.packed)
+            return "flows_v6", tables.FlowKeyV6(network, source.packed, destination.packed)
+        prefix = ipaddress.ip_network(obj.prefix)
+        address = prefix.network_address.packed
+        if prefix.prefixlen == prefix.max_prefixlen:
+            if isinstance(prefix, IPv4Network):
+                return "hosts_v4", tables.HostKeyV4(network, address)
+            return "hosts_v6", tables.HostKeyV6(network, address)
+        if isinstance(prefix, IPv4Network):
+            return "prefixes_v4", tables.PrefixKeyV4(32 + prefix.prefixlen, network, address)
+        return "prefixes_v6", tables.PrefixKeyV6(32 + prefix.prefixlen, network, address)
+
+    def _add_gateway_hosts(self, network: Network) -> None:
+        """The gateway's addresses, where no route for just one of them goes before it."""
+        next_hop = tables.NextHop(NextHopKind.GATEWAY, 0, NO_MAC, 0)
+        for version, address in network.gateways.items():
+            if version == 4:
+                key = tables.HostKeyV4(network.id, address.packed)
+                self.tables.hosts_v4.setdefault(key, next_hop)
+            else:
+                self.tables.hosts_v6.setdefault(tables.HostKeyV6(network.id, address.packed), next_hop)
+
+    def _next_hop(self, obj: Route | Flow) -> tables.NextHop:
+        mac = mac_bytes(obj.mac) if obj.mac else None
+        self._set_state(obj, UP)
+        if obj.via is not None:
+            if self._is_down("tunnel", obj.via):
+                self._set_state(obj, f"down: tunnel {obj.via} is down")
+            slot = self.allocations.tunnels[obj.via].slot
+            return tables.NextHop(NextHopKind.TUNNEL, _flags_of(obj), mac or NO_MAC, slot)
+        if obj.group is not None:
+            if self._is_down("group", obj.group):
+                self._set_state(obj, f"down: group {obj.group} is down")
+            slot = self.allocations.groups[obj.group]
+            return tables.NextHop(NextHopKind.GROUP, _flags_of(obj), mac or NO_MAC, slot)
+        if obj.port is not None:
+            link = self.facts.links.get(obj.port)
+            if link is None:
+                self._set_state(
+                    obj,
+                    f"down: missing interface {obj.port}",
+                    f"{obj.label()} drops its packets: there is no interface {obj.port}",
+                )
+                return tables.NextHop(NextHopKind.DROP, 0, NO_MAC, 0)
+            mac = mac or link.peer_mac
+            if mac is None:
+                problem = f"the MAC address of the workload behind {obj.port} can't be found out"
+                self._set_state(
+                    obj,
+                    f"down: {problem}",
+                    f"{obj.label()} drops its packets: {problem} (give it with --mac)",
+                )
+                return tables.NextHop(NextHopKind.DROP, 0, NO_MAC, 0)
+            return tables.NextHop(NextHopKind.PORT, NextHopFlag.MAC, mac, link.ifindex)
+        kind = NextHopKind.DROP if obj.drop else NextHopKind.PASS
+        return tables.NextHop(kind, 0, NO_MAC, 0)
+
+    def _set_state(
+        self, obj: Port | Tunnel | Group | Route | Flow, state: str, warning: str | None = None
+    ) -> None:
+        self.states[obj.kind, obj.key] = state
+        if warning is not None:
+            self.warnings.append(warning)
+
+    def _is_down(self, kind: str, name: str) -> bool:
+        """Whether a tunnel or group, where its state is known, leads nowhere."""
+        return self.states.get((kind, name), UP).startswith("down")
+
+
+class _SteeringCompilation(_Steering):
+    """One run of `compile_steering`."""
+
+    def run(
+        self, changes: Sequence[tuple[Route | Flow | None, Route | Flow | None]]
+    ) -> CompiledSteering | None:
+        """See there."""
+        uses = self._uses_after(changes)
+        if uses is None or not all(self._is_where_it_was(after.port) for _, after in changes if after):
+            return None
+        removed: dict[str, list[Any]] = {}
+        for before, after in changes:
+            if after is not None:
+                self._add(after)
+            elif before is not None:
+                table, key = self._place(before)
+                removed.setdefault(table, []).append(key)
+        for network in {before.network for before, after in changes if before and not after}:
+            self._put_back_gateway(self.intent.networks[network], removed)
+        allocations = msgspec.structs.replace(self.allocations, uses=uses)
+        return CompiledSteering(self.tables, removed, allocations, self.warnings, self.states)
+
+    def _uses_after(
+        self, changes: Iterable[tuple[Route | Flow | None, Route | Flow | None]]
+    ) -> dict[str, TableUse] | None:
+        """The use of tables from now on; None: not known, or ports and terminations have to be told."""
+        if self.allocations.uses is None:
+            return None
+        uses = dict(self.allocations.uses)
+        for before, after in changes:
+            more = (after is not None) - (before is not None)
+            if (obj := after or before) is None or not more:
+                continue
+            _add_use(uses, obj, more)
+        none, were = TableUse(), self.allocations.uses
+        told = any(uses.get(name, none).lookups != were.get(name, none).lookups for name in {*uses, *were})
+        return None if told else uses
+
+    def _is_where_it_was(self, port: str | None) -> bool:
+        """Whether an interface that something leads to is the one that the tables know."""
+        if port is None:
+            return True
+        link, held = self.facts.links.get(port), self.allocations.ports.get(port)
+        return link is not None and held is not None and link.ifindex == held.ifindex
+
+    def _put_back_gateway(self, network: Network, removed: dict[str, list[Any]]) -> None:
+        """The gateway is there for its address again where a route for just that went."""
+        self._add_gateway_hosts(network)
+        for table in ("hosts_v4", "hosts_v6"):
+            entries = getattr(self.tables, table)
+            for key in [key for key in entries if self._is_gateway(entries[key])]:
+                if key in removed.get(table, ()):
+                    removed[table].remove(key)
+                else:
+                    del entries[key]
+
+    @staticmethod
+    def _is_gateway(next_hop: tables.NextHop) -> bool:
+        return next_hop.kind == NextHopKind.GATEWAY
+
+
+class _Compilation(_Steering):
+    """One run of `compile_tables`."""
+
+    def __init__(self, intent: Intent, facts: Facts, previous: Allocations) -> None:
         self.ways = {name: _way(tunnel, facts) for name, tunnel in intent.tunnels.items()}
         self.templates = {name: way.template for name, way in self.ways.items() if way.template is not None}
-        self.allocations = allocate(intent, facts, self.templates, previous)
-        self.lookups = _lookups(intent)
+        super().__init__(intent, facts, allocate(intent, facts, self.templates, previous))
+        self.lookups = {name: use.lookups for name, use in (self.allocations.uses or {}).items()}
 
     def run(self) -> Compiled:
         """All tables, ports first: what refers to them comes after."""
@@ -511,17 +715,14 @@ class _Compilation:
         self.tables.listeners = _listener_rows(self.intent)
         self._add_terminations()
         for route in self.intent.routes.values():
-            self._add_route(route)
+            self._add(route)
         for network in self.intent.networks.values():
             self._add_gateway(network)
         for flow in self.intent.flows.values():
-            self._add_flow(flow)
+            self._add(flow)
         return Compiled(
             self.tables, attachments, self.allocations, self.warnings, self.states, self.templates
         )
-
-    def _network_id(self, name: str | None) -> int:
-        return self.intent.networks[name].id if name is not None else 0
 
     def _add_port(self, port: Port) -> Attachment | None:
         link = self.facts.links.get(port.name)
@@ -538,6 +739,7 @@ class _Compilation:
             role=PortRole[port.role.upper()],
             lookups=self.lookups.get(port.network or "", 0),
             mac=mac or NO_MAC,
+            flags=PortFlag.HAS_PEER if link.has_far_peer else 0,
         )
         self.tables.tx_ports[link.ifindex] = link.ifindex
         if link.up:
@@ -662,75 +864,7 @@ class _Compilation:
             has_v4=int(v4 is not None),
             has_v6=int(v6 is not None),
         )
-        next_hop = tables.NextHop(NextHopKind.GATEWAY, 0, NO_MAC, 0)
-        if v4:
-            self.tables.hosts_v4.setdefault(tables.HostKeyV4(network.id, v4.packed), next_hop)
-        if v6:
-            self.tables.hosts_v6.setdefault(tables.HostKeyV6(network.id, v6.packed), next_hop)
-
-    def _add_route(self, route: Route) -> None:
-        prefix = ipaddress.ip_network(route.prefix)
-        network, next_hop = self._network_id(route.network), self._next_hop(route)
-        address = prefix.network_address.packed
-        if prefix.prefixlen == prefix.max_prefixlen and isinstance(prefix, IPv4Network):
-            self.tables.hosts_v4[tables.HostKeyV4(network, address)] = next_hop
-        elif prefix.prefixlen == prefix.max_prefixlen:
-            self.tables.hosts_v6[tables.HostKeyV6(network, address)] = next_hop
-        elif isinstance(prefix, IPv4Network):
-            self.tables.prefixes_v4[tables.PrefixKeyV4(32 + prefix.prefixlen, network, address)] = next_hop
-        else:
-            self.tables.prefixes_v6[tables.PrefixKeyV6(32 + prefix.prefixlen, network, address)] = next_hop
-
-    def _add_flow(self, flow: Flow) -> None:
-        source, destination = ipaddress.ip_address(flow.source), ipaddress.ip_address(flow.destination)
-        network, next_hop = self._network_id(flow.network), self._next_hop(flow)
-        if source.version == 4:
-            self.tables.flows_v4[tables.FlowKeyV4(network, source.packed, destination.packed)] = next_hop
-        else:
-            self.tables.flows_v6[tables.FlowKeyV6(network, source.packed, destination.packed)] = next_hop
-
-    def _next_hop(self, obj: Route | Flow) -> tables.NextHop:
-        mac = mac_bytes(obj.mac) if obj.mac else None
-        self._set_state(obj, UP)
-        if obj.via is not None:
-            state = self.states["tunnel", obj.via]
-            if state.startswith("down"):
-                self._set_state(obj, f"down: tunnel {obj.via} is down")
-            slot = self.allocations.tunnels[obj.via].slot
-            return tables.NextHop(NextHopKind.TUNNEL, _flags_of(obj), mac or NO_MAC, slot)
-        if obj.group is not None:
-            if self.states["group", obj.group].startswith("down"):
-                self._set_state(obj, f"down: group {obj.group} is down")
-            slot = self.allocations.groups[obj.group]
-            return tables.NextHop(NextHopKind.GROUP, _flags_of(obj), mac or NO_MAC, slot)
-        if obj.port is not None:
-            link = self.facts.links.get(obj.port)
-            if link is None:
-                self._set_state(
-                    obj,
-                    f"down: missing interface {obj.port}",
-                    f"{obj.label()} drops its packets: there is no interface {obj.port}",
-                )
-                return tables.NextHop(NextHopKind.DROP, 0, NO_MAC, 0)
-            mac = mac or link.peer_mac
-            if mac is None:
-                problem = f"the MAC address of the workload behind {obj.port} can't be found out"
-                self._set_state(
-                    obj,
-                    f"down: {problem}",
-                    f"{obj.label()} drops its packets: {problem} (give it with --mac)",
-                )
-                return tables.NextHop(NextHopKind.DROP, 0, NO_MAC, 0)
-            return tables.NextHop(NextHopKind.PORT, NextHopFlag.MAC, mac, link.ifindex)
-        kind = NextHopKind.DROP if obj.drop else NextHopKind.PASS
-        return tables.NextHop(kind, 0, NO_MAC, 0)
-
-    def _set_state(
-        self, obj: Port | Tunnel | Group | Route | Flow, state: str, warning: str | None = None
-    ) -> None:
-        self.states[obj.kind, obj.key] = state
-        if warning is not None:
-            self.warnings.append(warning)
+        self._add_gateway_hosts(network)
 
 
 def _flags_of(obj: Route | Flow) -> int:
@@ -759,13 +893,29 @@ def _termination_flags(protocol: Protocol[Any], tunnel: Tunnel, listener: Listen
     return flags
 
 
-def _lookups(intent: Intent) -> dict[str, int]:
-    """Flags of each network: which of its tables have something in them."""
-    flags: dict[str, int] = {}
-    for flow in intent.flows.values():
-        flags[flow.network] = flags.get(flow.network, 0) | LookupFlag.FLOWS
+def _table_uses(intent: Intent) -> dict[str, TableUse]:
+    uses: dict[str, TableUse] = {}
+    counts = Counter(flow.network for flow in intent.flows.values())
+    for network, flows in counts.items():
+        uses[network] = TableUse(flows)
     for route in intent.routes.values():
-        address, prefix_len = route.prefix.split("/")
-        if int(prefix_len) < ipaddress.ip_address(address).max_prefixlen:
-            flags[route.network] = flags.get(route.network, 0) | LookupFlag.PREFIXES
-    return flags
+        if not _is_host(route):
+            _add_use(uses, route, 1)
+    return uses
+
+
+def _add_use(uses: dict[str, TableUse], obj: Route | Flow, more: int) -> None:
+    """Count a route or flow of a network."""
+    use = uses.get(obj.network, TableUse())
+    if isinstance(obj, Flow):
+        use = TableUse(use.flows + more, use.prefixes)
+    elif not _is_host(obj):
+        use = TableUse(use.flows, use.prefixes + more)
+    uses[obj.network] = use
+    if use == TableUse():
+        del uses[obj.network]
+
+
+def _is_host(route: Route) -> bool:
+    address, _, prefix_len = route.prefix.partition("/")
+    return int(prefix_len) == (128 if ":" in address else 32)

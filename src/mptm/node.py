@@ -3,7 +3,8 @@
 
 Every change runs one path: lock, read the store, finish what an interrupted command left, change the intent, look at
 the machine, compile, write the store, synchronise the data plane, mark it applied. When synchronisation fails, the
-intent of before is put back and synchronised.
+intent of before is put back and synchronised. A change of routes and flows alone goes the same way, but each step
+reads, compiles and writes only them (`Node._steer`).
 """
 
 from __future__ import annotations
@@ -23,12 +24,13 @@ from mptm import sync
 from mptm.errors import Busy, InvalidIntent, MptmError, NotFound, Unresolved
 from mptm.facts import Facts, Link, Path
 from mptm.fields import parts_of, suggestion
+from mptm.sections import changes_between
 from mptm.store import Snapshot, Store, state_directory
 
 if TYPE_CHECKING:
     from mptm.compile import Allocations, Compiled
     from mptm.intent import Intent, Object, Tunnel
-    from mptm.offloads import Offloads, OtherEnd, Settled
+    from mptm.offloads import Feature, Finding, Offloads, OtherEnd, PortNeeds, Settled
     from mptm.template import Template
     from mptm.trace import Trace, Tracer
 
@@ -50,6 +52,11 @@ OFFLOADS = "offloads"
 
 NETNS_IDENTITY = "netns_id"
 """Where the store remembers the network namespace of an instance that isn't bound to one by name."""
+
+UNLIMITED_MTU = 65535
+
+DOWN = "down"
+"""Where the store remembers which tunnels and groups weren't up."""
 
 CAP_NET_ADMIN, CAP_SYS_ADMIN = 12, 21
 """Bits of capabilities(7)."""
@@ -77,6 +84,12 @@ class Kernel(Protocol):
 
     def set_features(self, end: OtherEnd, features: Mapping[str, bool]) -> None:
         """Ask for features of an interface to be on or off. Raises KernelError."""
+
+    def read_features(self, ifindex: int) -> dict[str, Feature]:
+        """The features of an interface by name. Raises KernelError."""
+
+    def can_send(self, ifindex: int) -> bool | None:
+        """Whether XDP can send out of an interface; None: the kernel doesn't say."""
 
     def inside(self, netns: str) -> AbstractContextManager[None]:
         """Be in a network namespace for a while."""
@@ -145,6 +158,18 @@ class SystemKernel:
         from mptm.kernel.offloads import set_features
 
         set_features(end, features)
+
+    def read_features(self, ifindex: int) -> dict[str, Feature]:
+        """See Kernel."""
+        from mptm.kernel.offloads import read_features
+
+        return read_features(ifindex)
+
+    def can_send(self, ifindex: int) -> bool | None:
+        """See Kernel."""
+        from mptm.kernel.offloads import can_send
+
+        return can_send(ifindex)
 
     def inside(self, netns: str) -> AbstractContextManager[None]:
         """See Kernel."""
@@ -364,10 +389,10 @@ class Status:
 
     @property
     def healthy(self) -> bool:
-        """Everything that is wanted is up."""
+        """Everything that is wanted is up, and nothing is to be warned of."""
         return (
             (self.loaded or not self.objects)
-            and not self.differences
+            and not (self.differences or self.interrupted or self.warnings)
             and all(is_healthy(each.state) for each in self.objects)
         )
 
@@ -468,6 +493,23 @@ def difference(before: Intent, after: Intent) -> tuple[ObjectChange, ...]:
     return (*removed, *rest)
 
 
+def steering_changes(before: Intent, after: Intent) -> tuple[ObjectChange, ...] | None:
+    """The same as `difference` where only routes and flows differ, and one was made of the other; else None."""
+    from mptm.intent import KINDS, STEERING
+
+    if any(before.of_kind(kind) is not after.of_kind(kind) for kind in KINDS if kind not in STEERING):
+        return None
+    changes: list[ObjectChange] = []
+    for kind in STEERING:
+        section = before.of_kind(kind)
+        between = changes_between(section, after.of_kind(kind))
+        if between is None:
+            return None
+        found = [ObjectChange(section.get(key), obj) for key, obj in between.items()]
+        changes += [change for change in found if change.before != change.after]
+    return tuple(sorted(changes, key=lambda change: change.after is not None))
+
+
 class Node:
     """One node of the overlay on this machine.
 
@@ -544,10 +586,13 @@ class Node:
         """
         self._kernel.require_privileges()
         with self.store.lock(progress=self._progress):
-            snapshot = self.store.read()
+            snapshot = self.store.read(whole=False)
             with self._inside(snapshot):
                 snapshot = self._finish_interrupted(snapshot)
                 wanted = change(snapshot.intent)
+                if (plan := self._steer(wanted, snapshot)) is not None:
+                    return plan
+                snapshot.load()
                 wanted.validate()
                 facts = self._gather_facts(wanted, snapshot)
                 self._refuse_unusable(wanted, snapshot.applied, facts)
@@ -764,6 +809,54 @@ class Node:
             link = self._kernel.gather_facts((), resolve_timeout_seconds=0).links.get(port)
             return None if link is None else self._kernel.find_other_ends([link.ifindex]).get(link.ifindex)
 
+    def examine_ports(self) -> dict[str, list[Finding]]:
+        """What makes packets vanish at ports although their programs are attached, by port. Needs root."""
+        from mptm.offloads import PortFacts, examine, needs_of
+        from mptm.protocols import PROTOCOLS
+
+        self._kernel.require_privileges()
+        snapshot = self._finished_snapshot()
+        intent = snapshot.intent
+        with self._inside(snapshot):
+            facts = self._gather_facts(
+                intent, snapshot, remembered=False, timeout_seconds=KNOWN_RESOLVE_TIMEOUT_SECONDS
+            )
+            compiled = self._compile(intent, facts, snapshot.allocations)
+            ports = {each.name: facts.links[each.name] for each in compiled.attachments}
+            ends = self._kernel.find_other_ends([link.ifindex for link in ports.values()])
+            own = {
+                name: self._kernel.read_features(link.ifindex)
+                for name, link in ports.items()
+                if intent.ports[name].role == "uplink" and link.ifindex not in ends
+            }
+            can_send = {name: self._kernel.can_send(ports[name].ifindex) for name in own}
+        bound, needs = self._bound_netns(snapshot), needs_of(compiled.attachments)
+        fits: dict[str, int] = {}
+        for name, template in compiled.templates.items():
+            if name in facts.paths:
+                network = intent.tunnels[name].network
+                fits[network] = min(
+                    template.inner_mtu(facts.paths[name].mtu), fits.get(network, UNLIMITED_MTU)
+                )
+        found = {}
+        for name, link in ports.items():
+            overlay = intent.ports[name].network
+            found[name] = examine(
+                PortFacts(
+                    name,
+                    link.mtu,
+                    namespace=_netns_path(bound) if bound else "",
+                    needs=needs[name].needs,
+                    end=ends.get(link.ifindex),
+                    own=own.get(name, {}),
+                    can_send=can_send.get(name),
+                    fits=fits.get(overlay or ""),
+                    is_told=overlay is not None and bool(intent.networks[overlay].gateway),
+                    needs_tags=any(not PROTOCOLS[each.protocol].over_ip for each in intent.tunnels.values()),
+                )
+            )
+        return found
+
     @contextlib.contextmanager
     def data_plane(self) -> Iterator[Any]:
         """The loaded maps and programs (mptm.kernel.dataplane.DataPlane), within the node's network namespace.
@@ -894,13 +987,50 @@ class Node:
 
     # ---- the one path ----------------------------------------------------------------------------
 
+    def _steer(self, wanted: Intent, snapshot: Snapshot) -> Plan | None:
+        """The same for routes and flows, doing and looking at nothing else, where that is enough; else None."""
+        from mptm.compile import compile_steering
+
+        changes = steering_changes(snapshot.intent, wanted) if snapshot.stored else None
+        if not changes or not wanted.steers_freely:
+            return None
+        pairs: list[tuple[Any, Any]] = [(change.before, change.after) for change in changes]
+        new = [after for _, after in pairs if after is not None]
+        wanted.validate(steering=new)
+        down = _down_of(snapshot)
+        if down is None or any(("tunnel", obj.via) in down or ("group", obj.group) in down for obj in new):
+            return None  # looks again whether they are
+        facts = Facts()
+        if any(obj.port for obj in new):
+            facts = self._kernel.gather_facts((), resolve_timeout_seconds=0)
+        for before, after in pairs:
+            if after is not None:
+                _refuse_unknown_mac(after, before, facts)
+        compiled = compile_steering(wanted, pairs, facts, snapshot.allocations)
+        if compiled is None:
+            return None
+        with self._opened_or_none() as data_plane:
+            if data_plane is None or data_plane.upgrade_needed:
+                return None
+            generation = self.store.write_changes(
+                {(change.object.kind, change.object.key): change.after for change in changes},
+                compiled.allocations,
+            )
+            try:
+                outcome = sync.apply_steering(data_plane, compiled)
+            except BaseException as error:
+                self._put_back(snapshot, error, self._offloads(snapshot.meta.get(OFFLOADS)))
+                raise
+        self._note_applied(generation, {})
+        return Plan(changes, tuple(compiled.warnings), dict(compiled.states), outcome, facts)
+
     def _bring_to(self, wanted: Intent, snapshot: Snapshot, facts: Facts, *, again: bool = False) -> Plan:
         """Store, synchronise, mark applied; on failure put back what was. The caller holds the lock.
 
         `again`: look also at what ports that are known need of their other ends.
         """
         generation, plan = self._synchronise(wanted, snapshot, facts, again=again)
-        self._note_applied(generation, plan)
+        self._note_applied(generation, _remembered(plan))
         return plan
 
     def _synchronise(
@@ -927,15 +1057,15 @@ class Node:
             warnings=(*compiled.warnings, *offloads.warnings),
             states=dict(compiled.states),
             outcome=outcome,
-            offloads=settled,
+            offloads={name: offloads.ports[name] for name in settled if name in offloads.ports},
             facts=facts,
             unresolved=unresolved,
             down=tuple(each for each in worth_telling(wanted, states) if not is_healthy(each.state)),
         )
 
-    def _note_applied(self, generation: int, plan: Plan) -> None:
+    def _note_applied(self, generation: int, meta: dict[str, str]) -> None:
         try:
-            self.store.mark_applied(generation, {"paths": _encode_paths(plan.facts)})
+            self.store.mark_applied(generation, meta)
         except MptmError as error:
             error.message = f"the change is done, but not noted: {error.message}"
             _add_hint(error, "the next command completes it")
@@ -985,7 +1115,7 @@ class Node:
             if self._progress is not None:
                 self._progress(f"that failed ({error.message}); its change was taken back")
             return after
-        self._note_applied(generation, plan)
+        self._note_applied(generation, _remembered(plan))
         return self.store.read()
 
     def _finished_snapshot(self) -> Snapshot:
@@ -1088,13 +1218,8 @@ class Node:
                 )
         for steered, before in ((wanted.routes, applied.routes), (wanted.flows, applied.flows)):
             for key, obj in steered.items():
-                link = facts.links.get(obj.port or "")
-                if link is not None and not (obj.mac or link.peer_mac) and before.get(key) != obj:
-                    raise InvalidIntent(
-                        f"{obj.label()}: the MAC address of the workload behind {obj.port} can't be found out",
-                        "give it with --mac",
-                        field="mac",
-                    )
+                if obj.port is not None:
+                    _refuse_unknown_mac(obj, before.get(key), facts)
 
     @contextlib.contextmanager
     def _telling(self, tunnels: Sequence[Tunnel]) -> Iterator[None]:
@@ -1201,13 +1326,24 @@ class Node:
         )
 
 
-def _ports_with_offloads(intent: Intent, compiled: Compiled) -> dict[str, int]:
-    """Ports whose other ends are to be as XDP needs them, with the numbers of their interfaces."""
+def _ports_with_offloads(intent: Intent, compiled: Compiled) -> dict[str, PortNeeds]:
+    """Ports whose other ends are to be as they need them."""
+    from mptm.offloads import needs_of
+
     return {
-        attachment.name: attachment.ifindex
-        for attachment in compiled.attachments
-        if attachment.hook == "xdp" and intent.ports[attachment.name].offloads
+        name: needs for name, needs in needs_of(compiled.attachments).items() if intent.ports[name].offloads
     }
+
+
+def _refuse_unknown_mac(obj: Any, before: Any, facts: Facts) -> None:
+    """InvalidIntent: a new or changed route or flow leads to a workload without a known MAC address."""
+    link = facts.links.get(obj.port or "")
+    if link is not None and not (obj.mac or link.peer_mac) and before != obj:
+        raise InvalidIntent(
+            f"{obj.label()}: the MAC address of the workload behind {obj.port} can't be found out",
+            "give it with --mac",
+            field="mac",
+        )
 
 
 def _unresolved_path(tunnel: Tunnel) -> Path | None:
@@ -1272,6 +1408,22 @@ class _RememberedPath:
             and link.up
             and (link.ifindex, link.mac) == (self.path.egress_ifindex, self.egress_mac)
         )
+
+
+def _remembered(plan: Plan) -> dict[str, str]:
+    """What the store keeps of a synchronisation for the changes that come after it."""
+    down = [
+        [kind, key]
+        for (kind, key), state in plan.states.items()
+        if kind in ("tunnel", "group") and not is_healthy(state)
+    ]
+    return {"paths": _encode_paths(plan.facts), DOWN: json.dumps(down)}
+
+
+def _down_of(snapshot: Snapshot) -> set[tuple[str, str]] | None:
+    """Tunnels and groups that weren't up at the last synchronisation; None: an older version made it."""
+    stored = snapshot.meta.get(DOWN)
+    return None if stored is None else {(kind, key) for kind, key in json.loads(stored)}
 
 
 def _encode_paths(facts: Facts) -> str:

@@ -10,12 +10,13 @@ is removed. Plain data and decisions; `mptm.kernel.offloads` does it.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
 from mptm.errors import MptmError
+from mptm.tables import Attachment
 
 XDP_NEEDS = {
     "tx-checksum-ip-generic": False,
@@ -29,8 +30,29 @@ XDP_NEEDS = {
 with the checksums."""
 
 NAPI_FEATURE = "rx-gro"
-"""Turned on while a veth is up it gives it NAPI, which stays when it goes down and up; turned on while it is down it
-does not (seen on Linux 6.18)."""
+"""Gives a veth NAPI. When it is turned on while the veth is down, the port isn't told that it may send there, even once
+the veth is up again (seen on Linux 6.18)."""
+
+NEEDS: dict[str, Mapping[str, bool]] = {
+    "xdp": XDP_NEEDS,
+    "frames": {NAPI_FEATURE: True},
+    "nothing": {},
+}
+"""What a port may need of its other end: "xdp", one at XDP; "frames", one at TC to which others at XDP send."""
+
+CONSEQUENCES = {
+    (
+        "tx-checksum-ip-generic",
+        "tx-checksum-sctp",
+    ): "leaves checksums to hardware: ping works, TCP gets nothing",
+    ("tx-udp-segmentation",): "sends several UDP segments in one packet, which isn't carried",
+    ("tx-vlan-hw-insert", "tx-vlan-stag-hw-insert"): "keeps VLAN tags beside the frame: they are lost",
+    (NAPI_FEATURE,): "takes no frames from XDP, as GRO is off, or was turned on while it was down",
+}
+"""What comes of features that aren't as they have to be, in words."""
+
+STRIPPED_TAGS = ("rx-vlan-hw-parse", "rx-vlan-stag-hw-parse")
+"""Features of an uplink that takes tags off."""
 
 WORDS = {
     "tx": ("tx-checksum-ip-generic", "tx-checksum-sctp"),
@@ -38,6 +60,8 @@ WORDS = {
     "txvlan": ("tx-vlan-hw-insert",),
     "tx-vlan-stag-hw-insert": ("tx-vlan-stag-hw-insert",),
     "gro": ("rx-gro",),
+    "rxvlan": ("rx-vlan-hw-parse",),
+    "rx-vlan-stag-hw-parse": ("rx-vlan-stag-hw-parse",),
 }
 """What ethtool(8) -K calls them."""
 
@@ -56,7 +80,7 @@ class OtherEnd:
     """The other end of a port's veth. `namespace`: a path to its network namespace, empty: that of the port.
 
     `features` None: the namespace can't be found or entered, `problem` says so; what else there is can be read
-    from here.
+    from here. `takes_frames`: whether XDP can send from the port to here; None: this kernel doesn't say.
     """
 
     ifindex: int
@@ -64,24 +88,31 @@ class OtherEnd:
     mtu: int
     up: bool = True
     has_xdp: bool = False
+    takes_frames: bool | None = None
     namespace: str = ""
     features: Mapping[str, Feature] | None = None
     problem: str = ""
 
     @property
     def runs_napi(self) -> bool:
-        """Whether it takes redirected frames. Only with `features`."""
+        """Whether it takes frames that XDP sends there."""
+        if self.takes_frames is not None:
+            return self.takes_frames
         gro = (self.features or {}).get(NAPI_FEATURE)
         return self.has_xdp or (gro is not None and gro.active)
 
-    def lacks(self) -> dict[str, bool]:
-        """What has to be changed, feature by feature; nothing where features can't be read."""
+    def lacks(self, needs: str = "xdp") -> dict[str, bool]:
+        """What has to be changed, feature by feature; nothing where features can't be read. `needs`: of NEEDS."""
         found = {}
-        for name, needed in XDP_NEEDS.items():
+        for name, needed in NEEDS[needs].items():
             feature = (self.features or {}).get(name)
-            if feature is None or (name == NAPI_FEATURE and self.has_xdp):
+            if feature is None:
                 continue
-            if feature.active != needed or (feature.changeable and feature.wanted != needed):
+            if name == NAPI_FEATURE:
+                is_right = self.runs_napi
+            else:
+                is_right = feature.active == needed and not (feature.changeable and feature.wanted != needed)
+            if not is_right:
                 found[name] = needed
         return found
 
@@ -91,9 +122,12 @@ class OtherEnd:
 
     def command(self, words: str) -> str:
         """A command line that runs `words` where the interface is."""
-        if self.namespace:
-            return f"nsenter --net={self.namespace} {words}"
-        return words
+        return command_in(self.namespace, words)
+
+
+def command_in(namespace: str, words: str) -> str:
+    """A command line that runs `words` in a network namespace, given by path; empty: the one at hand."""
+    return f"nsenter --net={namespace} {words}" if namespace else words
 
 
 def ethtool_command(name: str, features: Mapping[str, bool]) -> str:
@@ -104,10 +138,27 @@ def ethtool_command(name: str, features: Mapping[str, bool]) -> str:
     )
 
 
+class PortNeeds(NamedTuple):
+    """A port's interface and what it needs of its other end (of NEEDS)."""
+
+    ifindex: int
+    needs: str
+
+
+def needs_of(attachments: Iterable[Attachment]) -> dict[str, PortNeeds]:
+    """What ports need, by the hooks that their programs run at."""
+    attachments = list(attachments)
+    at_tc = "frames" if any(each.hook == "xdp" for each in attachments) else "nothing"
+    return {
+        each.name: PortNeeds(each.ifindex, "xdp" if each.hook == "xdp" else at_tc) for each in attachments
+    }
+
+
 class Settled(msgspec.Struct, frozen=True, omit_defaults=True):
     """What was done for a port. `before`: feature -> whether it was asked for; `port_ifindex` tells its interface."""
 
     port_ifindex: int
+    needs: str = "xdp"
     name: str = ""
     namespace: str = ""
     before: dict[str, bool] = {}
@@ -158,56 +209,62 @@ class Offloads:
         """As it is stored."""
         return msgspec.json.encode(_Record(self.boot, self.ports)).decode()
 
-    def settle(self, ports: Mapping[str, int], *, again: bool) -> dict[str, Settled]:
-        """Change what these ports (name -> number of the interface) need; `again`: look at those, too, that are known.
+    def settle(self, ports: Mapping[str, PortNeeds], *, again: bool) -> dict[str, Settled]:
+        """Change what these ports, by name, need; `again`: look at those, too, that are known.
 
         Returns what was found for the ports that were looked at. What can't be done is in `warnings`.
         """
         new = {
-            name: ifindex
-            for name, ifindex in ports.items()
-            if again or name not in self.ports or self.ports[name].port_ifindex != ifindex
+            name: port
+            for name, port in ports.items()
+            if again or name not in self.ports or port != _port_needs(self.ports[name])
         }
         if not new:
             return {}
         self._release(
             {
-                name: each
-                for name, each in self.ports.items()
-                if new.get(name, each.port_ifindex) != each.port_ifindex
+                name: settled
+                for name, settled in self.ports.items()
+                if name in new and new[name].ifindex != settled.port_ifindex
             }
         )
-        ends = self.machine.find_other_ends(new.values())
+        ends = self.machine.find_other_ends([port.ifindex for port in new.values()])
         found: dict[str, Settled] = {}
         changes: dict[str, dict[str, bool]] = {}
-        for name, ifindex in new.items():
+        for name, (ifindex, needs) in new.items():
             end = ends.get(ifindex)
             known = self.ports.get(name)
-            before = known.before if known is not None and known.port_ifindex == ifindex else {}
+            before = known.before if known is not None else {}
             if end is None:
-                found[name] = Settled(ifindex)
+                found[name] = Settled(ifindex, needs)
                 continue
             features = end.features or {}
+            lacks = end.lacks(needs)
             changes[name] = {
                 each: needed
-                for each, needed in end.lacks().items()
+                for each, needed in lacks.items()
                 if features[each].changeable
-                and features[each].wanted != needed
-                and (each != NAPI_FEATURE or end.up)
+                and (end.up if each == NAPI_FEATURE else features[each].wanted != needed)
             }
-            earlier = {each: features[each].wanted for each in changes[name]}
-            found[name] = Settled(ifindex, end.name, end.namespace, earlier | before, end.problem)
-            if end.features is None:
-                self.warnings.append(_unreachable(name, end))
-            elif not end.up and not end.runs_napi:
+            earlier = {
+                each: features[each].wanted
+                for each, needed in changes[name].items()
+                if features[each].wanted != needed
+            }
+            found[name] = Settled(ifindex, needs, end.name, end.namespace, earlier | before, end.problem)
+            if end.features is None and NEEDS[needs]:
+                self.warnings.append(_unreachable(name, end, NEEDS[needs]))
+            elif NAPI_FEATURE in lacks and not end.up:
                 self.warnings.append(
                     f"port {name}: its other end, {end.where()}, is down, and takes nothing from XDP until GRO is "
                     "turned on while it is up; then run: mptm restore"
                 )
         self._note(self.ports | found)
         for name, wanted in changes.items():
-            end = ends[new[name]]
+            end = ends[new[name].ifindex]
             try:
+                if NAPI_FEATURE in wanted and (end.features or {})[NAPI_FEATURE].wanted:
+                    self.machine.set_features(end, {NAPI_FEATURE: False})
                 if wanted:
                     self.machine.set_features(end, wanted)
             except MptmError as error:
@@ -217,14 +274,42 @@ class Offloads:
         self._note(self.ports | found)
         return found
 
-    def release(self, ports: Mapping[str, int]) -> None:
-        """Put back what was changed for all others than these ports."""
+    def release(self, ports: Mapping[str, PortNeeds]) -> None:
+        """Put back what was changed and isn't needed any more: all of ports that aren't among these."""
         self._release({name: settled for name, settled in self.ports.items() if name not in ports})
+        less = {
+            name: msgspec.structs.replace(settled, before=unneeded)
+            for name, settled in self.ports.items()
+            if (
+                unneeded := {
+                    each: before
+                    for each, before in settled.before.items()
+                    if each not in NEEDS[ports[name].needs]
+                }
+            )
+        }
+        self._put_back_all(less)
+        kept = {
+            name: msgspec.structs.replace(
+                settled,
+                before={
+                    each: before
+                    for each, before in settled.before.items()
+                    if each in NEEDS[ports[name].needs]
+                },
+            )
+            for name, settled in self.ports.items()
+        }
+        self._note(kept)
 
     def _release(self, gone: Mapping[str, Settled]) -> None:
-        if not gone:
+        self._put_back_all({name: settled for name, settled in gone.items() if settled.before})
+        self._note({name: settled for name, settled in self.ports.items() if name not in gone})
+
+    def _put_back_all(self, changed: Mapping[str, Settled]) -> None:
+        """Put back what `before` says of each."""
+        if not changed:
             return
-        changed = {name: settled for name, settled in gone.items() if settled.before}
         ends = self.machine.find_other_ends([settled.port_ifindex for settled in changed.values()])
         for name, settled in changed.items():
             end = ends.get(settled.port_ifindex)
@@ -237,7 +322,6 @@ class Offloads:
                 self.warnings.append(
                     f"port {name}: what was set at {end.where()} can't be put back: {error.message}; run: {command}"
                 )
-        self._note({name: settled for name, settled in self.ports.items() if name not in gone})
 
     def _put_back(self, end: OtherEnd, settled: Settled) -> None:
         if end.features is None:
@@ -256,9 +340,127 @@ class Offloads:
             self.remember({"offloads": self.encode()})
 
 
-def _unreachable(port: str, end: OtherEnd) -> str:
-    command = ethtool_command(end.name, XDP_NEEDS)
+def _port_needs(settled: Settled) -> PortNeeds:
+    return PortNeeds(settled.port_ifindex, settled.needs)
+
+
+def _unreachable(port: str, end: OtherEnd, needs: Mapping[str, bool]) -> str:
+    command = ethtool_command(end.name, needs)
     return (
         f"port {port}: {end.problem}, so what XDP needs of {end.name} there is up to you; in that namespace run: "
         f"{command}"
     )
+
+
+class Finding(NamedTuple):
+    """Something about a port that isn't as it should be, and the command that mends it.
+
+    `is_serious`: packets are lost, not only larger than they should be.
+    """
+
+    port: str
+    problem: str
+    command: str
+    is_serious: bool = True
+
+
+@dataclass(frozen=True)
+class PortFacts:
+    """What is looked at to examine a port.
+
+    `own` are the features of the interface itself. `can_send`: whether XDP can send out of it, None: not known.
+    `fits`: the largest IP packet that fits every tunnel of the port's network; `is_told`: senders are told so.
+    `needs_tags`: VLAN tags have to be in the frames that come in. `namespace`: as that of OtherEnd, empty: where the
+    commands will be typed.
+    """
+
+    name: str
+    mtu: int
+    namespace: str = ""
+    needs: str = "xdp"
+    end: OtherEnd | None = None
+    own: Mapping[str, Feature] = field(default_factory=dict)
+    can_send: bool | None = None
+    fits: int | None = None
+    is_told: bool = False
+    needs_tags: bool = False
+
+
+def examine(facts: PortFacts) -> list[Finding]:
+    """What makes packets of a port with XDP vanish although its program is attached."""
+    end = facts.end
+    if end is not None:
+        end = replace(end, namespace=end.namespace or facts.namespace)
+    found = [] if end is None else _examine_end(facts.name, end, facts.needs)
+    if end is None and facts.can_send is False and facts.needs != "nothing":
+        found.append(
+            Finding(
+                facts.name,
+                "its driver takes no frames from XDP: nothing is sent out of it by ports in native mode",
+                "mptm port del each access port that sends there, and add it again with --mode generic",
+            )
+        )
+    if end is None and facts.needs_tags and facts.needs == "xdp":
+        tags = {name: False for name in STRIPPED_TAGS if name in facts.own and facts.own[name].active}
+        if tags:
+            found.append(
+                Finding(
+                    facts.name,
+                    "it takes VLAN tags off before XDP sees them: frames of VLAN tunnels aren't found",
+                    command_in(facts.namespace, ethtool_command(facts.name, tags)),
+                )
+            )
+    if end is not None and end.mtu > facts.mtu:
+        found.append(
+            Finding(
+                facts.name,
+                f"its other end, {end.where()}, has an MTU of {end.mtu}, it has {facts.mtu}: larger packets are lost",
+                command_in(facts.namespace, f"ip link set {facts.name} mtu {end.mtu}"),
+            )
+        )
+    if end is not None and facts.fits is not None and end.mtu > facts.fits:
+        consequence = (
+            "senders of larger packets are told"
+            if facts.is_told
+            else "nobody is told, as the network has no gateway address: small transfers work, large ones hang"
+        )
+        found.append(
+            Finding(
+                facts.name,
+                f"its other end, {end.where()}, has an MTU of {end.mtu}, and what fits its tunnels is {facts.fits}: "
+                + consequence,
+                end.command(f"ip link set {end.name} mtu {facts.fits}"),
+                is_serious=not facts.is_told,
+            )
+        )
+    return found
+
+
+def _examine_end(port: str, end: OtherEnd, needs: str) -> list[Finding]:
+    found = []
+    lacks = end.lacks(needs)
+    for names, consequence in CONSEQUENCES.items():
+        wrong = {name: needed for name, needed in lacks.items() if name in names}
+        if not wrong:
+            continue
+        if NAPI_FEATURE in wrong and (end.features or {})[NAPI_FEATURE].wanted and end.up:
+            # It is on, but not where it counts: only another change brings it there.
+            command = (
+                f"{ethtool_command(end.name, {NAPI_FEATURE: False})} && {ethtool_command(end.name, wrong)}"
+            )
+            command = end.command(f'sh -c "{command}"')
+        else:
+            command = end.command(ethtool_command(end.name, wrong))
+        if NAPI_FEATURE in wrong and not end.up:
+            command = f"bring {end.where()} up, then: {command}"
+        found.append(Finding(port, f"its other end, {end.where()}, {consequence}", command))
+    if end.features is None and NEEDS[needs]:
+        found.append(
+            Finding(
+                port,
+                f"{end.problem}, so it isn't known whether {end.name} there is as XDP needs it",
+                f"in that namespace: {ethtool_command(end.name, NEEDS[needs])}",
+                is_serious=False,
+            )
+        )
+    return found

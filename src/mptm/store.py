@@ -332,6 +332,10 @@ class Store:
                     connection.execute("BEGIN IMMEDIATE")
                     self._check_version(connection, write=True)
                     connection.execute("COMMIT")
+                if write:
+                    connection.execute(
+                        "PRAGMA journal_mode = TRUNCATE"
+                    )  # a file is not made and deleted each time
                 connection.execute("BEGIN IMMEDIATE" if write else "BEGIN")
                 self._check_version(connection, write)
                 yield connection

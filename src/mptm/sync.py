@@ -20,7 +20,7 @@ from mptm.reasons import Reason
 from mptm.tables import Attachment, Tables, Termination
 
 if TYPE_CHECKING:
-    from mptm.compile import Allocations, Compiled
+    from mptm.compile import Allocations, Compiled, CompiledSteering
 
 POINTED_AT = ("tunnels", "groups", "tx_ports", "gateways", "ports", "locals", "listeners")
 """Tables that others refer to, in the order of writing."""
@@ -228,6 +228,37 @@ def apply(data_plane: DataPlane, compiled: Compiled, previous: Allocations | Non
     _delete(maps, (change for change in removed if change.table not in POINTING))
     _tidy_drops(maps["drops"], compiled.allocations)
     return Outcome(tuple(changes), modes, tuple(detached), upgraded)
+
+
+def apply_steering(data_plane: DataPlane, compiled: CompiledSteering) -> Outcome:
+    """Make the data plane do what was compiled of changed routes and flows, where it does all the rest already.
+
+    Raises TableFull and KernelError, as `apply` does; neither the number of entries nor that of ports matters.
+    """
+    maps = data_plane.maps
+    changes = _plan_steering(compiled, maps)
+    _write(maps, (change for change in changes if change.new is not None))
+    _outdate_known_addresses(maps, changes)
+    removed = [change for change in changes if change.new is None]
+    _delete(maps, removed)
+    _outdate_known_addresses(maps, removed)
+    return Outcome(tuple(changes))
+
+
+def _plan_steering(compiled: CompiledSteering, tables: Mapping[str, Table]) -> list[Change]:
+    changes: list[Change] = []
+    for name in POINTING:
+        table = tables[name]
+        for key, value in getattr(compiled.tables, name).items():
+            packed, new = table.key.pack(key), table.value.pack(value)
+            if (old := table.get(packed)) != new:
+                changes.append(Change(name, packed, old, new))
+    for name in reversed(POINTING):
+        table = tables[name]
+        for packed in map(table.key.pack, compiled.removed.get(name, ())):
+            if (old := table.get(packed)) is not None:
+                changes.append(Change(name, packed, old, None))
+    return changes
 
 
 def _write(maps: Mapping[str, Table], changes: Iterable[Change]) -> None:

@@ -60,6 +60,7 @@ class Port(NamedTuple):
     role: int
     lookups: int
     mac: bytes
+    flags: int = 0
 
 
 class Patch(NamedTuple):
@@ -82,6 +83,8 @@ class Tunnel(NamedTuple):
     ttl_mask: int
     inner_families: int
     split_horizon: int = 0
+    gso: int = 0
+    outer_version: int = 0
 
 
 class Group(NamedTuple):

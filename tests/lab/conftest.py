@@ -8,10 +8,17 @@ import os
 from collections.abc import Callable, Iterator
 
 import pytest
+from apart import set_apart
 
 from mptm.lab.topology import Lab
 
 _numbers = itertools.count(1)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Several at once (pytest-xdist) have nothing in common but the machine."""
+    if hasattr(config, "workerinput") and os.geteuid() == 0:
+        set_apart()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

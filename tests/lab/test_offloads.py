@@ -6,6 +6,7 @@ The lab sets nothing by hand, so all its traffic tests show that the settings do
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -17,8 +18,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from traffic import address_of, mptm, open_socket, ping
+from traffic import address_of, mptm, open_socket, packet_of, ping, try_ping
 
+from mptm.intent import Network, Port
 from mptm.kernel import netns
 from mptm.kernel.offloads import read_features
 from mptm.lab.topology import NAMESPACES, Lab, configure
@@ -215,6 +217,21 @@ def test_an_end_that_is_down_is_told_and_made_ready_by_restore_when_it_is_up(pre
     assert offered(prepared, CONTAINER) == before
 
 
+def test_gro_that_was_turned_on_while_the_end_was_down_is_turned_on_again(prepared: Lab) -> None:
+    """It looks as if it were on, but nothing that XDP sends there arrives."""
+    assert not mptm(prepared, "node1", *ADD).returncode
+    add_route(prepared)
+    prepared.exec(CONTAINER, ["ethtool", "-K", "eth0", "gro", "off"])
+    configure(prepared.namespace(CONTAINER), ["link set eth0 down"])
+    prepared.exec(CONTAINER, ["ethtool", "-K", "eth0", "gro", "on"])
+    configure(prepared.namespace(CONTAINER), ["link set eth0 up"])
+    said = try_ping(prepared, CONTAINER, address_of(prepared, OTHER_CONTAINER), wait_seconds=0.3)
+    if " 0 received" not in said:
+        pytest.skip(f"this kernel tells the port: {said}")
+    assert not mptm(prepared, "node1", "restore").returncode
+    ping(prepared, CONTAINER, address_of(prepared, OTHER_CONTAINER))
+
+
 def test_without_offloads_nothing_is_touched_and_the_command_that_is_told_mends_it(prepared: Lab) -> None:
     before = offered(prepared, CONTAINER)
     added = mptm(prepared, "node1", *ADD, "--no-offloads")
@@ -304,3 +321,135 @@ def test_an_end_in_the_same_namespace_is_made_ready(prepared: Lab) -> None:
     assert is_ready(prepared, "node1", "inside")
     assert not mptm(prepared, "node1", "port", "del", "veth-stolen").returncode
     assert not is_ready(prepared, "node1", "inside")
+
+
+# ---- doctor ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def standing(lab: Lab) -> Iterator[Lab]:
+    """The module's lab, both nodes up, put back afterwards."""
+    yield lab
+    for name in ("node1", "node2"):
+        namespace, node = lab.namespace(name), lab.node(name)
+        configure(namespace, [f"link set {PORT} mtu {lab.topology.container_mtu} up"])
+        configure(lab.namespace(f"{name}-c1"), [f"link set eth0 mtu {lab.topology.container_mtu} up"])
+        node.apply(lab.intent(name))
+        node.restore()
+
+
+def complaints(lab: Lab, node: str = "node1") -> list[dict[str, str]]:
+    """What doctor has to say of a node's ports."""
+    done = mptm(lab, node, "doctor", "--json")
+    checks = json.loads(done.stdout)["checks"]
+    found = [each for each in checks if each["name"].startswith("port ") and each["status"] != "ok"]
+    if any(each["status"] == "missing" for each in found):
+        assert done.returncode == 1
+    return found
+
+
+def answers(lab: Lab) -> bool:
+    said = try_ping(lab, CONTAINER, address_of(lab, OTHER_CONTAINER), count=2, wait_seconds=0.3)
+    return " 0 received" not in said
+
+
+def comes_to_answer(lab: Lab) -> bool:
+    """The same, soon: after a time without answers the container's kernel first asks for the MAC address again."""
+    return any(answers(lab) for _ in range(10))
+
+
+def follow(complaint: dict[str, str]) -> None:
+    subprocess.run(complaint["hint"], shell=True, check=True)
+
+
+def test_doctor_has_nothing_to_say_of_a_sound_node(standing: Lab) -> None:
+    assert not complaints(standing)
+    checks = json.loads(mptm(standing, "node1", "doctor", "--json").stdout)["checks"]
+    assert {each["name"] for each in checks} > {"port eth0", "port veth-c1", "port veth-c2"}
+
+
+def test_doctor_finds_checksums_left_to_hardware(standing: Lab) -> None:
+    standing.exec(CONTAINER, ["ethtool", "-K", "eth0", "tx", "on"])
+    assert comes_to_answer(standing)
+    assert not tcp_passes(standing)
+    (complaint,) = complaints(standing)
+    assert (complaint["name"], complaint["status"]) == (f"port {PORT}", "missing")
+    assert "ping works, TCP gets nothing" in complaint["detail"]
+    follow(complaint)
+    assert tcp_passes(standing)
+    assert not complaints(standing)
+
+
+def test_doctor_finds_an_end_without_napi(standing: Lab) -> None:
+    standing.exec(CONTAINER, ["ethtool", "-K", "eth0", "gro", "off"])
+    assert not answers(standing)
+    (complaint,) = complaints(standing)
+    assert "takes no frames from XDP" in complaint["detail"]
+    follow(complaint)
+    assert comes_to_answer(standing)
+    assert not complaints(standing)
+
+
+def test_doctor_finds_gro_that_is_on_in_vain(standing: Lab) -> None:
+    standing.exec(CONTAINER, ["ethtool", "-K", "eth0", "gro", "off"])
+    configure(standing.namespace(CONTAINER), ["link set eth0 down"])
+    standing.exec(CONTAINER, ["ethtool", "-K", "eth0", "gro", "on"])
+    configure(standing.namespace(CONTAINER), ["link set eth0 up"])
+    if answers(standing):
+        pytest.skip("this kernel lets GRO that was turned on while an end was down count")
+    (complaint,) = complaints(standing)
+    assert "takes no frames from XDP" in complaint["detail"]
+    follow(complaint)
+    assert comes_to_answer(standing)
+    assert not complaints(standing)
+
+
+def test_doctor_finds_an_mtu_that_nobody_is_told_of(standing: Lab) -> None:
+    for name in ("node1", "node2"):
+        intent = standing.intent(name)
+        standing.node(name).apply(intent.replace(Network(name="blue", id=intent.networks["blue"].id)))
+        configure(standing.namespace(name), [f"link set {PORT} mtu 1500"])
+        standing.node(name).restore()
+        configure(standing.namespace(f"{name}-c1"), ["link set eth0 mtu 1500"])
+    assert comes_to_answer(standing)
+    assert not tcp_passes(standing)
+    for name in ("node1", "node2"):
+        (complaint,) = complaints(standing, name)
+        assert complaint["status"] == "missing"
+        assert "an MTU of 1500, and what fits its tunnels is 1450" in complaint["detail"]
+        follow(complaint)
+    assert tcp_passes(standing)
+    assert not complaints(standing)
+
+
+def test_doctor_finds_an_mtu_that_senders_are_told_of_no_great_harm(standing: Lab) -> None:
+    configure(standing.namespace("node1"), [f"link set {PORT} mtu 1500"])
+    standing.node("node1").restore()
+    configure(standing.namespace(CONTAINER), ["link set eth0 mtu 1500"])
+    (complaint,) = complaints(standing)
+    assert complaint["status"] == "optional"
+    assert tcp_passes(standing)
+
+
+def test_doctor_finds_an_end_that_sends_more_than_its_port_takes(standing: Lab) -> None:
+    configure(standing.namespace("node1"), [f"link set {PORT} mtu 1000"])
+    remote = address_of(standing, OTHER_CONTAINER)
+    assert " 0 received" in try_ping(standing, CONTAINER, remote, *packet_of(4, 1400), wait_seconds=0.3)
+    (complaint,) = complaints(standing)
+    assert "larger packets are lost" in complaint["detail"]
+    follow(complaint)
+    standing.node("node1").restore()
+    ping(standing, CONTAINER, remote, *packet_of(4, 1400))
+    assert not complaints(standing)
+
+
+def test_doctor_finds_an_uplink_that_xdp_cant_send_out_of(standing: Lab) -> None:
+    configure(standing.namespace("node1"), ["link add br7 type bridge", "link set br7 up"])
+    try:
+        standing.node("node1").add(Port(name="br7", role="uplink"))
+        (complaint,) = complaints(standing)
+        assert complaint["name"] == "port br7"
+        assert "takes no frames from XDP" in complaint["detail"]
+    finally:
+        standing.node("node1").apply(standing.intent("node1"))
+        configure(standing.namespace("node1"), ["link delete br7"])

@@ -539,14 +539,17 @@ def test_apply_that_is_killed_at_a_random_moment_is_completed_or_undone(lab: Lab
     assert end_of(in_child(lambda: node.apply(intents[0]))) == 0
     usual_seconds = time.monotonic() - began
     chance = random.Random(2026)
-    ends = []
+    killed = 0
     for number in range(40):
         child = in_child(lambda number=number: node.apply(intents[(number + 1) % 2]))
         time.sleep(chance.uniform(0, usual_seconds * 1.1))
         os.kill(child, signal.SIGKILL)
-        ends.append(end_of(child))
+        was_killed = end_of(child) == -signal.SIGKILL
+        killed += was_killed
+        # How long it takes changes with what else the machine does: aim so that few, but some, come to their end.
+        usual_seconds *= 1.05 if was_killed else 0.8
         check_after_accident(node, intents, number)
-    assert ends.count(-signal.SIGKILL) > 10
+    assert killed > 10
 
 
 def test_a_command_that_is_killed_while_it_writes_the_store_is_undone(lab: Lab, node: Node) -> None:

@@ -255,6 +255,8 @@ class FakeKernel:
     ends: dict[int, OtherEnd] = field(
         default_factory=lambda: {10: other_end(110, "end-a"), 11: other_end(111, "end-b")}
     )
+    own: dict[str, Feature] = field(default_factory=dict)
+    sends: bool | None = None
     stubborn: set[str] = field(default_factory=set)
     set: list[tuple[str, dict[str, bool]]] = field(default_factory=list)
 
@@ -310,6 +312,12 @@ class FakeKernel:
         assert known.features is not None
         changed = {name: replace(known.features[name], active=on, wanted=on) for name, on in features.items()}
         self.ends[number] = replace(known, features={**known.features, **changed})
+
+    def read_features(self, ifindex: int) -> dict[str, Feature]:
+        return self.own
+
+    def can_send(self, ifindex: int) -> bool | None:
+        return self.sends
 
     def netns_identity(self, netns: str | None = None) -> NetnsIdentity | None:
         return NetnsIdentity(self.boot, netns or self.here) if netns != "gone" else None

@@ -12,7 +12,7 @@ import re
 import pytest
 from document_protocols import ROOT
 
-CHANGES = ("bpf_xdp_adjust_tail", "bpf_xdp_adjust_head")
+CHANGES = ("adjust_tail(", "push_front(")
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from fake import FakeKernel
 from mptm import cli, config
 from mptm.cli.root import COMMANDS, mptm
 from mptm.intent import Intent
+from mptm.node import Node
 from mptm.protocols import PROTOCOLS
 
 NODE = """\
@@ -462,6 +463,18 @@ def test_a_port_moves_to_another_hook_and_says_which_and_why(up, kernel):
     assert kernel.planes["default"].attached["veth-a"].hook == "xdp"
 
 
+def test_what_an_option_defaults_to_is_said_for_each_protocol(run):
+    _, out, _ = run("tunnel", "add", "--help")
+    words = " ".join(out.split())
+    (port,) = re.findall(r"--port N .*? \[(.*?)\]", words)
+    assert port.startswith("required (fou); default: 6081 (geneve), 4754 (gre-udp)")
+    (group,) = re.findall(r"--group-policy-id N .*? \[(.*?)\]", words)
+    assert group == "default: 0"
+    (vsid,) = re.findall(r"--vsid N .*? \[(.*?)\]", words)
+    assert vsid == "required"
+    assert not re.search(r"default: (None|\(\)|\])", words)
+
+
 def test_lists_shows_export_and_plan_need_no_root(up, kernel, node_file):
     kernel.root = False
     for line in (
@@ -523,6 +536,14 @@ def test_status_is_1_when_something_is_down_and_restore_repairs_it(up, kernel):
     assert up("status")[0] == 0
 
 
+def test_status_is_1_with_a_warning(up):
+    assert up("port", "del", "eth0")[0] == 0
+    status, out, err = up("status")
+    assert "to-node2  up" in out
+    assert "mptm: warning: tunnel to-node2 sends through eth0, which is no uplink" in err
+    assert status == 1
+
+
 def test_restore_is_1_while_a_remote_is_silent_and_names_the_tunnel(up, kernel):
     line = "tunnel add to-node3 --protocol vxlan --network blue --remote 10.30.30.3 --vni 7"
     assert up(*line.split())[0] == 0
@@ -538,6 +559,28 @@ def test_purge_forgets_everything(up, tmp_path):
     assert up("purge", "--yes")[0] == 0
     assert list((tmp_path / "state").iterdir()) == []
     assert config.load(up("export")[1]) == Intent()
+
+
+def test_a_new_instance_is_remarked_on_where_others_are_as_its_name_may_be_mistyped(run):
+    assert run("--instance", "one", "network", "add", "blue") == (0, "", "")
+    assert run("--instance", "one", "network", "add", "green") == (0, "", "")
+    remark = "mptm: there is no instance eno yet; there is one\n"
+    assert run("--instance", "eno", "export") == (0, "networks: []\n", remark)
+    assert run("--instance", "eno", "network", "add", "blue") == (0, "", remark)
+    assert run("--instance", "eno", "network", "add", "red") == (0, "", "")
+
+
+def test_the_namespace_of_the_environment_belongs_to_the_instance_beside_it(run, monkeypatch):
+    monkeypatch.setenv("MPTM_NETNS", "place")
+    run("--instance", "alone", "network", "add", "blue")
+    assert Node("alone").netns == "place"
+    monkeypatch.setenv("MPTM_INSTANCE", "one")
+    run("network", "add", "blue")
+    assert Node("one").netns == "place"
+    run("--instance", "two", "network", "add", "blue")
+    assert Node("two").netns is None
+    run("--instance", "three", "--netns", "other", "network", "add", "blue")
+    assert Node("three").netns == "other"
 
 
 def test_instances_are_apart(up):
@@ -581,6 +624,44 @@ def test_an_output_that_is_full_is_told_in_one_line(command):
         )
     problem = "error: standard output can't be written: No space left on device"
     assert (done.returncode, done.stderr) == (1, f"{command}: {problem}\n")
+
+
+@pytest.mark.parametrize(
+    ("command", "status"),
+    [
+        ("-m mptm version >&-", 1),
+        ("-m mptm network list >&-", 1),
+        ("-m mptm.cli.mptm_user --help >&-", 1),
+        ("-m mptm export <&-", 0),
+        ("-m mptm version 2>&-", 0),
+        ("-m mptm nonsense 2>&-", 2),
+    ],
+)
+def test_a_closed_standard_stream_is_no_fault_of_mptm(command, status, tmp_path):
+    done = subprocess.run(
+        f"{sys.executable} {command}",
+        shell=True,
+        env={**os.environ, "MPTM_STATE_DIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert done.returncode == status
+    name = "mptm_user" if "mptm_user" in command else "mptm"
+    complaint = f"{name}: error: standard output can't be written: it is closed\n" if ">&-" in command else ""
+    assert done.stderr == (complaint if status == 1 else "")
+
+
+def test_nothing_that_is_opened_gets_the_number_of_a_closed_stream():
+    program = (
+        "import os, sys; from mptm.cli import occupy_closed_streams; occupy_closed_streams(); "
+        "sys.exit(os.open(os.devnull, os.O_RDONLY))"
+    )
+    done = subprocess.run(
+        f"{sys.executable} -c '{program}' <&- >&- 2>&-", shell=True, timeout=30, check=False
+    )
+    assert done.returncode == 3
 
 
 def test_the_version_is_printed(run):
@@ -630,6 +711,16 @@ def test_doctor_says_where_the_kernel_has_no_use_for_xdpdump(monkeypatch, answer
     assert checks["xdpdump"].status == status
     refused = "installed, but this kernel loads no fentry programs, which xdpdump needs"
     assert (checks["xdpdump"].detail == refused) is (status == "optional")
+
+
+def test_doctor_without_root_does_not_promise_that_xdpdump_works(monkeypatch):
+    from mptm.cli import doctor
+
+    monkeypatch.setattr(doctor, "_is_privileged", lambda: False)
+    monkeypatch.setattr(doctor.shutil, "which", lambda tool, path=None: f"/usr/bin/{tool}")
+    checks = {check.name: check for check in doctor.examine()}
+    assert checks["xdpdump"].status == "unknown"
+    assert "only root can tell" in checks["xdpdump"].detail
 
 
 def test_help_imports_nothing_heavy():

@@ -11,7 +11,7 @@ from fake import FakeKernel, link, other_end
 from mptm.errors import ForeignProgram, MptmError
 from mptm.intent import Network, Port
 from mptm.node import Node
-from mptm.offloads import XDP_NEEDS, Feature, Offloads, ethtool_command
+from mptm.offloads import XDP_NEEDS, Feature, Offloads, OtherEnd, PortFacts, ethtool_command, examine
 
 PORT = Port(name="veth-a", role="access", network="blue")
 BLUE = Network(name="blue", id=1)
@@ -182,3 +182,107 @@ def test_an_error_in_the_middle_of_setting_goes_back_to_nothing(kernel: FakeKern
         node.add(PORT)
     assert kernel.ends[10].features == before
     assert node.store.read().meta["offloads"].endswith('"ports":{}}')
+
+
+def test_a_port_that_moves_to_tc_needs_no_more_than_frames_that_others_send_it(
+    kernel: FakeKernel, node: Node
+) -> None:
+    before = kernel.ends[10].features
+    node.add(PORT)
+    node.add(Port(name="veth-b", role="access", network="blue", hook="tc"))
+    assert kernel.set[-1] == ("end-b", {"rx-gro": True})
+    node.replace(Port(name="veth-a", role="access", network="blue", hook="tc"))
+    assert kernel.ends[10].features == before
+    assert kernel.ends[11] == other_end(111, "end-b"), "nobody sends there from XDP any more"
+    node.replace(PORT)
+    assert not kernel.ends[10].lacks()
+    assert kernel.set[-1] == ("end-b", {"rx-gro": True})
+
+
+# ---- what doctor has to say ------------------------------------------------------------------------------
+
+END = other_end(110, "end-a")
+RIGHT = replace(END, features={name: Feature(on, on, True) for name, on in XDP_NEEDS.items()})
+TAGS = {"rx-vlan-hw-parse": Feature(active=True, wanted=True, changeable=True)}
+
+
+def features(**wrong: bool) -> OtherEnd:
+    assert RIGHT.features is not None
+    changed = {name.replace("_", "-"): Feature(on, on, True) for name, on in wrong.items()}
+    return replace(RIGHT, features={**RIGHT.features, **changed})
+
+
+@pytest.mark.parametrize(
+    ("facts", "problem", "command"),
+    [
+        (
+            PortFacts("p", 1500, end=features(tx_checksum_ip_generic=True)),
+            "ping works, TCP gets nothing",
+            "nsenter --net=/run/netns/c ethtool -K end-a tx off",
+        ),
+        (
+            PortFacts("p", 1500, end=features(tx_udp_segmentation=True)),
+            "several UDP segments",
+            "nsenter --net=/run/netns/c ethtool -K end-a tx-udp-segmentation off",
+        ),
+        (
+            PortFacts("p", 1500, end=features(tx_vlan_hw_insert=True, tx_vlan_stag_hw_insert=True)),
+            "VLAN tags beside the frame",
+            "nsenter --net=/run/netns/c ethtool -K end-a txvlan off tx-vlan-stag-hw-insert off",
+        ),
+        (
+            PortFacts("p", 1500, end=features(rx_gro=False)),
+            "takes no frames from XDP",
+            "nsenter --net=/run/netns/c ethtool -K end-a gro on",
+        ),
+        (
+            PortFacts("p", 1500, end=replace(features(rx_gro=False), up=False)),
+            "takes no frames from XDP",
+            "bring end-a in /run/netns/c up, then: nsenter --net=/run/netns/c ethtool -K end-a gro on",
+        ),
+        (
+            PortFacts("p", 1500, end=replace(RIGHT, takes_frames=False)),
+            "turned on while it was down",
+            'nsenter --net=/run/netns/c sh -c "ethtool -K end-a gro off && ethtool -K end-a gro on"',
+        ),
+        (
+            PortFacts("p", 1400, namespace="/run/netns/n", end=RIGHT),
+            "an MTU of 1500, it has 1400",
+            "nsenter --net=/run/netns/n ip link set p mtu 1500",
+        ),
+        (
+            PortFacts("p", 1500, end=RIGHT, fits=1450),
+            "large ones hang",
+            "nsenter --net=/run/netns/c ip link set end-a mtu 1450",
+        ),
+        (
+            PortFacts("p", 1500, end=RIGHT, fits=1450, is_told=True),
+            "senders of larger packets are told",
+            "nsenter --net=/run/netns/c ip link set end-a mtu 1450",
+        ),
+        (
+            PortFacts("p", 1500, end=replace(RIGHT, namespace="", features=None, problem="no such place")),
+            "no such place, so it isn't known",
+            "in that namespace: ethtool -K end-a tx off",
+        ),
+        (PortFacts("p", 1500, own=TAGS, needs_tags=True), "takes VLAN tags off", "ethtool -K p rxvlan off"),
+        (PortFacts("p", 1500, can_send=False), "its driver takes no frames", "--mode generic"),
+    ],
+)
+def test_doctor_names_what_is_wrong_and_the_command(facts: PortFacts, problem: str, command: str) -> None:
+    (finding,) = examine(facts)
+    assert problem in finding.problem
+    assert command in finding.command
+    assert finding.is_serious == (not facts.is_told and "isn't known" not in problem)
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        PortFacts("p", 1500, end=RIGHT, fits=1500),
+        PortFacts("p", 1500, own=TAGS, can_send=True),
+        PortFacts("p", 1500, end=replace(features(rx_gro=False), takes_frames=True)),
+    ],
+)
+def test_doctor_has_nothing_to_say_of_what_is_right(facts: PortFacts) -> None:
+    assert examine(facts) == []

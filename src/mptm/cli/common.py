@@ -28,14 +28,18 @@ json_option = click.option("--json", "as_json", is_flag=True, help="One JSON doc
 
 def current_node() -> Node:
     """The node that the global options choose. Raises InvalidIntent for an impossible instance name."""
+    from mptm.cli import remark_on
     from mptm.errors import InvalidIntent
     from mptm.node import Node
 
     options = click.get_current_context().find_root().obj
     try:
-        return Node(options["instance"], netns=options["netns"], progress=note)
+        node = Node(options["instance"], netns=options["netns"], progress=note)
     except InvalidIntent as error:
         raise click.UsageError(str(error)) from error
+    if remark := remark_on(node):
+        note(remark)
+    return node
 
 
 @contextlib.contextmanager

@@ -323,6 +323,7 @@ def port_add(name: str, **options: Any) -> None:
 def _explain_port(node: Node, port: Port, plan: Plan) -> None:
     """Say how it was attached, what was set at the other end of a veth, and what is left to do there."""
     from mptm.hooks import choose_hook
+    from mptm.offloads import ethtool_command
 
     mode = plan.outcome.modes.get(port.name)
     if mode is not None:
@@ -336,9 +337,7 @@ def _explain_port(node: Node, port: Port, plan: Plan) -> None:
     settled = plan.offloads.get(port.name)
     if settled is not None and settled.before:
         note(f"set at its other end, {end.where()}:\n  {settled.describe()}")
-    elif not port.offloads and end.lacks() and choose_hook(port, node.intent, plan.facts).hook == "xdp":
-        from mptm.offloads import ethtool_command
-
+    elif not port.offloads and choose_hook(port, node.intent, plan.facts).hook == "xdp" and end.lacks():
         note(f"XDP needs of its other end: {end.command(ethtool_command(end.name, end.lacks()))}")
     if port.network is None:
         return

@@ -157,7 +157,7 @@ def restore() -> None:
 @click.command()
 @json_option
 def status(as_json: bool) -> None:
-    """Show how the node is now. The exit status is 1 when something that is wanted isn't up.
+    """Show how the node is now. The exit status is 1 when something that is wanted isn't up, or with any warning.
 
     \b
     Example:
@@ -204,7 +204,7 @@ def purge(yes: bool) -> None:
     if not yes and not sys.stdin.isatty():
         raise click.UsageError("nobody is there to be asked: give --yes to purge without a question")
     if not node.store.exists():
-        note(f"there is no instance {node.instance}; what is left of it, if anything, is removed")
+        note(f"nothing is stored of instance {node.instance}; what is left of it, if anything, is removed")
     if not yes:
         click.confirm(f"Detach and forget everything of instance {node.instance}?", abort=True, err=True)
     node.purge()

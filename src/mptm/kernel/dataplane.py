@@ -184,7 +184,8 @@ class DataPlane:
         self._programs |= programs
         self._program_infos |= {name: libbpf.program_info(fd) for name, fd in programs.items()}
 
-    def _ensure_tc(self) -> None:
+    def require_tc(self) -> None:
+        """Have the programs for TC, too. Raises KernelError, NotSupported, MptmError."""
         if self._has_tc:
             return
         self._load_tc()
@@ -236,7 +237,7 @@ class DataPlane:
         return mode
 
     def _attach_tc(self, attachment: Attachment) -> str:
-        self._ensure_tc()
+        self.require_tc()
         program = TC_PROGRAM_OF_ROLE[attachment.role]
         program_fd = self.program_fd(program)
         with self._link_of(attachment) as fd:

@@ -218,6 +218,7 @@ def _read_link(netlink: Any, messages: dict[int, Any], message: Any) -> _RawLink
         bool(message["flags"] & _IFF_UP),
         _peer_mac(netlink, messages, message) if kind == "veth" else None,
         state.program_id if state else None,
+        kind == "veth" and message.get_attr("IFLA_LINK_NETNSID") is not None,
     )
     return _RawLink(link, message["flags"], message["ifi_type"])
 

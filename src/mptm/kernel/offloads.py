@@ -19,6 +19,8 @@ from mptm.kernel.netlink import ask, open_netlink
 from mptm.offloads import Feature, OtherEnd
 
 _FEATURES_GET, _FEATURES_SET = 11, 12
+_DEVICE_GET = 1
+_XDP_CAN_SEND = 1 << 2  # NETDEV_XDP_ACT_NDO_XMIT
 _IFF_UP = 0x1
 _OTHER_DIRECTORIES = (Path("/run/docker/netns"),)
 
@@ -41,7 +43,9 @@ def find_other_ends(ifindexes: Iterable[int]) -> dict[int, OtherEnd]:
             if answer:
                 found[ifindex] = answer[0], namespace_id
         paths = _find_namespaces(netlink, {number for _, number in found.values() if number is not None})
-    return {ifindex: _other_end(message, number, paths) for ifindex, (message, number) in found.items()}
+    return {
+        ifindex: _other_end(ifindex, message, number, paths) for ifindex, (message, number) in found.items()
+    }
 
 
 def set_features(end: OtherEnd, features: Mapping[str, bool]) -> None:
@@ -60,12 +64,17 @@ def set_features(end: OtherEnd, features: Mapping[str, bool]) -> None:
     ]
     wanted = {"attrs": [("ETHTOOL_A_BITSET_BITS", {"attrs": bits})]}
     with _inside(end.namespace):
-        _request(_FEATURES_SET, end.ifindex, ("ETHTOOL_A_FEATURES_WANTED", wanted))
+        _request(
+            _FEATURES_SET,
+            _features_header(end.ifindex),
+            ("ETHTOOL_A_FEATURES_WANTED", wanted),
+            family="ethtool",
+        )
 
 
 def read_features(ifindex: int) -> dict[str, Feature]:
     """The features of an interface of this namespace by name. Raises KernelError."""
-    (message,) = _request(_FEATURES_GET, ifindex)
+    (message,) = _request(_FEATURES_GET, _features_header(ifindex), family="ethtool")
     hardware, wanted, active, fixed = (
         _bits(message.get_attr(f"ETHTOOL_A_FEATURES_{kind}"))
         for kind in ("HW", "WANTED", "ACTIVE", "NOCHANGE")
@@ -78,7 +87,19 @@ def read_features(ifindex: int) -> dict[str, Feature]:
     }
 
 
-def _other_end(message: Any, namespace_id: int | None, paths: Mapping[int, str]) -> OtherEnd:
+def can_send(ifindex: int) -> bool | None:
+    """Whether XDP can send out of an interface of this namespace; None: the kernel doesn't say (before Linux 6.3)."""
+    try:
+        answer = _request(_DEVICE_GET, ("NETDEV_A_DEV_IFINDEX", ifindex), family="netdev")
+    except KernelError:
+        return None
+    features = answer[0].get_attr("NETDEV_A_DEV_XDP_FEATURES") if answer else None
+    return None if features is None else bool(features & _XDP_CAN_SEND)
+
+
+def _other_end(
+    port_ifindex: int, message: Any, namespace_id: int | None, paths: Mapping[int, str]
+) -> OtherEnd:
     xdp = message.get_attr("IFLA_XDP")
     namespace = "" if namespace_id is None else paths.get(namespace_id)
     features, problem = None, ""
@@ -96,6 +117,7 @@ def _other_end(message: Any, namespace_id: int | None, paths: Mapping[int, str])
         mtu=message.get_attr("IFLA_MTU"),
         up=bool(message["flags"] & _IFF_UP),
         has_xdp=bool(xdp and xdp.get_attr("IFLA_XDP_ATTACHED")),
+        takes_frames=can_send(port_ifindex),
         namespace=namespace or "",
         features=features,
         problem=problem,
@@ -145,44 +167,53 @@ def _inside(namespace: str) -> Iterator[None]:
         yield
 
 
+def _features_header(ifindex: int) -> tuple[str, Any]:
+    return "ETHTOOL_A_FEATURES_HEADER", {"attrs": [["ETHTOOL_A_HEADER_DEV_INDEX", ifindex]]}
+
+
 @cache
-def _message_type() -> Any:
-    """pyroute2's ethtool messages have no features: these are, of the same parts."""
+def _message_types() -> dict[str, Any]:
+    """By family. pyroute2's ethtool messages have no features: these do, of the same parts."""
     from pyroute2.netlink import genlmsg  # type: ignore[import-untyped]  # it has no type information
     from pyroute2.netlink.generic import ethtool  # type: ignore[import-untyped]
 
-    kinds = ("HW", "WANTED", "ACTIVE", "NOCHANGE")
-    return type(
-        "features",
-        (genlmsg,),
-        {
-            "nla_map": (
-                ("ETHTOOL_A_FEATURES_UNSPEC", "none"),
-                ("ETHTOOL_A_FEATURES_HEADER", "ethtoolheader"),
-                *((f"ETHTOOL_A_FEATURES_{kind}", "ethtoolbitset") for kind in kinds),
-            ),
-            "ethtoolheader": ethtool.ethtoolheader,
-            "ethtoolbitset": ethtool.ethtoolbitset,
-        },
-    )
+    class Features(genlmsg):  # type: ignore[misc]
+        nla_map = (
+            ("ETHTOOL_A_FEATURES_UNSPEC", "none"),
+            ("ETHTOOL_A_FEATURES_HEADER", "ethtoolheader"),
+            ("ETHTOOL_A_FEATURES_HW", "ethtoolbitset"),
+            ("ETHTOOL_A_FEATURES_WANTED", "ethtoolbitset"),
+            ("ETHTOOL_A_FEATURES_ACTIVE", "ethtoolbitset"),
+            ("ETHTOOL_A_FEATURES_NOCHANGE", "ethtoolbitset"),
+        )
+        ethtoolheader = ethtool.ethtoolheader
+        ethtoolbitset = ethtool.ethtoolbitset
+
+    class Device(genlmsg):  # type: ignore[misc]
+        nla_map = (
+            ("NETDEV_A_DEV_UNSPEC", "none"),
+            ("NETDEV_A_DEV_IFINDEX", "uint32"),
+            ("NETDEV_A_DEV_PAD", "none"),
+            ("NETDEV_A_DEV_XDP_FEATURES", "uint64"),
+        )
+
+    return {"ethtool": Features, "netdev": Device}
 
 
-def _request(command: int, ifindex: int, *attributes: tuple[str, Any]) -> list[Any]:
+def _request(command: int, *attributes: tuple[str, Any], family: str) -> list[Any]:
     from pyroute2.netlink import NLM_F_ACK, NLM_F_REQUEST
     from pyroute2.netlink.exceptions import NetlinkError  # type: ignore[import-untyped]
     from pyroute2.netlink.generic import GenericNetlinkSocket
 
-    message = _message_type()()
-    message["cmd"], message["version"] = command, 1
-    header = {"attrs": [["ETHTOOL_A_HEADER_DEV_INDEX", ifindex]]}
-    message["attrs"] = [("ETHTOOL_A_FEATURES_HEADER", header), *attributes]
+    message = _message_types()[family]()
+    message["cmd"], message["version"], message["attrs"] = command, 1, list(attributes)
     flags = NLM_F_REQUEST | (NLM_F_ACK if command == _FEATURES_SET else 0)
     try:
         with GenericNetlinkSocket() as socket:
-            socket.bind("ethtool", _message_type())
+            socket.bind(family, _message_types()[family])
             return list(socket.nlm_request(message, msg_type=socket.prid, msg_flags=flags))
     except NetlinkError as error:
-        raise KernelError("ethtool's netlink family refuses a request", error.code) from None
+        raise KernelError(f"the kernel's {family} family refuses a request", error.code) from None
 
 
 def _bits(bitset: Any) -> dict[str, bool]:

@@ -232,12 +232,13 @@ class Lab:
 
     # ---- building and taking down ----
 
-    def up(self, *, bare: bool = False) -> None:
+    def up(self, *, bare: bool = False) -> list[LabNode]:
         """Build the namespaces and, unless `bare`, bring up both nodes from their files.
 
-        Harmless when the lab is up: a node that has been configured stays as it is. What was begun is taken down
-        again when anything fails or is interrupted. Raises AlreadyExists when a namespace or an instance of that
-        name is somebody else's, NotSupported when root or a tool is missing.
+        Harmless when the lab is up: a node that has been configured stays as it is, and is returned when that isn't
+        what was asked for. What was begun is taken down again when anything fails or is interrupted. Raises
+        AlreadyExists when a namespace or an instance of that name is somebody else's, NotSupported when root or a tool
+        is missing.
         """
         check_machine()
         with self._lock():
@@ -249,8 +250,7 @@ class Lab:
                     self._build()
                 for node in self.topology.nodes:
                     self.node(node.name).bind()
-                if not bare:
-                    self._configure_nodes()
+                return self._configure_nodes(bare)
             except BaseException:
                 if not stands:
                     # What resists stays on record for the next `up` or `down`: the cause is what to report.
@@ -308,11 +308,16 @@ class Lab:
                 ],
             )
 
-    def _configure_nodes(self) -> None:
-        for name in (node.name for node in self.topology.nodes):
-            node = self.node(name)
-            if node.intent == Intent():
-                node.apply(self.intent(name))
+    def _configure_nodes(self, bare: bool) -> list[LabNode]:
+        """Apply the files of the nodes that have nothing yet. Returns those that have something else."""
+        others = []
+        for place in self.topology.nodes:
+            node, wanted = self.node(place.name), Intent() if bare else self.intent(place.name)
+            if node.intent == Intent() != wanted:
+                node.apply(wanted)
+            elif node.intent != wanted:
+                others.append(place)
+        return others
 
     def _take_down(self) -> None:
         """Remove what the record says is ours; what fails is reported at the end, after the rest is gone."""
