@@ -116,6 +116,11 @@ def test_control_plane() -> None:
     ):
         row = rows[control.CONTROL, line, "10"]
         assert row.values, row.reason
+    assert {row.line for row in rows.values() if row.part == control.FLOWS} == {
+        control.FROM_ARRAYS,
+        control.FROM_CSV,
+        control.ONE_MORE,
+    }
     assert not namespaces()
 
 
