@@ -179,7 +179,9 @@ AMOUNTS = {
 
 
 PROFILE_SECONDS = {Effort.FULL: 4.0, Effort.QUICK: 1.0, Effort.SMOKE: 0.3}
-PROFILE_LINES = 15
+PROFILE_LEAST = 1.0
+"""Percent from which on a function has a line of its own."""
+OTHERS = "all others"
 PROFILE_REPEAT = 100_000
 """Packets between two looks at the clock: what is between them isn't the program's."""
 
@@ -388,10 +390,13 @@ def _measure_profile(bench: Bench, seconds: float, progress: Progress) -> list[R
         found[direction] = {name: 100 * share / sum(ours.values()) for name, share in ours.items()}
     progress("profile: done")
     rows = [missing(PROFILE, "-", direction, reason) for direction, reason in reasons.items()]
-    top = [name for shares in found.values() for name in list(shares)[:PROFILE_LINES]]
-    for name in dict.fromkeys(top):
-        for direction, shares in found.items():
-            rows.append(Row(PROFILE, name, direction, (shares.get(name, 0.0),)))
+    told = dict.fromkeys(
+        name for shares in found.values() for name, share in shares.items() if share >= PROFILE_LEAST
+    )
+    for direction, shares in found.items():
+        rows += [Row(PROFILE, name, direction, (shares.get(name, 0.0),)) for name in told]
+        rest = sum(share for name, share in shares.items() if name not in told)
+        rows.append(Row(PROFILE, OTHERS, direction, (rest,)))
     return rows
 
 
