@@ -20,6 +20,7 @@ from ipaddress import ip_address
 from typing import Any, cast
 
 import msgspec
+import numpy as np
 
 from mptm import sync
 from mptm.compile import Allocations, compile_tables
@@ -687,7 +688,7 @@ class _Node:
         self.side = side
         self.peer = FAR if side == NEAR else NEAR
         self._allocations = Allocations()
-        self._multiplied: tuple[str, list[bytes]] | None = None
+        self._multiplied: tuple[str, Any] | None = None
         data_plane = DataPlane.open(instance_name(f"cost-{side}"), load=True)
         assert data_plane is not None, "it is loaded where it wasn't"
         stack.callback(data_plane.remove)
@@ -738,10 +739,12 @@ class _Node:
         ((key, value),) = (
             (key, value) for key, value in self.maps[table].items().items() if key.count(address) == 1
         )
-        front, back = key.split(address)
-        keys = [front + struct.pack(">I", first + number) + back for number in range(1, size)]
+        at = key.index(address)
+        keys = np.tile(np.frombuffer(key, np.uint8), (size - 1, 1))
+        addresses = np.arange(first + 1, first + size, dtype=np.uint32).astype(">u4")
+        keys[:, at : at + 4] = addresses.view(np.uint8).reshape(-1, 4)
         self._multiplied = table, keys
-        self.maps[table].update(dict.fromkeys(keys, value))
+        self.maps[table].update_many(keys, np.tile(np.frombuffer(value, np.uint8), (size - 1, 1)))
 
     def check_room(self, table: str, size: int) -> None:
         """Raise MptmError where the table has fewer places."""
@@ -751,7 +754,7 @@ class _Node:
     def _forget_multiplied(self) -> None:
         if self._multiplied is not None:
             table, keys = self._multiplied
-            self.maps[table].delete(keys)
+            self.maps[table].delete_many(keys)
             self._multiplied = None
 
     def run(self, program: str, port: str, packet: bytes, *, repeat: int = 1) -> testrun.Run:
