@@ -399,6 +399,8 @@ def encapsulation_values(text: str) -> dict[str, Any]:
         option, equals, value = part.partition("=")
         if equals:
             last = option.strip().replace("-", "_")
+            if last in words:
+                raise InvalidIntent(f"{show_value(text)} says {option.strip()} twice")
             words[last] = value.strip()
         elif last:
             words[last] += f",{part}"

@@ -309,6 +309,10 @@ def test_json_is_exactly_one_document_and_the_table_is_for_people(up, line):
             "tunnel add t --protocol gre --network blue --remote 10.0.0.1 --accept vxlan",
             "a vxlan tunnel needs vni",
         ),
+        (
+            "tunnel add t --protocol gre --network blue --remote 10.0.0.1 --accept vxlan,vni=3,vni=4",
+            "'vxlan,vni=3,vni=4' says vni twice",
+        ),
         ("group add g --network blue", "a group needs one member at least"),
         ("group add g --network blue --member a:x", "'a:x' is not a tunnel with a weight from 1 to 256"),
         ("group set g --member a:300", "300 is not a whole number from 1 to 256"),

@@ -71,7 +71,7 @@ def error_of(make, *arguments, **keywords) -> InvalidIntent:
         ),
         (
             "network", {"name": "blue", "id": 1, "gateway": "10.0.0.1/24"},
-            "gateway: network blue: ('10.0.0.1/24',) is not a list, each an IPv4 or IPv6 address",
+            "gateway: network blue: '10.0.0.1/24' is not an IPv4 or IPv6 address",
         ),
         (
             "network", {"name": "blue", "id": 1, "gateway": ["ff02::1"]},
