@@ -613,11 +613,6 @@ def tunnel_from_dict(values: Mapping[str, Any]) -> Tunnel:
     return Tunnel.from_dict(values)
 
 
-def tunnel_to_dict(tunnel: Tunnel) -> dict[str, Any]:
-    """The flat fields of a tunnel that aren't at their default."""
-    return tunnel.to_dict()
-
-
 def object_from_dict(kind: str, values: Mapping[str, Any]) -> Object:
     """An object of a kind from its fields. InvalidIntent: a field is unknown, missing or wrong."""
     return KINDS[kind].from_dict(values)

@@ -23,7 +23,6 @@ from mptm.intent import (
     object_from_dict,
     route_key,
     tunnel_from_dict,
-    tunnel_to_dict,
 )
 from mptm.protocols import PROTOCOLS
 from mptm.protocols.geneve import GeneveOptions
@@ -336,7 +335,7 @@ def test_objects_are_immutable():
 
 
 def test_a_tunnel_is_flat_in_a_file():
-    assert tunnel_to_dict(geneve(ttl="inherit", annotations={"by": "me"})) == {
+    assert geneve(ttl="inherit", annotations={"by": "me"}).to_dict() == {
         **GENEVE, "ttl": "inherit", "annotations": {"by": "me"},
     }  # fmt: skip
     assert TUNNEL.to_dict(defaults=True)["source_port"] == "flow"
