@@ -5,7 +5,7 @@ import json
 import textwrap
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mptm.config import dump, load
@@ -143,6 +143,7 @@ NOTES = st.dictionaries(
 )
 
 
+@settings(deadline=None)
 @given(name=NAMES, other=NAMES, notes=NOTES, vni=st.integers(0, 2**24 - 1), address=st.ip_addresses(v=4))
 def test_whatever_an_intent_holds_survives_the_file(name, other, notes, vni, address):
     flow = Flow(network=name, source=str(address), destination="10.0.0.1", via=other, annotations=notes)
@@ -267,6 +268,7 @@ def test_what_is_no_node_file_at_all_is_refused_in_words(text, message):
     assert len(str(error)) < 400
 
 
+@settings(deadline=None)
 @given(st.text(max_size=60))
 def test_no_text_makes_anything_but_an_intent_or_an_error_in_words(text):
     for whole in (text, f"networks: [{{name: {text}, id: 1}}]", f"networks:\n- name: blue\n  id: {text}\n"):
