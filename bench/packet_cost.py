@@ -727,13 +727,14 @@ class _Node:
         )
 
     def multiply(self, table: str, address: bytes, size: int) -> None:
-        """Of the one entry of a table whose key ends in `address`, as many with the addresses that follow."""
+        """Of the one entry of a table with this address in its key, as many with the addresses that follow."""
         self.check_room(table, size)
         first = int.from_bytes(address, "big")
-        entries = self.maps[table].items()
-        ((key, value),) = ((key, value) for key, value in entries.items() if key.endswith(address))
-        rest = key[: -len(address)]
-        keys = [rest + struct.pack(">I", first + number) for number in range(1, size)]
+        ((key, value),) = (
+            (key, value) for key, value in self.maps[table].items().items() if key.count(address) == 1
+        )
+        front, back = key.split(address)
+        keys = [front + struct.pack(">I", first + number) + back for number in range(1, size)]
         self._multiplied = table, keys
         self.maps[table].update(dict.fromkeys(keys, value))
 

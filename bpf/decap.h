@@ -62,14 +62,15 @@ static __always_inline enum reason parse_tunnel_header(hook_ctx *ctx, const stru
 }
 
 /*
- * Whose packet is this, and which tunnel header does it have? Fills in *outer and *inner, both zero before,
- * as far as the packet goes. outer->parser stays PARSER_NONE for what we don't listen for.
+ * Whose packet is this, and which tunnel header does it have? Fills in *outer and *inner, both zero before
+ * but for outer->frame_len, as far as the packet goes. outer->parser stays PARSER_NONE for what we don't
+ * listen for.
  */
 static __always_inline enum reason parse_arrival(hook_ctx *ctx, struct outer *outer, struct inner *inner)
 {
 	enum reason reason;
 
-	parse_outer(ctx, frame_len(ctx), outer);
+	parse_outer(ctx, outer->frame_len, outer);
 	if (!outer->parser) {
 		trace(TRACE_NOT_LISTENING, outer->protocol, outer->number, outer->family);
 		return REASON_NONE;

@@ -234,7 +234,9 @@ static __always_inline int encap_inline(hook_ctx *ctx, struct packet *packet, st
 	bool is_l3;
 
 	if (!tunnel || !tunnel->outer_len)
-		return drop_on_tunnel(REASON_TUNNEL_DOWN, tunnel ? tunnel->counter : slot, packet->len);
+		return tunnel && tunnel->flags & TUNNEL_CANT_SEND
+			   ? drop_on_tunnel(REASON_TUNNEL_DOWN, tunnel->counter, packet->len)
+			   : drop_on_port(REASON_TUNNEL_DOWN, ctx->ingress_ifindex, packet->len);
 	is_l3 = tunnel->flags & TUNNEL_L3;
 	if (is_l3 && !is_carried(tunnel, packet))
 		return sending->is_answer ? VERDICT_DROP

@@ -93,6 +93,18 @@ static __always_inline void pull_packet(hook_ctx *ctx, __u32 len)
 		bpf_skb_pull_data(ctx, len);
 }
 
+/* Whether the first `len` bytes are in reach: pull_packet has seen to it, as far as there are so many. */
+static __always_inline bool is_in_reach(const hook_ctx *ctx __attribute__((unused)),
+					__u32 len __attribute__((unused)))
+{
+	return true;
+}
+
+static __always_inline bool read_bytes(hook_ctx *ctx, __u32 offset, void *to, __u32 len)
+{
+	return !bpf_skb_load_bytes(ctx, offset, to, len);
+}
+
 /* Whether the program is to look at the packet, which is then as it is on the wire. */
 static __always_inline bool enter_hook(hook_ctx *ctx)
 {
@@ -172,7 +184,8 @@ static __always_inline void update_sum(hook_ctx *ctx, __be32 from, __be32 to)
 
 typedef struct xdp_md hook_ctx;
 
-#define HOOK_PROGRAM(name) SEC("xdp") int name##_xdp(hook_ctx *ctx)
+/* xdp.frags: frames may be in several buffers, of which only the first is in reach (Linux 5.18). */
+#define HOOK_PROGRAM(name) SEC("xdp.frags") int name##_xdp(hook_ctx *ctx)
 
 #define VERDICT_PASS	 XDP_PASS
 #define VERDICT_DROP	 XDP_DROP
@@ -195,16 +208,28 @@ static __always_inline __u32 ingress_ifindex(const hook_ctx *ctx)
 	return ctx->ingress_ifindex;
 }
 
-/*
- * Length of the frame in bytes. The barrier keeps clang 14 from narrowing the subtraction to 32-bit pointer
- * loads, which the verifier refuses.
- */
+/* Length of the frame in bytes, all its buffers together. A helper call: fast paths make it once. */
 static __always_inline __u64 frame_len(const hook_ctx *ctx)
+{
+	return bpf_xdp_get_buff_len((hook_ctx *)ctx);
+}
+
+/*
+ * Whether the first `len` bytes are in reach. The barrier keeps clang 14 from narrowing the subtraction to
+ * 32-bit pointer loads, which the verifier refuses.
+ */
+static __always_inline bool is_in_reach(const hook_ctx *ctx, __u32 len)
 {
 	__u64 data = ctx->data, data_end = ctx->data_end;
 
 	asm volatile("" : "+r"(data), "+r"(data_end));
-	return data_end - data;
+	return data_end - data >= len;
+}
+
+/* Copies `len` bytes at `offset`, in reach or not; false: beyond the packet. */
+static __always_inline bool read_bytes(hook_ctx *ctx, __u32 offset, void *to, __u32 len)
+{
+	return !bpf_xdp_load_bytes(ctx, offset, to, len);
 }
 
 static __always_inline __u32 gso_size(const hook_ctx *ctx __attribute__((unused)))

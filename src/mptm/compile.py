@@ -16,7 +16,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from ipaddress import IPv4Address, IPv4Network
-from typing import Any, TypeVar
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
@@ -25,10 +26,13 @@ from mptm.errors import TableFull
 from mptm.facts import Facts, Link, Path
 from mptm.fields import mac_bytes
 from mptm.hooks import choose_hook
-from mptm.intent import Flow, Group, Intent, Network, Port, Route, Tunnel, find_protocol
+from mptm.intent import Bundle, Flow, Group, Intent, Network, NextHop, Port, Route, Tunnel, find_protocol
 from mptm.protocols.base import IpOptions, Listener, ListenerKind, Parser, Protocol, UdpOptions
 from mptm.tables import Attachment, Tables
 from mptm.template import InnerFamily, Template
+
+if TYPE_CHECKING:
+    from mptm.bundles import BundleFlows, Records
 
 PORT_SLOTS = 4096
 PORT_PROBES = 8
@@ -91,6 +95,7 @@ class TunnelFlag(IntEnum):
     TO_STACK = 1
     L3 = 2
     UNTAGGED = 4
+    CANT_SEND = 128
 
 
 class TerminationFlag(IntEnum):
@@ -104,6 +109,10 @@ class TerminationFlag(IntEnum):
     ACCEPT_IPV6 = 32
 
 
+SteeringChange = tuple[Route | Flow | Bundle | None, Route | Flow | Bundle | None]
+"""What was and what is."""
+
+NO_FLOWS: Mapping[str, BundleFlows] = MappingProxyType({})
 ECHO_PARSERS = frozenset((Parser.GTPU_ECHO,))
 ACCEPT_ANY = TerminationFlag.ACCEPT_ETHERNET | TerminationFlag.ACCEPT_IPV4 | TerminationFlag.ACCEPT_IPV6
 
@@ -128,11 +137,15 @@ class TableUse(msgspec.Struct, frozen=True):
 
     flows: int = 0
     prefixes: int = 0
+    bundles: int = 0
+    """How many bundles have flows of the network."""
 
     @property
     def lookups(self) -> int:
         """The flags that stand in its ports and terminations."""
-        return (LookupFlag.FLOWS if self.flows else 0) | (LookupFlag.PREFIXES if self.prefixes else 0)
+        return (LookupFlag.FLOWS if self.flows or self.bundles else 0) | (
+            LookupFlag.PREFIXES if self.prefixes else 0
+        )
 
 
 class Allocations(msgspec.Struct, frozen=True, kw_only=True):
@@ -158,16 +171,31 @@ class Allocations(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @dataclass(frozen=True)
+class CompiledBundle:
+    """The flows of a bundle: `records` (mptm.bundles.RECORDS) by IP version, and what their numbers mean."""
+
+    networks: tuple[int, ...]
+    next_hops: tuple[tables.NextHop, ...]
+    records: Mapping[int, Records]
+
+
+@dataclass(frozen=True)
 class CompiledSteering:
-    """What a change of routes and flows comes to.
+    """What a change of routes, flows and bundles comes to.
 
     tables      entries that are there from now on, of flows, hosts and prefixes
     removed     keys of entries that aren't any more, by table
-    The rest is as in Compiled, for these routes and flows.
+    bundled     flows of bundles that are there from now on
+    unbundled   flows that are in no bundle any more
+    kept        keys of flows that aren't touched by the last two, by table
+    The rest is as in Compiled, for what changed.
     """
 
     tables: Tables
     removed: dict[str, list[Any]]
+    bundled: list[CompiledBundle]
+    unbundled: list[CompiledBundle]
+    kept: dict[str, set[Any]]
     allocations: Allocations
     warnings: list[str]
     states: dict[tuple[str, str], str]
@@ -179,8 +207,9 @@ class Compiled:
 
     warnings    sentences on what can't be as wanted
     templates   by the name of each tunnel that can send
-    states      by (kind, key) for ports, tunnels, groups, routes and flows: "up", "receive-only", or what is the
-                matter: "missing interface", "down: ...", "degraded: ...", "conflict: ..."
+    states      by (kind, key) for all but networks: "up", "receive-only", or what is the matter: "missing interface",
+                "down: ...", "degraded: ...", "conflict: ..."
+    bundled     the flows of bundles; those in `tables` go before them
     """
 
     tables: Tables
@@ -189,6 +218,7 @@ class Compiled:
     warnings: list[str]
     states: dict[tuple[str, str], str]
     templates: dict[str, Template]
+    bundled: list[CompiledBundle]
 
 
 @dataclass(frozen=True)
@@ -226,24 +256,33 @@ class _Way:
     state: str
 
 
-def compile_tables(intent: Intent, facts: Facts, previous: Allocations) -> Compiled:
-    """The tables for a valid intent. What the machine lacks is left out, with a warning. Raises TableFull."""
-    return _Compilation(intent, facts, previous).run()
+def compile_tables(
+    intent: Intent, facts: Facts, previous: Allocations, flows: Mapping[str, BundleFlows] = NO_FLOWS
+) -> Compiled:
+    """The tables for a valid intent. What the machine lacks is left out, with a warning. Raises TableFull.
+
+    `flows` are those of the bundles, by content.
+    """
+    return _Compilation(intent, facts, previous, flows).run()
 
 
 def compile_steering(
     intent: Intent,
-    changes: Iterable[tuple[Route | Flow | None, Route | Flow | None]],
+    changes: Iterable[SteeringChange],
     facts: Facts,
     previous: Allocations,
+    flows: Mapping[str, BundleFlows] = NO_FLOWS,
+    find_bundled: Callable[[Flow], NextHop | None] = lambda _: None,
 ) -> CompiledSteering | None:
-    """What routes and flows come to that changed, where `previous` holds for the rest of a valid intent.
+    """What routes, flows and bundles come to that changed, where `previous` holds for the rest of a valid intent.
 
-    changes     each as it was and as it is, None: it wasn't or isn't there; of each key one
-    facts       need only have the links
+    changes         each as it was and as it is, None: it wasn't or isn't there; of each key one
+    facts           need only have the links
+    flows           those of the bundles that changed, before and after, by content
+    find_bundled    yields what the intent's bundles say of a flow
     None: more has to be done than that, `compile_tables` knows what.
     """
-    return _SteeringCompilation(intent, facts, previous).run(list(changes))
+    return _SteeringCompilation(intent, facts, previous, flows).run(list(changes), find_bundled)
 
 
 def allocate(
@@ -334,7 +373,8 @@ def tunnel_record(
     """The entry of a tunnel; with outer_len 0 where it can't send."""
     split_horizon = tunnel.split_horizon or 0
     if template is None or path is None:
-        return tables.Tunnel(b"", (), 0, 0, 0, 0, 0, counter, 0, 0, 0, 0, split_horizon)
+        flags = int(TunnelFlag.CANT_SEND)
+        return tables.Tunnel(b"", (), 0, 0, 0, 0, 0, counter, flags, 0, 0, 0, split_horizon)
     to_stack = isinstance(tunnel.options, IpOptions) and tunnel.options.to_stack
     flags = (TunnelFlag.TO_STACK if to_stack else 0) | (TunnelFlag.L3 if template.is_l3 else 0)
     flags |= TunnelFlag.UNTAGGED if template.untagged else 0
@@ -541,16 +581,38 @@ def _allocate_terminations(keys: Iterable[str], previous: Allocations) -> dict[s
 class _Steering:
     """What routes and flows come to, where slots and the states of tunnels and groups are known."""
 
-    def __init__(self, intent: Intent, facts: Facts, allocations: Allocations) -> None:
+    def __init__(
+        self, intent: Intent, facts: Facts, allocations: Allocations, flows: Mapping[str, BundleFlows]
+    ) -> None:
         self.intent = intent
         self.facts = facts
         self.allocations = allocations
+        self.flows = flows
+        self.bundled: list[CompiledBundle] = []
         self.tables = Tables()
         self.warnings: list[str] = []
         self.states: dict[tuple[str, str], str] = {}
 
     def _network_id(self, name: str | None) -> int:
         return self.intent.networks[name].id if name is not None else 0
+
+    def _network_ids(self, flows: BundleFlows) -> tuple[int, ...]:
+        return tuple(map(self._network_id, flows.networks))
+
+    def _add_bundle(self, bundle: Bundle) -> None:
+        flows = self.flows.get(bundle.content)
+        if flows is None:
+            problem = "its flows can't be read"
+            self._set_state(bundle, f"down: {problem}", f"{bundle.label()} has no effect: {problem}")
+            return
+        next_hops = tuple(map(self._next_hop, flows.next_hops))
+        states = [self.states.pop((each.kind, each.key)) for each in flows.next_hops]
+        problems = [state for state in states if state != UP]
+        self._set_state(bundle, UP)
+        if problems:
+            all_down = len(problems) == len(states)
+            self._set_state(bundle, problems[0] if all_down else problems[0].replace("down", "degraded", 1))
+        self.bundled.append(CompiledBundle(self._network_ids(flows), next_hops, flows.records))
 
     def _add(self, obj: Route | Flow) -> None:
         table, key = self._place(obj)
@@ -584,7 +646,7 @@ class _Steering:
             else:
                 self.tables.hosts_v6.setdefault(tables.HostKeyV6(network.id, address.packed), next_hop)
 
-    def _next_hop(self, obj: Route | Flow) -> tables.NextHop:
+    def _next_hop(self, obj: Route | Flow | NextHop) -> tables.NextHop:
         mac = mac_bytes(obj.mac) if obj.mac else None
         self._set_state(obj, UP)
         if obj.via is not None:
@@ -620,7 +682,10 @@ class _Steering:
         return tables.NextHop(kind, 0, NO_MAC, 0)
 
     def _set_state(
-        self, obj: Port | Tunnel | Group | Route | Flow, state: str, warning: str | None = None
+        self,
+        obj: Port | Tunnel | Group | Route | Flow | Bundle | NextHop,
+        state: str,
+        warning: str | None = None,
     ) -> None:
         self.states[obj.kind, obj.key] = state
         if warning is not None:
@@ -635,36 +700,62 @@ class _SteeringCompilation(_Steering):
     """One run of `compile_steering`."""
 
     def run(
-        self, changes: Sequence[tuple[Route | Flow | None, Route | Flow | None]]
+        self, changes: Sequence[SteeringChange], find_bundled: Callable[[Flow], NextHop | None]
     ) -> CompiledSteering | None:
         """See there."""
         uses = self._uses_after(changes)
-        if uses is None or not all(self._is_where_it_was(after.port) for _, after in changes if after):
+        ports = {each.port for _, after in changes if after for each in _next_hops_of(after)}
+        if uses is None or not all(map(self._is_where_it_was, ports)):
             return None
         removed: dict[str, list[Any]] = {}
+        unbundled: list[CompiledBundle] = []
         for before, after in changes:
-            if after is not None:
+            if isinstance(before, Bundle):
+                gone = self.flows[before.content]
+                if isinstance(after, Bundle):
+                    gone = gone.without(self.flows[after.content])
+                unbundled.append(CompiledBundle(self._network_ids(gone), (), gone.records))
+            if isinstance(after, Bundle):
+                self._add_bundle(after)
+            elif after is not None:
                 self._add(after)
-            elif before is not None:
+            elif before is not None and not isinstance(before, Bundle):
                 table, key = self._place(before)
-                removed.setdefault(table, []).append(key)
-        for network in {before.network for before, after in changes if before and not after}:
+                bundled = find_bundled(before) if isinstance(before, Flow) else None
+                if bundled is None:
+                    removed.setdefault(table, []).append(key)
+                else:
+                    getattr(self.tables, table)[key] = self._next_hop(bundled)
+                    del self.states[bundled.kind, bundled.key]
+        for network in {
+            before.network for before, after in changes if isinstance(before, Route) and not after
+        }:
             self._put_back_gateway(self.intent.networks[network], removed)
+        kept: dict[str, set[Any]] = {}
+        if self.bundled or unbundled:
+            for table, key in map(self._place, self.intent.flows.values()):
+                kept.setdefault(table, set()).add(key)
         allocations = msgspec.structs.replace(self.allocations, uses=uses)
-        return CompiledSteering(self.tables, removed, allocations, self.warnings, self.states)
+        return CompiledSteering(
+            self.tables,
+            removed,
+            self.bundled,
+            unbundled,
+            kept,
+            allocations,
+            self.warnings,
+            self.states,
+        )
 
-    def _uses_after(
-        self, changes: Iterable[tuple[Route | Flow | None, Route | Flow | None]]
-    ) -> dict[str, TableUse] | None:
+    def _uses_after(self, changes: Iterable[SteeringChange]) -> dict[str, TableUse] | None:
         """The use of tables from now on; None: not known, or ports and terminations have to be told."""
         if self.allocations.uses is None:
             return None
         uses = dict(self.allocations.uses)
         for before, after in changes:
-            more = (after is not None) - (before is not None)
-            if (obj := after or before) is None or not more:
-                continue
-            _add_use(uses, obj, more)
+            for obj, more in ((before, -1), (after, 1)):
+                if obj is not None:
+                    _add_use(uses, obj, more)
         none, were = TableUse(), self.allocations.uses
         told = any(uses.get(name, none).lookups != were.get(name, none).lookups for name in {*uses, *were})
         return None if told else uses
@@ -695,10 +786,12 @@ class _SteeringCompilation(_Steering):
 class _Compilation(_Steering):
     """One run of `compile_tables`."""
 
-    def __init__(self, intent: Intent, facts: Facts, previous: Allocations) -> None:
+    def __init__(
+        self, intent: Intent, facts: Facts, previous: Allocations, flows: Mapping[str, BundleFlows]
+    ) -> None:
         self.ways = {name: _way(tunnel, facts) for name, tunnel in intent.tunnels.items()}
         self.templates = {name: way.template for name, way in self.ways.items() if way.template is not None}
-        super().__init__(intent, facts, allocate(intent, facts, self.templates, previous))
+        super().__init__(intent, facts, allocate(intent, facts, self.templates, previous), flows)
         self.lookups = {name: use.lookups for name, use in (self.allocations.uses or {}).items()}
 
     def run(self) -> Compiled:
@@ -720,8 +813,16 @@ class _Compilation(_Steering):
             self._add_gateway(network)
         for flow in self.intent.flows.values():
             self._add(flow)
+        for bundle in self.intent.bundles.values():
+            self._add_bundle(bundle)
         return Compiled(
-            self.tables, attachments, self.allocations, self.warnings, self.states, self.templates
+            self.tables,
+            attachments,
+            self.allocations,
+            self.warnings,
+            self.states,
+            self.templates,
+            self.bundled,
         )
 
     def _add_port(self, port: Port) -> Attachment | None:
@@ -867,7 +968,7 @@ class _Compilation(_Steering):
         self._add_gateway_hosts(network)
 
 
-def _flags_of(obj: Route | Flow) -> int:
+def _flags_of(obj: Route | Flow | NextHop) -> int:
     return (NextHopFlag.MAC if obj.mac else 0) | (NextHopFlag.RELAY if obj.relay else 0)
 
 
@@ -894,26 +995,31 @@ def _termination_flags(protocol: Protocol[Any], tunnel: Tunnel, listener: Listen
 
 
 def _table_uses(intent: Intent) -> dict[str, TableUse]:
-    uses: dict[str, TableUse] = {}
-    counts = Counter(flow.network for flow in intent.flows.values())
-    for network, flows in counts.items():
-        uses[network] = TableUse(flows)
+    flows = Counter(flow.network for flow in intent.flows.values())
+    uses = {network: TableUse(number) for network, number in flows.items()}
     for route in intent.routes.values():
         if not _is_host(route):
             _add_use(uses, route, 1)
+    for bundle in intent.bundles.values():
+        _add_use(uses, bundle, 1)
     return uses
 
 
-def _add_use(uses: dict[str, TableUse], obj: Route | Flow, more: int) -> None:
-    """Count a route or flow of a network."""
-    use = uses.get(obj.network, TableUse())
-    if isinstance(obj, Flow):
-        use = TableUse(use.flows + more, use.prefixes)
-    elif not _is_host(obj):
-        use = TableUse(use.flows, use.prefixes + more)
-    uses[obj.network] = use
-    if use == TableUse():
-        del uses[obj.network]
+def _add_use(uses: dict[str, TableUse], obj: Route | Flow | Bundle, more: int) -> None:
+    """Count a route or flow of a network, or a bundle of several."""
+    for network in obj.networks if isinstance(obj, Bundle) else (obj.network,):
+        use = uses.get(network, TableUse())
+        uses[network] = TableUse(
+            use.flows + (more if isinstance(obj, Flow) else 0),
+            use.prefixes + (more if isinstance(obj, Route) and not _is_host(obj) else 0),
+            use.bundles + (more if isinstance(obj, Bundle) else 0),
+        )
+        if uses[network] == TableUse():
+            del uses[network]
+
+
+def _next_hops_of(obj: Route | Flow | Bundle) -> Sequence[Route | Flow | NextHop]:
+    return obj.next_hops if isinstance(obj, Bundle) else (obj,)
 
 
 def _is_host(route: Route) -> bool:

@@ -7,6 +7,7 @@
     Group     several tunnels of a network that share the flows which lead there
     Route     where a network has a prefix: via a tunnel or group, at a port, dropped, or left to the kernel
     Flow      the same for one pair of addresses; goes before routes
+    Bundle    very many flows at once, which are kept in a file (mptm.bundles); flows go before it
 
 Objects are immutable. An `Intent` holds them by key; its methods return a new one. A key is text: a name, for a route
 `<network> <prefix>`, for a flow `<network> <source> <destination>`.
@@ -35,6 +36,7 @@ from mptm.fields import (
     UnicastAddress,
     arguments,
     fields_of,
+    hex_bytes,
     labelled,
     show_value,
     suggestion,
@@ -535,6 +537,14 @@ class _Steered(Checked, frozen=True, kw_only=True):
         first = ("network", "prefix", "source", "destination")
         return {name: values[name] for name in first if name in values} | values
 
+    def next_hop(self) -> str:
+        """Where it leads, in words: `via to-node2 mac 02:...`."""
+        named = {"via": self.via, "group": self.group, "port": self.port}
+        where = next(
+            (f"{kind} {name}" for kind, name in named.items() if name), "drop" if self.drop else "pass"
+        )
+        return where + (" relay" if self.relay else "") + (f" mac {self.mac}" if self.mac else "")
+
     def _next_hops(self) -> dict[str, object]:
         return {
             "via": self.via,
@@ -593,13 +603,87 @@ class Flow(_Steered, frozen=True, kw_only=True):
             )
 
 
-Object = Network | Port | Tunnel | Group | Route | Flow
+class NextHop(_Steered, frozen=True, kw_only=True):
+    """Where flows of a bundle lead. Written `<network> via <tunnel>`, `<network> group <group> relay`, ..."""
 
-KINDS: dict[str, type[Object]] = {cls.kind: cls for cls in (Network, Port, Tunnel, Group, Route, Flow)}
+    kind: ClassVar[str] = "next hop"
+    expected: ClassVar[str] = "a network and a next hop, such as: blue via to-node2"
+
+    def __str__(self) -> str:
+        return f"{self.network} {self.next_hop()}"
+
+    def label(self) -> str:
+        """See Checked."""
+        return f"next hop in {self.network}"
+
+    @property
+    def key(self) -> str:
+        """As it is written."""
+        return str(self)
+
+    @classmethod
+    def from_text(cls, text: str) -> Self:
+        """From what `str` yields. InvalidIntent: it isn't like that."""
+        network, *words = text.split()
+        fields: dict[str, Any] = {"network": network}
+        rest = iter(words)
+        for word in rest:
+            if word in ("via", "group", "port", "mac"):
+                fields[word] = next(rest, None)
+            elif word in ("drop", "pass", "relay"):
+                fields[word] = True
+            else:
+                raise InvalidIntent(
+                    f"{show_value(' '.join(words))} is no next hop",
+                    "write via TUNNEL, group GROUP, port INTERFACE, drop or pass; then relay and mac MAC where wanted",
+                )
+        return cls.from_dict(fields)
+
+    @classmethod
+    def from_value(cls, value: Any) -> Self:
+        """See Checked; text will do."""
+        return cls.from_text(value) if isinstance(value, str) and value.split() else super().from_value(value)
+
+
+class Bundle(Checked, frozen=True, kw_only=True):
+    """Very many flows, made by `mptm flow load`. The flows themselves are in a file that `content` names."""
+
+    kind: ClassVar[str] = "bundle"
+
+    name: Name
+    flows: Annotated[int, Meta(ge=1, le=2**32 - 1, description="how many there are")]
+    next_hops: Annotated[tuple[NextHop, ...], Meta(description="where they lead: networks with next hops")]
+    content: Annotated[str, hex_bytes(32), Meta(description="SHA-256 of the file that they are kept in")]
+
+    @property
+    def key(self) -> str:
+        """The name."""
+        return self.name
+
+    @property
+    def network(self) -> None:
+        """A bundle isn't of one network; see its next hops."""
+        return
+
+    @property
+    def networks(self) -> set[str]:
+        """The networks of its flows."""
+        return {each.network for each in self.next_hops}
+
+    def label(self) -> str:
+        """See Checked."""
+        return f"bundle {self.name}"
+
+
+Object = Network | Port | Tunnel | Group | Route | Flow | Bundle
+
+KINDS: dict[str, type[Object]] = {
+    cls.kind: cls for cls in (Network, Port, Tunnel, Group, Route, Flow, Bundle)
+}
 """The class of each kind, in an order in which nothing refers to what comes after it."""
 
 STEERING = ("route", "flow")
-"""Kinds that only refer to others, and of which there may be very many."""
+"""Kinds that only refer to others, and of which there may be very many objects."""
 
 
 def route_key(network: str, prefix: str) -> str:
@@ -657,6 +741,7 @@ class Intent(msgspec.Struct, frozen=True, kw_only=True):
     groups: Mapping[str, Group] = {}
     routes: Mapping[str, Route] = {}
     flows: Mapping[str, Flow] = {}
+    bundles: Mapping[str, Bundle] = {}
 
     @classmethod
     def of(cls, objects: Iterable[Object]) -> Intent:
@@ -709,17 +794,17 @@ class Intent(msgspec.Struct, frozen=True, kw_only=True):
 
     def users(self, kind: str, key: str) -> list[Object]:
         """The objects that refer to an object."""
-        if kind in STEERING:  # nothing does
+        if kind in (*STEERING, Bundle.kind):  # nothing does
             return []
         return [obj for obj in self.objects() if key in _references(obj, kind)]
 
-    def tunnels_of(self, obj: Route | Flow) -> list[Tunnel]:
+    def tunnels_of(self, obj: Route | Flow | NextHop) -> list[Tunnel]:
         """The tunnels that a route or flow may lead into, as far as they are there."""
         group = self.groups.get(obj.group or "")
         names = [obj.via or ""] if group is None else [member.tunnel for member in group.members]
         return [self.tunnels[name] for name in names if name in self.tunnels]
 
-    def validate(self, steering: Iterable[Route | Flow] | None = None) -> None:
+    def validate(self, steering: Iterable[Route | Flow | Bundle] | None = None) -> None:
         """InvalidIntent: objects are wrong together; the message is the first of `problems`.
 
         `steering`: nothing but these is new, and the intent `steers_freely`.
@@ -728,7 +813,7 @@ class Intent(msgspec.Struct, frozen=True, kw_only=True):
             label = self.get(problem.kind, problem.key).label()
             raise InvalidIntent(f"{label}: {problem.message}", problem.hint, field=problem.field)
 
-    def steering_problems(self, objects: Iterable[Route | Flow]) -> Iterator[Problem]:
+    def steering_problems(self, objects: Iterable[Route | Flow | Bundle]) -> Iterator[Problem]:
         """The same as `problems` says of these, where the rest of the intent is right and `steers_freely`."""
         for obj in objects:
             yield from self._references_of(obj)
@@ -770,8 +855,26 @@ class Intent(msgspec.Struct, frozen=True, kw_only=True):
                 yield from self._sending_problems(obj, "members", member.tunnel)
         elif isinstance(obj, Route | Flow):
             yield from self._next_hop_problems(obj)
+        elif isinstance(obj, Bundle):
+            for next_hop in obj.next_hops:
+                for problem in self._bundled_problems(next_hop):
+                    yield problem._replace(kind=obj.kind, key=obj.key, field="next_hops")
 
-    def _sending_problems(self, obj: Group | Route | Flow, field: str, name: str) -> Iterator[Problem]:
+    def _bundled_problems(self, obj: NextHop) -> Iterator[Problem]:
+        if obj.network not in self.networks:
+            yield _dangling(obj, "network", obj.network, self.networks)
+            return
+        yield from self._next_hop_problems(obj)
+        for tunnel in self.tunnels_of(obj):
+            if isinstance(tunnel.options, IpOptions) and tunnel.options.to_stack:
+                message = (
+                    f"tunnel {tunnel.name} hands packets to the kernel (to_stack): not for flows of a bundle"
+                )
+                yield Problem(obj.kind, obj.key, "via", message, "use routes or flows")
+
+    def _sending_problems(
+        self, obj: Group | Route | Flow | NextHop, field: str, name: str
+    ) -> Iterator[Problem]:
         """What keeps an object from leading into a tunnel."""
         tunnel = self.tunnels.get(name)
         if tunnel is None:
@@ -783,7 +886,7 @@ class Intent(msgspec.Struct, frozen=True, kw_only=True):
             message = f"tunnel {name} has remote any: it only receives"
             yield Problem(obj.kind, obj.key, field, message, "give the tunnel a remote to send to")
 
-    def _next_hop_problems(self, obj: Route | Flow) -> Iterator[Problem]:
+    def _next_hop_problems(self, obj: Route | Flow | NextHop) -> Iterator[Problem]:
         if obj.via is not None:
             yield from self._sending_problems(obj, "via", obj.via)
         if obj.group is not None:
@@ -909,10 +1012,12 @@ def _section(kind: str) -> str:
     return f"{kind}s"
 
 
-def _references(obj: Object, kind: str) -> set[str]:
+def _references(obj: Object | NextHop, kind: str) -> set[str]:
     """Names of the objects of a kind that an object refers to."""
     if kind == "tunnel" and isinstance(obj, Group):
         return {member.tunnel for member in obj.members}
+    if isinstance(obj, Bundle):
+        return set().union(*(_references(each, kind) for each in obj.next_hops))
     field = {"network": "network", "tunnel": "via", "group": "group", "port": "port"}.get(kind)
     found = None if field is None or obj.kind == kind else getattr(obj, field, None)
     return set() if found is None else {found}
@@ -927,7 +1032,7 @@ def _there_are(kind: str, section: Collection[str]) -> str:
     return f"there are {', '.join(names[:8])}" + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 
-def _dangling(obj: Object, field: str, name: str, section: Mapping[str, object]) -> Problem:
+def _dangling(obj: Object | NextHop, field: str, name: str, section: Mapping[str, object]) -> Problem:
     kind = "tunnel" if field in ("via", "members") else field
     hint = suggestion(name, section) or _there_are(kind, section)
     return Problem(obj.kind, obj.key, field, f"there is no {kind} {name}", hint)

@@ -28,8 +28,9 @@ from mptm.sections import changes_between
 from mptm.store import Snapshot, Store, state_directory
 
 if TYPE_CHECKING:
+    from mptm.bundles import BundleFlows
     from mptm.compile import Allocations, Compiled
-    from mptm.intent import Intent, Object, Tunnel
+    from mptm.intent import Bundle, Flow, Intent, NextHop, Object, Tunnel
     from mptm.offloads import Feature, Finding, Offloads, OtherEnd, PortNeeds, Settled
     from mptm.template import Template
     from mptm.trace import Trace, Tracer
@@ -412,21 +413,28 @@ class Status:
 
 
 def worth_telling(intent: Intent, objects: Iterable[ObjectState]) -> list[ObjectState]:
-    """Ports, tunnels and groups, and those routes and flows that don't work although what they lead to does."""
+    """All but networks; of routes and flows only those that don't work although what they lead to does."""
     objects = list(objects)
     states = {(each.kind, each.key): each.state for each in objects}
 
     def leads_to_trouble(kind: str, key: str) -> bool:
-        steered = intent.get(kind, key)
-        next_hops = (("tunnel", steered.via), ("group", steered.group), ("port", steered.port))
-        return not all(is_healthy(states.get(next_hop, "up")) for next_hop in next_hops)
+        for steered in next_hops_of(intent.get(kind, key)):
+            next_hops = (("tunnel", steered.via), ("group", steered.group), ("port", steered.port))
+            if not all(is_healthy(states.get(next_hop, "up")) for next_hop in next_hops):
+                return True
+        return False
 
     return [
         each
         for each in objects
-        if each.kind in ("port", "tunnel", "group")
+        if each.kind in ("port", "tunnel", "group", "bundle")
         or (not is_healthy(each.state) and not leads_to_trouble(each.kind, each.key))
     ]
+
+
+def next_hops_of(obj: Any) -> Sequence[Any]:
+    """The next hops of a bundle; a route or flow is its own."""
+    return obj.next_hops if obj.kind == "bundle" else (obj,)
 
 
 def is_healthy(state: str) -> bool:
@@ -453,9 +461,7 @@ def describe(obj: Object) -> str:
 
 def next_hop(obj: Any) -> str:
     """Where a route or flow leads: `via to-node2 mac 02:...`."""
-    named = {"via": obj.via, "group": obj.group, "port": obj.port}
-    where = next((f"{kind} {name}" for kind, name in named.items() if name), "drop" if obj.drop else "pass")
-    return where + (" relay" if obj.relay else "") + (f" mac {obj.mac}" if obj.mac else "")
+    return str(obj.next_hop())
 
 
 def _fields_of(obj: Object, *, defaults: bool = False) -> dict[str, Any]:
@@ -497,12 +503,18 @@ def steering_changes(before: Intent, after: Intent) -> tuple[ObjectChange, ...] 
     """The same as `difference` where only routes and flows differ, and one was made of the other; else None."""
     from mptm.intent import KINDS, STEERING
 
-    if any(before.of_kind(kind) is not after.of_kind(kind) for kind in KINDS if kind not in STEERING):
+    if any(
+        before.of_kind(kind) is not after.of_kind(kind) for kind in KINDS if kind not in (*STEERING, "bundle")
+    ):
         return None
     changes: list[ObjectChange] = []
-    for kind in STEERING:
-        section = before.of_kind(kind)
-        between = changes_between(section, after.of_kind(kind))
+    for kind in (*STEERING, "bundle"):
+        section, other = before.of_kind(kind), after.of_kind(kind)
+        between = (
+            {key: other.get(key) for key in {*section, *other}}
+            if kind == "bundle"
+            else changes_between(section, other)
+        )
         if between is None:
             return None
         found = [ObjectChange(section.get(key), obj) for key, obj in between.items()]
@@ -585,7 +597,7 @@ class Node:
         `change` gets the stored intent and returns the wanted one.
         """
         self._kernel.require_privileges()
-        with self.store.lock(progress=self._progress):
+        with self.store.lock(progress=self._progress), self._tidying():
             snapshot = self.store.read(whole=False)
             with self._inside(snapshot):
                 snapshot = self._finish_interrupted(snapshot)
@@ -594,9 +606,58 @@ class Node:
                     return plan
                 snapshot.load()
                 wanted.validate()
+                self._refuse_bundles(wanted, snapshot.applied)
                 facts = self._gather_facts(wanted, snapshot)
                 self._refuse_unusable(wanted, snapshot.applied, facts)
                 return self._bring_to(wanted, snapshot, facts)
+
+    @contextlib.contextmanager
+    def _tidying(self) -> Iterator[None]:
+        """Let no flows of bundles stay that no bundle has any more, nor any that have become no bundle."""
+        try:
+            yield
+        finally:
+            self.store.tidy_bundles()
+
+    def load_flows(
+        self,
+        name: str,
+        *,
+        network: str,
+        sources: Any,
+        destinations: Any,
+        next_hops: str | Sequence[str],
+        next_hop_of: Any = None,
+    ) -> Plan:
+        """Have a bundle with very many flows, in place of the one of that name if there is one.
+
+        sources, destinations   arrays: uint32 (IPv4, host byte order), uint8 of n x 4 or n x 16, or text
+        next_hops               as `mptm flow list` writes them, or names of tunnels: one, or those there are
+        next_hop_of             which of the next hops each flow has: indices from 0
+        Flows of their own (`add`) go before those of bundles. Raises what `edit` does; InvalidIntent, too, where a flow
+        is there twice or in another bundle already.
+        """
+        from mptm.bundles import make_flows
+
+        return self.load_bundle(
+            name, make_flows(network, sources, destinations, next_hops, next_hop_of=next_hop_of)
+        )
+
+    def load_bundle(self, name: str, flows: BundleFlows) -> Plan:
+        """The same with flows that `mptm.bundles` read or made."""
+
+        def change(intent: Intent) -> Intent:
+            bundle = flows.bundle(name, self.store.bundles.write(flows.encode()))
+            return intent.replace(bundle) if name in intent.bundles else intent.add(bundle)
+
+        return self.edit(change)
+
+    def bundle_flows(self, name: str) -> BundleFlows:
+        """The flows of a bundle. Raises NotFound."""
+        from mptm.bundles import BundleFlows
+
+        content = self.intent.get("bundle", name).content
+        return BundleFlows.decode(self.store.bundles.read(content), str(self.store.bundles.path(content)))
 
     def bind(self) -> None:
         """Remember the network namespace of this node before it has anything else. Harmless when it is known."""
@@ -659,7 +720,9 @@ class Node:
                     else {}
                 )
                 differences = (
-                    len(sync.plan(compiled.tables, data_plane.maps)) if data_plane is not None else 0
+                    sync.count_entries(sync.plan(compiled.tables, data_plane.maps, compiled.bundled))
+                    if data_plane is not None
+                    else 0
                 )
         objects = []
         for (kind, key), state in compiled.states.items():
@@ -998,16 +1061,27 @@ class Node:
         pairs: list[tuple[Any, Any]] = [(change.before, change.after) for change in changes]
         new = [after for _, after in pairs if after is not None]
         wanted.validate(steering=new)
+        self._refuse_bundles(wanted, snapshot.applied)
+        next_hops = [each for obj in new for each in next_hops_of(obj)]
         down = _down_of(snapshot)
-        if down is None or any(("tunnel", obj.via) in down or ("group", obj.group) in down for obj in new):
+        if down is None or any(
+            ("tunnel", each.via) in down or ("group", each.group) in down for each in next_hops
+        ):
             return None  # looks again whether they are
         facts = Facts()
-        if any(obj.port for obj in new):
+        if any(each.port for each in next_hops):
             facts = self._kernel.gather_facts((), resolve_timeout_seconds=0)
         for before, after in pairs:
-            if after is not None:
-                _refuse_unknown_mac(after, before, facts)
-        compiled = compile_steering(wanted, pairs, facts, snapshot.allocations)
+            _refuse_unknown_macs(after, before, facts)
+        changed_bundles = [obj for pair in pairs for obj in pair if obj is not None and obj.kind == "bundle"]
+        compiled = compile_steering(
+            wanted,
+            pairs,
+            facts,
+            snapshot.allocations,
+            self._flows_of(changed_bundles),
+            lambda flow: self._find_bundled(wanted, flow),
+        )
         if compiled is None:
             return None
         with self._opened_or_none() as data_plane:
@@ -1142,7 +1216,7 @@ class Node:
     def _compile(self, intent: Intent, facts: Facts, previous: Allocations) -> Compiled:
         from mptm.compile import compile_tables
 
-        return compile_tables(intent, facts, previous)
+        return compile_tables(intent, facts, previous, self._flows_of(intent.bundles.values()))
 
     def _template(self, tunnel: Tunnel, path: Path | None) -> Template | None:
         from mptm.protocols import PROTOCOLS
@@ -1217,10 +1291,53 @@ class Node:
                     if silent
                     else f"`ip route get {tunnel.remote}` shows what the kernel would do",
                 )
-        for steered, before in ((wanted.routes, applied.routes), (wanted.flows, applied.flows)):
-            for key, obj in steered.items():
-                if obj.port is not None:
-                    _refuse_unknown_mac(obj, before.get(key), facts)
+        for kind in ("route", "flow", "bundle"):
+            before = applied.of_kind(kind)
+            for key, obj in wanted.of_kind(kind).items():
+                if kind == "bundle" or obj.port is not None:
+                    _refuse_unknown_macs(obj, before.get(key), facts)
+
+    def _refuse_bundles(self, wanted: Intent, applied: Intent) -> None:
+        """NotFound or InvalidIntent: the flows of a new or changed bundle aren't here, or are in another, too."""
+        for name, bundle in wanted.bundles.items():
+            before = applied.bundles.get(name)
+            if before is not None and before.content == bundle.content:
+                continue
+            self.store.bundles.require(bundle.content)
+            others = [each for each in wanted.bundles.values() if each is not bundle]
+            flows = self._flows_of([bundle, *others])
+            for other in others:
+                ours, theirs = flows.get(bundle.content), flows.get(other.content)
+                if ours is None or theirs is None:
+                    continue
+                if (found := ours.first_shared(theirs)) is not None:
+                    raise InvalidIntent(
+                        f"{bundle.label()} has the flow {found}, which {other.label()} has, too",
+                        "take it out of one of them: `mptm flow save` writes the flows of a bundle to a file",
+                    )
+
+    def _flows_of(self, bundles: Iterable[Bundle]) -> dict[str, BundleFlows]:
+        """The flows of bundles by content, without those that can't be read (compile warns of them)."""
+        found: dict[str, BundleFlows] = {}
+        for bundle in bundles:
+            from mptm.bundles import BundleFlows
+
+            with contextlib.suppress(MptmError):
+                data = self.store.bundles.read(bundle.content)
+                found[bundle.content] = BundleFlows.decode(data, bundle.content)
+        return found
+
+    def _find_bundled(self, intent: Intent, flow: Flow) -> NextHop | None:
+        """What a bundle says of a flow."""
+        from mptm.intent import NextHop
+
+        source, destination = ip_address(flow.source), ip_address(flow.destination)
+        for bundle in intent.bundles.values():
+            if flow.network in bundle.networks:
+                found = self.store.bundles.find(bundle.content, flow.network, source, destination)
+                if found is not None:
+                    return NextHop.from_text(found)
+        return None
 
     @contextlib.contextmanager
     def _telling(self, tunnels: Sequence[Tunnel]) -> Iterator[None]:
@@ -1336,15 +1453,16 @@ def _ports_with_offloads(intent: Intent, compiled: Compiled) -> dict[str, PortNe
     }
 
 
-def _refuse_unknown_mac(obj: Any, before: Any, facts: Facts) -> None:
-    """InvalidIntent: a new or changed route or flow leads to a workload without a known MAC address."""
-    link = facts.links.get(obj.port or "")
-    if link is not None and not (obj.mac or link.peer_mac) and before != obj:
-        raise InvalidIntent(
-            f"{obj.label()}: the MAC address of the workload behind {obj.port} can't be found out",
-            "give it with --mac",
-            field="mac",
-        )
+def _refuse_unknown_macs(obj: Any, before: Any, facts: Facts) -> None:
+    """InvalidIntent: a new or changed route, flow or bundle leads to a workload without a known MAC address."""
+    for next_hop in next_hops_of(obj) if obj is not None and obj != before else ():
+        link = facts.links.get(next_hop.port or "")
+        if link is not None and not (next_hop.mac or link.peer_mac):
+            raise InvalidIntent(
+                f"{obj.label()}: the MAC address of the workload behind {next_hop.port} can't be found out",
+                "give it with --mac",
+                field="mac",
+            )
 
 
 def _unresolved_path(tunnel: Tunnel) -> Path | None:

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from mptm.bundlefile import BundleFiles
 from mptm.errors import Busy, MptmError
 from mptm.instance import check_instance_name
 from mptm.memory import without_collection
@@ -125,6 +126,7 @@ class Store:
         self.directory = directory
         self.path = directory / "state.db"
         self.lock_path = directory / "lock"
+        self.bundles = BundleFiles(directory / "bundles")
 
     def exists(self) -> bool:
         """Whether anything was ever written."""
@@ -294,11 +296,24 @@ class Store:
             )
         return self.read()
 
+    def tidy_bundles(self) -> None:
+        """Remove the flows of bundles that are neither wanted nor applied. The caller holds the lock."""
+        if not self.bundles.directory.exists():
+            return
+        used: set[str] = set()
+        if self.exists():
+            with self._connect(write=False) as connection:
+                for table in ("objects", "undo"):
+                    bodies = _read_objects(connection, table, only="bundle").values()
+                    used |= {msgspec.json.decode(body)["content"] for body in bodies if body}
+        self.bundles.tidy(used)
+
     def delete(self) -> None:
         """Remove every trace of the instance. The caller holds the lock."""
         for path in (self.path, self.path.with_name("state.db-journal"), self.lock_path):
             path.unlink(missing_ok=True)
         with contextlib.suppress(OSError):
+            self.bundles.delete()
             self.directory.rmdir()
 
     def _make_directory(self) -> None:

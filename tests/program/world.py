@@ -187,6 +187,7 @@ class World:
 
     def bring(self, intent: Intent, facts: Facts, *, keep_counters: bool = False) -> Compiled:
         """Bring the tables to a valid intent; counters start at zero, but with `keep_counters` only new ones."""
+        self.intent, self.facts = intent, facts
         compiled = compile_tables(intent, facts, self.allocations)
         compiled = dataclasses.replace(compiled, attachments=[])
         with netns.inside(self.namespace):

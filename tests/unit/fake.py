@@ -101,6 +101,19 @@ class FakeTable:
             self.entries.pop(key, None)
             self._plane.check()
 
+    def update_many(self, keys: Any, values: Any) -> None:
+        assert (keys.shape[1], values.shape[1]) == (self.key.size, self.value.size)
+        self._plane.trip(f"update many {self.name}")
+        for key, value in zip(keys, values, strict=True):
+            self.entries[key.tobytes()] = value.tobytes()
+        self._plane.check()
+
+    def delete_many(self, keys: Any) -> None:
+        self._plane.trip(f"delete many {self.name}")
+        for key in keys:
+            self.entries.pop(key.tobytes(), None)
+        self._plane.check()
+
     def totals(self, key: bytes) -> dict[str, int]:
         return self.value.unpack(self.get(key) or bytes(self.value.size))
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mptm.cli.bundles import flow_bundles, flow_load, flow_save, flow_unload
 from mptm.cli.common import (
     Command,
     complete_interfaces,
@@ -201,6 +202,10 @@ def network_list(as_json: bool) -> None:
         )
 
 
+def _belongs_to(obj: Any, network: str) -> bool:
+    return network in obj.networks if obj.kind == "bundle" else obj.network == network
+
+
 @network.command("show")
 @click.argument("name", shell_complete=complete_names("networks"))
 @json_option
@@ -217,7 +222,7 @@ def network_show(name: str, as_json: bool) -> None:
     intent = current_node().intent
     found = intent.get("network", name)
     members = {
-        f"{kind}s": [each for each in intent.of_kind(kind).values() if each.network == name]
+        f"{kind}s": [each for each in intent.of_kind(kind).values() if _belongs_to(each, name)]
         for kind in KINDS
         if kind != "network"
     }
@@ -605,13 +610,18 @@ def _steered_fields(found: Route | Flow) -> dict[str, object]:
 
 @click.group()
 def flow() -> None:
-    """Flows: exact pairs of inner addresses, looked up before routes.
+    """Flows: exact pairs of inner addresses, looked up before routes. Very many at once are a bundle: see `load`.
 
     \b
     Example:
       mptm flow add 10.250.1.100 10.250.1.101 --network blue --via to-node2
       mptm flow list
+      mptm flow load subscribers.csv --network blue --via to-node2
     """
+
+
+for _command in (flow_load, flow_bundles, flow_save, flow_unload):
+    flow.add_command(_command)
 
 
 @flow.command("add")

@@ -140,11 +140,13 @@ def restore() -> None:
     Example:
       mptm restore
     """
+    from mptm.sync import count_entries
+
     plan = current_node().restore()
     warn_of(plan)
     if plan.outcome.upgraded:
         note("the attached programs were exchanged for those of the installed build")
-    changed = len(plan.outcome.changes)
+    changed = count_entries(plan.outcome.changes)
     if changed:
         note(f"{count(changed, 'entry', 'entries')} of the data plane changed")
     elif not plan.outcome.upgraded:
