@@ -485,12 +485,14 @@ BUILD = """
 #include <bpf/bpf_helpers.h>
 #include "maps.h"
 char LICENSE[] SEC("license") = "GPL";
-SEC("xdp") int mptm_encap_xdp(struct xdp_md *ctx)
+SEC(KIND) int mptm_encap_xdp(struct xdp_md *ctx)
 {
 	__u32 slot = 0;
+	if (ctx->ingress_ifindex == 12345)
+		return bpf_redirect_map(&tx_ports, 1, XDP_DROP);
 	return bpf_map_lookup_elem(&ports, &slot) ? VERDICT : XDP_ABORTED;
 }
-SEC("xdp") int mptm_decap_xdp(struct xdp_md *ctx)
+SEC(KIND) int mptm_decap_xdp(struct xdp_md *ctx)
 {
 	__u32 slot = 0;
 	return bpf_map_lookup_elem(&tunnels, &slot) ? VERDICT : XDP_ABORTED;
@@ -501,9 +503,9 @@ SEC("xdp") int mptm_decap_xdp(struct xdp_md *ctx)
 @pytest.fixture
 def build(tmp_path: Path, clang: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """build(verdict, {old: new}): from now on, the object's programs give this verdict, and its tables are those
-    of bpf/maps.h with text replaced."""
+    of bpf/maps.h with text replaced. `kind` is the programs' section."""
 
-    def use(verdict: str, replace: dict[str, str] | None = None) -> None:
+    def use(verdict: str, replace: dict[str, str] | None = None, *, kind: str = "xdp.frags") -> None:
         directory = tmp_path / str(next(_numbers))
         directory.mkdir()
         for header in ("abi.h", "maps.h"):
@@ -511,7 +513,7 @@ def build(tmp_path: Path, clang: Callable[..., Path], monkeypatch: pytest.Monkey
             for old, new in (replace or {}).items():
                 text = text.replace(old, new)
             (directory / header).write_text(text)
-        clang(directory / DATA_PLANE, BUILD, f"-DVERDICT={verdict}", f"-I{directory}")
+        clang(directory / DATA_PLANE, BUILD, f"-DVERDICT={verdict}", f'-DKIND="{kind}"', f"-I{directory}")
         monkeypatch.setenv("MPTM_OBJECT_DIR", str(directory))
 
     return use
@@ -631,6 +633,29 @@ def test_a_layout_that_changed_at_the_same_size_gets_a_fresh_table(
         with found:
             assert found.maps["ports"].value.unpack(value)["longest"] == 1500
             assert found.maps["ports"].items() == {key: value}
+
+
+def test_an_upgrade_from_programs_for_whole_frames_to_those_for_several_buffers(
+    instance: str, pair: Pair, build: Callable[..., None]
+) -> None:
+    """The kernel refuses a DEVMAP that serves both kinds, but not tx_ports, which is a DEVMAP_HASH."""
+    build("XDP_PASS", kind="xdp")
+    with netns.inside(pair.here), open_loaded(instance) as old:
+        old.attach(attachment(pair))
+        target = {old.maps["tx_ports"].key.pack(pair.ifindex): old.maps["tx_ports"].value.pack(pair.ifindex)}
+        old.maps["tx_ports"].update(target)
+        redirects = old.maps["tx_ports"].items()
+    assert not peer_is_dropped(pair)
+
+    build("XDP_DROP", kind="xdp.frags")
+    with netns.inside(pair.here), open_loaded(instance) as new:
+        assert new.upgrade_needed
+        assert new.fresh_maps == frozenset()
+        assert new.maps["tx_ports"].items() == redirects
+        new.switch_links()
+    assert peer_is_dropped(pair)
+    with open_loaded(instance) as again:
+        assert not again.upgrade_needed
 
 
 def test_an_upgrade_switches_adopted_programs_too(

@@ -336,6 +336,11 @@ def _explain_port(node: Node, port: Port, plan: Plan) -> None:
     mode = plan.outcome.modes.get(port.name)
     if mode is not None:
         note(f"{port.name} is attached ({mode})")
+    if mode == "generic" and port.mode == "auto":
+        note(
+            f"the driver of {port.name}, as it is set now (MTU, queues), doesn't run XDP itself: the kernel runs it, "
+            "several times slower"
+        )
     link = plan.facts.links.get(port.name)
     if link is None:
         return

@@ -151,20 +151,6 @@ class DataPlane:
 
     @classmethod
     def _load(cls, instance: str, build: str) -> DataPlane:
-        """Load the object, with the pinned tables that fit it.
-
-        A device map serves programs of one kind only, of whole frames or of frames in several buffers (xdp.frags), and
-        doesn't say of which: where the kernel refuses a pinned one, a new one takes its place.
-        """
-        try:
-            return cls._load_with(instance, build, shares_devices=True)
-        except KernelError as error:
-            if error.errno != errno.EINVAL:
-                raise
-            return cls._load_with(instance, build, shares_devices=False)
-
-    @classmethod
-    def _load_with(cls, instance: str, build: str, *, shares_devices: bool) -> DataPlane:
         root, path = instance_directory(instance), object_path(DATA_PLANE)
         with libbpf.Object(path) as loading:
             types = Types(loading.btf(), path.name)
@@ -172,7 +158,7 @@ class DataPlane:
             declared_maps = loading.maps()
             for declared in declared_maps:
                 pin = root / "maps" / declared.name
-                if not pin.exists() or (declared.type in (DEVMAP, DEVMAP_HASH) and not shares_devices):
+                if not pin.exists():
                     continue
                 fd = libbpf.open_pin(pin)
                 try:
