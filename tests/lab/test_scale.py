@@ -58,4 +58,3 @@ def test_flows_of_a_bundle_steer_packets_and_come_back_after_a_reboot(lab: Lab, 
         assert mptm(lab, "node1", "flow", "unload", "flows").returncode == 0
         assert table_bytes(node)["flows_v4"] == {}
         ping(lab, "node1-c1", there)
-
