@@ -127,8 +127,6 @@ class Chain:
             ORIGINAL: lambda: self._build_original(original),
         }[kind]
         self.switches: list[Switch] = []
-        if kind == TC and "hook" not in Port.__struct_fields__:
-            raise NotSupported("not available: this build's ports have no hook tc")
         self.namespace = {name: namespaces.add(f"{prefix}-{name}") for name in MAC}
         self.ifindex: dict[tuple[str, str], int] = {}
         self._build_links()
@@ -362,8 +360,6 @@ class Chain:
 
 def _at(hook: str) -> dict[str, str]:
     """Fields of a port at a hook."""
-    if "hook" not in Port.__struct_fields__:
-        return {"mode": "native"}
     return {"hook": hook} | ({"mode": "native"} if hook == "xdp" else {})
 
 
