@@ -29,7 +29,7 @@ from mptm.errors import MptmError
 from mptm.facts import Facts, Link, Path
 from mptm.intent import Intent, Network, Port, Route, Tunnel, tunnel_from_dict
 from mptm.kernel import libbpf, netns, testrun
-from mptm.kernel.maps import Map
+from mptm.kernel.hashtable import open_maps
 from mptm.kernel.objects import DATA_PLANE, object_path
 from mptm.protocols import PROTOCOLS
 
@@ -236,7 +236,7 @@ class _Node:
         with libbpf.Object(object_path(DATA_PLANE)) as real:
             real.load()
             self._programs = real.program_fds()
-            self.maps = {name: Map(name, fd) for name, fd in real.map_fds().items()}
+            self.maps = open_maps(real.map_fds())
         with libbpf.Object(object_path(BENCH)) as bench:
             for declared in bench.maps():
                 bench.reuse_map(declared, self.maps[declared.name].fd)

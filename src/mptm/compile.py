@@ -675,9 +675,9 @@ class _Compilation:
         elif prefix.prefixlen == prefix.max_prefixlen:
             self.tables.hosts_v6[tables.HostKeyV6(network, address)] = next_hop
         elif isinstance(prefix, IPv4Network):
-            self.tables.prefixes_v4[tables.PrefixKeyV4(32 + prefix.prefixlen, network, address)] = next_hop
+            self.tables.prefixes_v4[tables.PrefixKeyV4(prefix.prefixlen, network, address)] = next_hop
         else:
-            self.tables.prefixes_v6[tables.PrefixKeyV6(32 + prefix.prefixlen, network, address)] = next_hop
+            self.tables.prefixes_v6[tables.PrefixKeyV6(prefix.prefixlen, network, address)] = next_hop
 
     def _add_flow(self, flow: Flow) -> None:
         source, destination = ipaddress.ip_address(flow.source), ipaddress.ip_address(flow.destination)

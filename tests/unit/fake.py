@@ -24,7 +24,6 @@ from mptm.node import NetnsIdentity
 from mptm.tables import Attachment
 
 ARRAYS = (
-    "generation",
     "ports",
     "tunnels",
     "groups",
@@ -50,7 +49,6 @@ STRUCTS = {
     "tunnel_counters": ("", "tunnel_counters"),
     "port_counters": ("", "port_counters"),
     "drops": ("drop_key", "drop_value"),
-    "generation": ("", ""),
     "gateways": ("", "gateway"),
     "groups": ("", "group"),
     "sequences": ("", ""),
@@ -195,7 +193,7 @@ class FakeDataPlane:
 
     def bytes(self) -> dict[str, dict[bytes, bytes]]:
         """Everything that the control plane writes."""
-        counted = ("generation", "tunnel_counters", "port_counters", "sequences", "drops")
+        counted = ("tunnel_counters", "port_counters", "sequences", "drops")
         return {name: dict(table.entries) for name, table in self.maps.items() if name not in counted}
 
 
