@@ -7,7 +7,6 @@ import dataclasses
 import gc
 import itertools
 import os
-import shutil
 import socket
 import stat
 import struct
@@ -449,26 +448,6 @@ def test_a_name_that_no_instance_can_have_is_refused(name: str) -> None:
 
 
 # ---- another build ---------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def clang() -> Callable[..., Path]:
-    """Compiles C text to an object."""
-    if shutil.which("clang") is None:
-        pytest.skip("clang is not installed")
-
-    def compile_object(path: Path, text: str, *flags: str) -> Path:
-        machine = f"-I/usr/include/{os.uname().machine}-linux-gnu"
-        options = ["-O2", "-g", "-target", "bpf", "-mcpu=v3", machine, *flags, "-x", "c", "-c", "-"]
-        subprocess.run(
-            ["clang", *options, "-o", str(path)],
-            input=textwrap.dedent(text),
-            text=True,
-            check=True,
-        )
-        return path
-
-    return compile_object
 
 
 BUILD = """

@@ -186,8 +186,10 @@ class NextHops:
                 free = self._free()
             total = self._count * self._per_segment
             if len(free) < max(count, total // 4):
-                self._grow(-(-(count - len(free) + total // 4) // self._per_segment))
+                self._grow(-(-(count - len(free) + total // 4 + 1) // self._per_segment))  # 1: the empty one
                 free = self._free()
+        if len(free) < count:
+            raise self._full()
         return free[:count]
 
     def _free(self) -> _Indexes:
@@ -202,12 +204,14 @@ class NextHops:
         self._segments.wait_for_programs()
         self._used[: len(wanted)][~wanted] = 0
 
+    def _full(self) -> TableFull:
+        room = self._count * self._per_segment - 1
+        return TableFull(f"the table {self.name} is full: it has room for {room} different next hops")
+
     def _grow(self, count: int) -> None:
-        count = min(max(count, 1), self._segments.capacity - self._count)
-        if count <= 0:
-            raise TableFull(
-                f"the table {self.name} is full: it has room for {self._count * self._per_segment} different next hops"
-            )
+        count = min(count, self._segments.capacity - self._count)
+        if not count:
+            return
         with self._segments.create(count) as new:
             self._segments.publish({self._count + number: fd for number, fd in enumerate(new.descriptors)})
         self.refresh()
@@ -317,6 +321,14 @@ class HashTable(Map):
         numbers = self._numbers[: self._segment_count * self._buckets]
         return numbers[numbers.view(np.int32) > 0]
 
+    def entry_count(self) -> int:
+        """How many entries there are."""
+        return len(self.next_hops_in_use())
+
+    def memory_bytes(self) -> int:
+        """What the segments take, without next hops."""
+        return self._segment_count * self._open.layout.size if self._refresh() else 0
+
     # ---- writing ----
 
     def update(self, entries: Mapping[bytes, bytes]) -> None:
@@ -338,7 +350,8 @@ class HashTable(Map):
         keys = np.ascontiguousarray(keys)
         words, networks = self._split_keys(keys)
         hashes = self._hash(words, networks)
-        if len(np.unique(hashes)) < len(keys) and len(last := _last_of_each(keys)) < len(keys):
+        ordered = np.sort(hashes)
+        if (ordered[1:] == ordered[:-1]).any() and len(last := _last_of_each(keys)) < len(keys):
             keys, values, hashes = keys[last], values[last], hashes[last]
             words, networks = words[last], networks[last]
         numbers = self._next_hops.intern(values)
