@@ -22,7 +22,7 @@ from mptm.errors import MptmError
 from mptm.node import SystemKernel
 
 from . import control, latency, machine, packet_cost, packet_rate, throughput
-from .measurement import FAILURES, Budget, Effort, Part, Progress, Row, Settings, say
+from .measurement import FAILURES, OUT_OF_TIME, Budget, Effort, Part, Progress, Row, Settings, say
 from .report import Report, SectionResult, targets_table, to_markdown
 
 SECTIONS: tuple[ModuleType, ...] = (packet_cost, packet_rate, throughput, latency, control)
@@ -45,9 +45,12 @@ def run(settings: Settings, sections: list[ModuleType], seconds: float, progress
     date = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
     began = time.monotonic()
     budget = Budget(seconds * (1 - RESERVE))
-    found = []
+    found: list[SectionResult] = []
     shares = budget.shares([section.WEIGHT for section in sections])
     for section, share in zip(sections, shares, strict=True):
+        if share.is_out() or any(each.problem == OUT_OF_TIME for each in found):
+            found.append(SectionResult(section.NAME, section.TITLE, section.PARTS, (), 0.0, OUT_OF_TIME))
+            continue
         progress(f"{section.TITLE}: {share.left():.0f} s")
         found.append(_run_section(section, share, settings, progress))
     return Report(
@@ -70,7 +73,7 @@ def _run_section(
     try:
         rows = section.measure(budget, settings, lambda sentence: progress(f"  {sentence}"))
     except OutOfTime:
-        problem = "out of time"
+        problem = OUT_OF_TIME
     except FAILURES as error:
         problem = say(error)
     except Exception as error:  # a fault of the benchmark itself: what the others measured is kept

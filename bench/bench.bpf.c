@@ -102,18 +102,18 @@ static __always_inline int undo(struct xdp_md *ctx, int verdict)
 	return verdict;
 }
 
-__attribute__((section("xdp"), used)) int bench_encap(struct xdp_md *ctx)
+__attribute__((section("xdp.frags"), used)) int bench_encap(struct xdp_md *ctx)
 {
 	return change(ctx) && save(ctx) ? undo(ctx, mptm_encap_xdp(ctx)) : XDP_ABORTED;
 }
 
-__attribute__((section("xdp"), used)) int bench_decap(struct xdp_md *ctx)
+__attribute__((section("xdp.frags"), used)) int bench_decap(struct xdp_md *ctx)
 {
 	return change(ctx) && save(ctx) ? undo(ctx, mptm_decap_xdp(ctx)) : XDP_ABORTED;
 }
 
 /* The floor: what every program that moves the head and redirects has to pay. */
-__attribute__((section("xdp"), used)) int bench_floor(struct xdp_md *ctx)
+__attribute__((section("xdp.frags"), used)) int bench_floor(struct xdp_md *ctx)
 {
 	if (!change(ctx) || !save(ctx) || bpf_xdp_adjust_head(ctx, settings.head_delta))
 		return XDP_ABORTED;
@@ -121,12 +121,12 @@ __attribute__((section("xdp"), used)) int bench_floor(struct xdp_md *ctx)
 }
 
 /* One more undoing than nothing: what has to be taken off the others to see them as they run on a port. */
-__attribute__((section("xdp"), used)) int bench_undo(struct xdp_md *ctx)
+__attribute__((section("xdp.frags"), used)) int bench_undo(struct xdp_md *ctx)
 {
 	return change(ctx) && save(ctx) ? undo(ctx, XDP_PASS) : XDP_ABORTED;
 }
 
-__attribute__((section("xdp"), used)) int bench_pass(struct xdp_md *ctx __attribute__((unused)))
+__attribute__((section("xdp.frags"), used)) int bench_pass(struct xdp_md *ctx __attribute__((unused)))
 {
 	return XDP_PASS;
 }

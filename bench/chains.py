@@ -34,11 +34,13 @@ from .ovs import Switch
 
 XDP, TC, REDIRECT, VXLAN, ROUTING, OVS = "mptm-xdp", "mptm-tc", "redirect", "vxlan", "routing", "ovs"
 ORIGINAL = "original"
-KINDS = (XDP, TC, REDIRECT, VXLAN, ROUTING, OVS)
+TC_REDIRECT = "redirect-tc"
+KINDS = (XDP, TC, REDIRECT, TC_REDIRECT, VXLAN, ROUTING, OVS)
 TITLES = {
     XDP: "MPTM at XDP, VXLAN",
     TC: "MPTM at TC, VXLAN",
     REDIRECT: "plain redirect in XDP, no tunnel",
+    TC_REDIRECT: "plain redirect at TC, no tunnel",
     VXLAN: "kernel vxlan and bridge",
     ROUTING: "kernel routing, no tunnel",
     OVS: "Open vSwitch in user space, VXLAN",
@@ -118,14 +120,13 @@ class Chain:
             XDP: lambda: self._build_tunnel("xdp"),
             TC: lambda: self._build_tunnel("tc"),
             REDIRECT: self._build_redirect,
+            TC_REDIRECT: self._build_tc_redirect,
             VXLAN: self._build_vxlan,
             ROUTING: self._build_routing,
             OVS: self._build_ovs,
             ORIGINAL: lambda: self._build_original(original),
         }[kind]
         self.switches: list[Switch] = []
-        if kind == TC and "hook" not in Port.__struct_fields__:
-            raise NotSupported("not available: this build's ports have no hook tc")
         self.namespace = {name: namespaces.add(f"{prefix}-{name}") for name in MAC}
         self.ifindex: dict[tuple[str, str], int] = {}
         self._build_links()
@@ -266,6 +267,15 @@ class Chain:
             for interface in ("port", "eth0"):
                 self.attach_xdp(name, interface, programs["mptm_redirect"])
 
+    def _build_tc_redirect(self) -> None:
+        for name in NODES:
+            programs, maps = load(TRAFFIC)
+            port, uplink = (self.ifindex[name, interface] for interface in ("port", "eth0"))
+            to_uplink, to_peer = struct.pack("<II", uplink, 0), struct.pack("<II", port, 1)
+            maps["targets"].update({struct.pack("<I", port): to_uplink, struct.pack("<I", uplink): to_peer})
+            for interface in ("port", "eth0"):
+                self.attach_tc(name, interface, programs["bench_redirect_tc"])
+
     def _build_vxlan(self) -> None:
         """As fast as it gets: known MAC addresses, no learning, no checksum."""
         for name in NODES:
@@ -350,11 +360,10 @@ class Chain:
 
 def _at(hook: str) -> dict[str, str]:
     """Fields of a port at a hook."""
-    if "hook" not in Port.__struct_fields__:
-        return {"mode": "native"}
     return {"hook": hook} | ({"mode": "native"} if hook == "xdp" else {})
 
 
+TRAFFIC = "traffic.o"
 ORIGINAL_PROGRAMS = ("mptm_encap_xdp", "mptm_decap_xdp")
 ORIGINAL_MAPS = ("mptm_tunnel_info_map", "mptm_redirect_if_devmap")
 ORIGINAL_VALUE_SIZE = 64

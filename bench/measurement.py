@@ -133,7 +133,9 @@ def missing(part: str, line: str, column: str, reason: str) -> Row:
 def say(error: BaseException) -> str:
     """An error on one line, for a row's reason."""
     if isinstance(error, subprocess.TimeoutExpired):
-        return f"{error.cmd[0] if isinstance(error.cmd, list) else error.cmd} took longer than {error.timeout:g} s"
+        words = error.cmd if isinstance(error.cmd, list) else [error.cmd]
+        tool = words[words.index("--") + 1] if "--" in words else words[0]
+        return f"{Path(tool).name} took longer than {error.timeout:.3g} s"
     return " ".join(str(error).split()) or type(error).__name__
 
 

@@ -20,7 +20,20 @@ from mptm import headers
 from mptm.errors import MptmError
 from mptm.kernel import netns, testrun
 
-from .chains import KINDS, MAC, NODES, ORIGINAL, ROUTING, TITLES, VXLAN, Chain, Underlay, load, try_to_build
+from .chains import (
+    KINDS,
+    MAC,
+    NODES,
+    ORIGINAL,
+    ROUTING,
+    TITLES,
+    TRAFFIC,
+    VXLAN,
+    Chain,
+    Underlay,
+    load,
+    try_to_build,
+)
 from .frames import DESTINATION_PORT, SMALLEST_FRAME, udp_frame
 from .measurement import (
     Budget,
@@ -52,7 +65,6 @@ PARTS = (
     ),
 )
 
-TRAFFIC = "traffic.o"
 SIZES = (SMALLEST_FRAME, 1400)
 CPUS = (1, 2)
 RUN_SECONDS = {Effort.FULL: 0.3, Effort.QUICK: 0.15, Effort.SMOKE: 0.02}

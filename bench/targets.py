@@ -156,5 +156,20 @@ def _control(results: Results) -> list[Target]:
             20,
             "ms",
         ),
-        _of(results.row(control.FLOWS, control.MANY_FLOWS, "1 M"), "1 M flows", 5, "s"),
+        *(
+            _of(
+                results.row(control.FLOWS, line, control.COUNT_NAMES[1_000_000]),
+                f"1 M flows: {line}",
+                5,
+                "s",
+                scale=1e-3,
+            )
+            for line in (control.FROM_ARRAYS, control.FROM_CSV)
+        ),
+        _of(
+            results.row(control.FLOWS, control.ONE_MORE, control.COUNT_NAMES[1_000_000]),
+            "one flow more, beside 1 M flows, from Python",
+            20,
+            "ms",
+        ),
     ]

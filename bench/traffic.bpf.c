@@ -5,6 +5,10 @@
  * bench_generate   run on live frames (BPF_F_TEST_XDP_LIVE_FRAMES): writes the packet and sends it
  * bench_sink       attached at the far end in XDP: counts what arrives, keeps samples, drops
  * bench_sink_tc    the same at TC, for what arrives as an skb
+ *
+ * And between them, in one of the chains:
+ *
+ * bench_redirect_tc   sends every packet on, at TC: to an interface, or to the far end of a veth
  */
 #include <stdbool.h>
 #include <linux/bpf.h>
@@ -67,6 +71,19 @@ struct {
 	__type(value, struct frame);
 } samples SEC(".maps");
 
+struct target {
+	__u32 ifindex;
+	__u32 is_peer; /* received at the far end of that veth at once */
+};
+
+/* ingress ifindex -> where packets go on to. User space writes, bench_redirect_tc reads. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 16);
+	__type(key, __u32);
+	__type(value, struct target);
+} targets SEC(".maps");
+
 /* Frames come back as the last round left them: the start is written each time. */
 SEC("xdp") int bench_generate(struct xdp_md *ctx)
 {
@@ -127,6 +144,16 @@ SEC("tc") int bench_sink_tc(struct __sk_buff *skb)
 		return TC_ACT_OK;
 	return count((void *)(long)skb->data, (void *)(long)skb->data_end, skb->len) ? TC_ACT_SHOT
 										     : TC_ACT_OK;
+}
+
+SEC("tc") int bench_redirect_tc(struct __sk_buff *skb)
+{
+	__u32 ifindex = skb->ifindex;
+	struct target *target = bpf_map_lookup_elem(&targets, &ifindex);
+
+	if (!target)
+		return TC_ACT_OK;
+	return target->is_peer ? bpf_redirect_peer(target->ifindex, 0) : bpf_redirect(target->ifindex, 0);
 }
 
 char LICENSE[] SEC("license") = "GPL";

@@ -164,6 +164,7 @@ enum tunnel_flag {
 	    2, /* carries IP packets: the inner Ethernet header and VLAN tags are dropped, not `strip` */
 	TUNNEL_UNTAGGED =
 	    4, /* carries frames without their VLAN tags; PATCH_INNER_MACS behind `outer` moves the rest */
+	TUNNEL_CANT_SEND = 128, /* in use without a template; what would go into it is counted for it */
 };
 
 /* What the kernel can be told of the outer headers at TC, so that it makes the segments of a GSO packet
@@ -187,7 +188,7 @@ enum inner_family {
 struct tunnel {
 	__u8 outer[MPTM_OUTER_SIZE]; /* as it goes on the wire, patched fields zero, IPv4 checksum for that */
 	struct patch patches[MPTM_PATCHES];
-	__u32 outer_len; /* bytes of outer in use; even; 0: the slot is free */
+	__u32 outer_len; /* bytes of outer in use; even; 0: free, or TUNNEL_CANT_SEND */
 	__u32 strip;	 /* bytes of the inner frame that are dropped first */
 	__u32 patch_count;
 	__u32 max_len; /* longest outgoing frame: egress MTU + link-layer header */

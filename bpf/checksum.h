@@ -12,6 +12,7 @@
 #define SUM_MAX		  (SUM_OFFSET_MASK + 1)
 #define SUM_CHUNK	  512 /* bytes at most that one helper call adds up */
 #define TCP_CHECKSUM_END  18  /* where its checksum field ends, in a TCP header */
+#define UDP_CHECKSUM_END  8
 #define ICMP_CHECKSUM_END 4
 #define SUM_CHUNKS	  (SUM_OFFSET_MASK / SUM_CHUNK + 1)
 
@@ -39,6 +40,37 @@
 		}                                                                                            \
 	} while (0)
 
+/* 0 -> a piece of a packet that isn't in reach, per CPU, while it is summed up. Data plane writes and reads.
+ */
+struct sum_piece {
+	__u8 bytes[SUM_CHUNK +
+		   sizeof(__u32)]; /* as verifiers see it, rounding a length up to words may go there */
+};
+TABLE_ARRAY(sum_pieces, BPF_MAP_TYPE_PERCPU_ARRAY, 1, struct sum_piece);
+
+/* The sum of bytes that are in reach only in part: they are copied piece by piece. */
+static __always_inline int sum_pieces_of(hook_ctx *ctx, __u32 offset, __u32 len)
+{
+	__u32 zero = 0, sum = 0, size;
+	struct sum_piece *piece = bpf_map_lookup_elem(&sum_pieces, &zero);
+
+	if (!piece || !len)
+		return piece ? 0 : -1;
+	for (__u32 i = 0; i < SUM_CHUNKS && len > SUM_CHUNK; i++) {
+		if (!read_bytes(ctx, offset, piece->bytes, SUM_CHUNK))
+			return -1;
+		sum = bpf_csum_diff(NULL, 0, (__be32 *)piece->bytes, SUM_CHUNK, sum);
+		offset += SUM_CHUNK;
+		len -= SUM_CHUNK;
+	}
+	size = ((len - 1) & (SUM_CHUNK - 1)) + 1;
+	*(__u32 *)&piece->bytes[(size - 1) & (SUM_CHUNK - sizeof(__u32))] = 0;
+	if (!read_bytes(ctx, offset, piece->bytes, size))
+		return -1;
+	sum = bpf_csum_diff(NULL, 0, (__be32 *)piece->bytes, (size + 3) & ~3U, sum);
+	return fold_checksum(sum);
+}
+
 /* Sum of `len` bytes at `offset`, which end within the first SUM_MAX: who calls has seen to it. */
 static __always_inline int sum_bytes_inline(hook_ctx *ctx, __u32 offset, __u32 len)
 {
@@ -46,6 +78,8 @@ static __always_inline int sum_bytes_inline(hook_ctx *ctx, __u32 offset, __u32 l
 	void *at;
 
 	pull_packet(ctx, offset + len);
+	if (!is_in_reach(ctx, offset + len))
+		return sum_pieces_of(ctx, offset, len);
 	for (__u32 i = 0; i < SUM_CHUNKS && len >= SUM_CHUNK; i++) {
 		at = packet_start(ctx) + (offset & SUM_OFFSET_MASK);
 		if (at + SUM_CHUNK > packet_end(ctx))

@@ -234,7 +234,9 @@ static __always_inline int encap_inline(hook_ctx *ctx, struct packet *packet, st
 	bool is_l3;
 
 	if (!tunnel || !tunnel->outer_len)
-		return drop_on_tunnel(REASON_TUNNEL_DOWN, tunnel ? tunnel->counter : slot, packet->len);
+		return tunnel && tunnel->flags & TUNNEL_CANT_SEND
+			   ? drop_on_tunnel(REASON_TUNNEL_DOWN, tunnel->counter, packet->len)
+			   : drop_on_port(REASON_TUNNEL_DOWN, ctx->ingress_ifindex, packet->len);
 	is_l3 = tunnel->flags & TUNNEL_L3;
 	if (is_l3 && !is_carried(tunnel, packet))
 		return sending->is_answer ? VERDICT_DROP
@@ -267,7 +269,9 @@ static __always_inline int encap_inline(hook_ctx *ctx, struct packet *packet, st
 	room = push_outer(ctx, packet, tunnel, strip);
 	if (room == ROOM_SEGMENTS)
 		return send_segments(ctx, packet, tunnel, slot);
-	if (room != ROOM_MADE)
+	if (room == ROOM_GSO)
+		return drop_on_tunnel(REASON_GSO, tunnel->counter, packet->len);
+	if (room == ROOM_NONE)
 		return drop_on_tunnel(REASON_NO_HEADROOM, tunnel->counter, packet->len);
 	if (!copy_template(ctx, tunnel, tunnel->outer_len))
 		return drop_on_tunnel(REASON_NO_HEADROOM, tunnel->counter, packet->len);
@@ -282,6 +286,7 @@ static __always_inline int encap_inline(hook_ctx *ctx, struct packet *packet, st
 			return drop_on_tunnel(REASON_NO_HEADROOM, tunnel->counter, packet->len);
 	}
 
+	finish_room(ctx, room, patching.l3_offset);
 	if (tunnel->flags & TUNNEL_TO_STACK) {
 		ingress = lookup_port(ingress_ifindex(ctx), &port_slot);
 		if (!ingress)

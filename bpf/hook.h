@@ -35,6 +35,9 @@ typedef struct __sk_buff hook_ctx;
 #define VERDICT_DROP	 TC_ACT_SHOT
 #define VERDICT_REDIRECT TC_ACT_REDIRECT
 
+/* Checksums of what is sent by a stack of this machine may be yet to be filled in (CHECKSUM_PARTIAL). */
+#define HAS_UNFINISHED_SUMS 1
+
 /* skb->mark of packets that come back to us, "MP" in the upper half: a slot in tunnels, or what only passes.
  */
 #define MARK_OURS 0x4d50
@@ -88,6 +91,18 @@ static __always_inline void pull_packet(hook_ctx *ctx, __u32 len)
 		len = frame_len(ctx);
 	if (packet_end(ctx) - packet_start(ctx) < (long)len)
 		bpf_skb_pull_data(ctx, len);
+}
+
+/* Whether the first `len` bytes are in reach: pull_packet has seen to it, as far as there are so many. */
+static __always_inline bool is_in_reach(const hook_ctx *ctx __attribute__((unused)),
+					__u32 len __attribute__((unused)))
+{
+	return true;
+}
+
+static __always_inline bool read_bytes(hook_ctx *ctx, __u32 offset, void *to, __u32 len)
+{
+	return !bpf_skb_load_bytes(ctx, offset, to, len);
 }
 
 /* Whether the program is to look at the packet, which is then as it is on the wire. */
@@ -169,11 +184,14 @@ static __always_inline void update_sum(hook_ctx *ctx, __be32 from, __be32 to)
 
 typedef struct xdp_md hook_ctx;
 
-#define HOOK_PROGRAM(name) SEC("xdp") int name##_xdp(hook_ctx *ctx)
+/* xdp.frags: frames may be in several buffers, of which only the first is in reach (Linux 5.18). */
+#define HOOK_PROGRAM(name) SEC("xdp.frags") int name##_xdp(hook_ctx *ctx)
 
 #define VERDICT_PASS	 XDP_PASS
 #define VERDICT_DROP	 XDP_DROP
 #define VERDICT_REDIRECT XDP_REDIRECT
+
+#define HAS_UNFINISHED_SUMS 0
 
 static __always_inline void *packet_start(const hook_ctx *ctx)
 {
@@ -190,16 +208,28 @@ static __always_inline __u32 ingress_ifindex(const hook_ctx *ctx)
 	return ctx->ingress_ifindex;
 }
 
-/*
- * Length of the frame in bytes. The barrier keeps clang 14 from narrowing the subtraction to 32-bit pointer
- * loads, which the verifier refuses.
- */
+/* Length of the frame in bytes, all its buffers together. A helper call: fast paths make it once. */
 static __always_inline __u64 frame_len(const hook_ctx *ctx)
+{
+	return bpf_xdp_get_buff_len((hook_ctx *)ctx);
+}
+
+/*
+ * Whether the first `len` bytes are in reach. The barrier keeps clang 14 from narrowing the subtraction to
+ * 32-bit pointer loads, which the verifier refuses.
+ */
+static __always_inline bool is_in_reach(const hook_ctx *ctx, __u32 len)
 {
 	__u64 data = ctx->data, data_end = ctx->data_end;
 
 	asm volatile("" : "+r"(data), "+r"(data_end));
-	return data_end - data;
+	return data_end - data >= len;
+}
+
+/* Copies `len` bytes at `offset`, in reach or not; false: beyond the packet. */
+static __always_inline bool read_bytes(hook_ctx *ctx, __u32 offset, void *to, __u32 len)
+{
+	return !bpf_xdp_load_bytes(ctx, offset, to, len);
 }
 
 static __always_inline __u32 gso_size(const hook_ctx *ctx __attribute__((unused)))

@@ -105,7 +105,7 @@ static __always_inline int encap_frame(hook_ctx *ctx)
 	struct packet packet = {};
 	struct next_hop *next_hop;
 	struct port *port, *local_port;
-	__u32 slot, local_slot;
+	__u32 slot, local_slot, len;
 
 	port = lookup_port(ingress_ifindex(ctx), &slot);
 	if (!port || port->role != PORT_ACCESS) {
@@ -113,9 +113,10 @@ static __always_inline int encap_frame(hook_ctx *ctx)
 		return VERDICT_PASS;
 	}
 	trace(TRACE_PORT, port->ifindex, port->role, port->network);
-	count_port_rx(slot, frame_len(ctx));
-	if (!parse_frame(ctx, 0, frame_len(ctx), &packet)) {
-		trace(TRACE_UNPARSED, frame_len(ctx), 0, 0);
+	len = frame_len(ctx);
+	count_port_rx(slot, len);
+	if (!parse_frame(ctx, 0, len, &packet)) {
+		trace(TRACE_UNPARSED, len, 0, 0);
 		return VERDICT_PASS;
 	}
 	trace_address(TRACE_PACKET, packet.family, packet.protocol, packet.len, packet.destination);
@@ -319,7 +320,7 @@ static __always_inline int forward(hook_ctx *ctx, const struct port *port, const
 	struct port *local_port = NULL;
 	struct sending sending = {};
 	struct next_hop *next_hop;
-	__u64 len = frame_len(ctx);
+	__u32 len = arrival->outer.frame_len;
 	__u32 local_slot = 0;
 	enum reason reason;
 	int to = -1;
@@ -400,8 +401,9 @@ static __always_inline int decap_frame(hook_ctx *ctx)
 		return VERDICT_PASS;
 	}
 	trace(TRACE_PORT, port->ifindex, port->role, port->network);
-	count_port_rx(slot, frame_len(ctx));
 	__builtin_memset(arrival, 0, offsetof(struct arrival, question));
+	arrival->outer.frame_len = frame_len(ctx);
+	count_port_rx(slot, arrival->outer.frame_len);
 	accepted = accept(ctx, port, slot, arrival, &verdict);
 	return accepted ? forward(ctx, port, accepted, arrival, slot) : verdict;
 }

@@ -10,14 +10,16 @@
 #ifndef MPTM_ROOM_H
 #define MPTM_ROOM_H
 
+#include "checksum.h"
 #include "hook.h"
 #include "packet.h"
 
 enum room {
 	ROOM_MADE = 0,
-	ROOM_NONE = 1, /* there is none: the packet can only be dropped */
-	ROOM_SEGMENTS =
-	    2, /* a GSO packet, as it was, that the kernel can't make segments of behind this header */
+	ROOM_NONE = 1,	   /* there is none: the packet can only be dropped */
+	ROOM_SEGMENTS = 2, /* a GSO packet, as it was, that becomes no segments behind this header */
+	ROOM_GSO = 3,	   /* nor without: it can only be dropped */
+	ROOM_NOTED = 4,	   /* made, and the kernel knows where the outer IP header is */
 };
 
 struct payload;
@@ -111,8 +113,15 @@ static __always_inline enum room push_outer(hook_ctx *ctx, const struct packet *
 	__u32 front = tunnel->outer_len - strip, tags_len = packet->l3_offset - ETH_HLEN;
 	__u32 kept = packet->l3_offset - strip;
 	struct l2_header l2 = {};
-	bool is_noted;
+	bool is_noted, is_known = !tags_len || is_tagged(ctx);
 
+	/* Tags that came out of a tunnel: the kernel takes them for the beginning of what they stand before.
+	 */
+	if (!is_known) {
+		if (gso_size(ctx) && tunnel->gso != GSO_LINK)
+			return ROOM_GSO;
+		return bpf_skb_change_head(ctx, front, 0) ? ROOM_NONE : ROOM_MADE;
+	}
 	if (gso_size(ctx) && (tunnel->gso == GSO_SEGMENTS || !packet->family ||
 			      (tunnel->gso != GSO_LINK && packet->len + front > IP_PACKET_MAX)))
 		return ROOM_SEGMENTS;
@@ -129,8 +138,19 @@ static __always_inline enum room push_outer(hook_ctx *ctx, const struct packet *
 	if (!is_noted && bpf_skb_change_head(ctx, front + tags_len, 0))
 		return ROOM_NONE;
 	if ((is_noted && kept) || tags_len)
-		return write_l2(ctx, front, &l2, packet->l3_offset) ? ROOM_MADE : ROOM_NONE;
-	return ROOM_MADE;
+		return write_l2(ctx, front, &l2, packet->l3_offset) ? (is_noted ? ROOM_NOTED : ROOM_MADE)
+								    : ROOM_NONE;
+	return is_noted ? ROOM_NOTED : ROOM_MADE;
+}
+
+/*
+ * A driver may have added up what it received, from the IP header on. What was written in front of that, up
+ * to `end`, is added where the kernel takes it for a part of it.
+ */
+static __always_inline void finish_room(hook_ctx *ctx, enum room room, __u32 end)
+{
+	if (room == ROOM_NOTED && (__s64)bpf_csum_update(ctx, 0) >= 0)
+		bpf_csum_update(ctx, sum_bytes(ctx, ETH_HLEN, end - ETH_HLEN));
 }
 
 /*
@@ -169,10 +189,15 @@ static __always_inline bool cut_outer(hook_ctx *ctx, const struct packet *packet
 	return write_l2(ctx, 0, &l2, ETH_HLEN);
 }
 
-/* Room for `len` bytes, zeroed, in front of a frame that is about to be answered. */
+/*
+ * Room for `len` bytes in front of a frame that is about to be answered, and whose Ethernet header, with tags
+ * that the kernel doesn't know of or none, is written next. The answer may go into a tunnel, so it is noted
+ * where its IP header is, if that can be.
+ */
 static __always_inline bool push_front(hook_ctx *ctx, __u32 len)
 {
-	return !bpf_skb_change_head(ctx, len, 0);
+	return !bpf_skb_adjust_room(ctx, len, BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_FIXED_GSO) ||
+	       !bpf_skb_change_head(ctx, len, 0);
 }
 
 #else
@@ -182,6 +207,12 @@ static __always_inline enum room push_outer(hook_ctx *ctx,
 					    const struct tunnel *tunnel, __u32 strip)
 {
 	return bpf_xdp_adjust_head(ctx, (int)(strip - tunnel->outer_len)) ? ROOM_NONE : ROOM_MADE;
+}
+
+static __always_inline void finish_room(hook_ctx *ctx __attribute__((unused)),
+					enum room room __attribute__((unused)),
+					__u32 end __attribute__((unused)))
+{
 }
 
 static __always_inline bool cut_outer(hook_ctx *ctx, const struct packet *packet __attribute__((unused)),

@@ -14,6 +14,7 @@
 struct outer {
 	__u8 source[16];
 	__u8 destination[16];
+	__u32 frame_len;      /* of the packet as it came */
 	__u32 payload_offset; /* of the tunnel header, from the start of the packet */
 	__u32 payload_len; /* bytes from there on, by the outer headers: padding of the frame is not in it */
 	__u16 number;	   /* UDP destination port, IP protocol or EtherType */

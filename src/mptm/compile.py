@@ -96,6 +96,7 @@ class TunnelFlag(IntEnum):
     TO_STACK = 1
     L3 = 2
     UNTAGGED = 4
+    CANT_SEND = 128
 
 
 class TerminationFlag(IntEnum):
@@ -373,7 +374,8 @@ def tunnel_record(
     """The entry of a tunnel; with outer_len 0 where it can't send."""
     split_horizon = tunnel.split_horizon or 0
     if template is None or path is None:
-        return tables.Tunnel(b"", (), 0, 0, 0, 0, 0, counter, 0, 0, 0, 0, split_horizon)
+        flags = int(TunnelFlag.CANT_SEND)
+        return tables.Tunnel(b"", (), 0, 0, 0, 0, 0, counter, flags, 0, 0, 0, split_horizon)
     to_stack = isinstance(tunnel.options, IpOptions) and tunnel.options.to_stack
     flags = (TunnelFlag.TO_STACK if to_stack else 0) | (TunnelFlag.L3 if template.is_l3 else 0)
     flags |= TunnelFlag.UNTAGGED if template.untagged else 0

@@ -69,11 +69,6 @@ class _FastLoader(getattr(yaml, "CSafeLoader", _Loader)):  # type: ignore[misc] 
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012
 
 
-for _loader in (_Loader, _FastLoader):
-    for _word in _PLAIN_WORDS:
-        _loader.add_implicit_resolver(*_word)
-
-
 class _Dumper(yaml.SafeDumper):
     """Writes numbers that standards write in hexadecimal so, and indents lists."""
 
@@ -91,6 +86,14 @@ def _represent_hexadecimal(dumper: yaml.SafeDumper, value: _Hexadecimal) -> Scal
 
 
 _Dumper.add_representer(_Hexadecimal, _represent_hexadecimal)
+
+for _reads_or_writes in (
+    _Loader,
+    _FastLoader,
+    _Dumper,
+):  # that text like 099 is quoted, which YAML 1.1 wouldn't
+    for _word in _PLAIN_WORDS:
+        _reads_or_writes.add_implicit_resolver(*_word)
 
 
 def load(text: str, source_name: str = "the file", advance: Advance | None = None) -> Intent:

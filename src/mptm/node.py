@@ -815,6 +815,7 @@ class Node:
                 "egress MTU": mtu,
                 "overhead": template.overhead(),
                 "inner MTU": template.inner_mtu(mtu),
+                "GSO at TC": template.gso_text,
             }
         elif (would_be := self._template(tunnel, _unresolved_path(tunnel))) is not None:
             found["overhead"] = would_be.overhead()

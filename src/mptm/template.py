@@ -144,6 +144,11 @@ class Template:
             return GsoKind.GRE
         return GsoKind.IP if self.is_l3 and len(self.outer) == ip_end else GsoKind.SEGMENTS
 
+    @property
+    def gso_text(self) -> str:
+        """What becomes of a GSO packet at TC: "whole", or "segments" that are made before."""
+        return "segments" if self.gso == GsoKind.SEGMENTS else "whole"
+
     def overhead(self) -> int:
         """Bytes of the egress MTU that are not the inner IP packet's (an inner Ethernet header is counted)."""
         inner_ethernet = 0 if self.is_l3 else INNER_ETHERNET_LEN - self.strip

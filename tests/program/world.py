@@ -62,6 +62,12 @@ def _refuse_to_ask(*_: object) -> str:
 conf.neighbor.resolve = _refuse_to_ask  # scapy would send ARP requests out of the machine's interfaces
 
 
+def can_be_run(packet: bytes) -> bool:
+    """Whether BPF_PROG_TEST_RUN takes the packet: at TC none whose IP header is cut short."""
+    least = {b"\x08\x00": 20, b"\x86\xdd": 40}.get(packet[12:14], 0)
+    return HOOK != "tc" or len(packet) >= 14 + least
+
+
 def run_one(data_plane: DataPlane, role: str, packet: bytes, ifindex: int) -> testrun.Run:
     """One packet through the program of a role at the hook that is tried; verdicts are XDP's."""
     if HOOK == "tc":
@@ -181,6 +187,7 @@ class World:
 
     def bring(self, intent: Intent, facts: Facts, *, keep_counters: bool = False) -> Compiled:
         """Bring the tables to a valid intent; counters start at zero, but with `keep_counters` only new ones."""
+        self.intent, self.facts = intent, facts
         compiled = compile_tables(intent, facts, self.allocations)
         compiled = dataclasses.replace(compiled, attachments=[])
         with netns.inside(self.namespace):

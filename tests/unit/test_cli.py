@@ -198,34 +198,29 @@ def test_a_group_is_made_changed_shown_and_taken_away(up):
     assert up("group", "del", "exits")[0] == 0
 
 
-def test_a_route_gets_another_next_hop_in_one_write(up, kernel):
+@pytest.mark.parametrize(
+    ("kind", "what", "steered"),
+    [
+        ("route", "10.250.1.101/32", {"prefix": "10.250.1.101/32"}),
+        ("flow", "10.250.1.100 10.250.1.101", {"source": "10.250.1.100", "destination": "10.250.1.101"}),
+    ],
+)
+def test_a_route_or_flow_gets_another_next_hop_in_one_write(up, kernel, kind, what, steered):
+    """All of it: the MAC address that it had before is gone."""
     for line in (
         "tunnel add other --protocol geneve --network blue --remote 10.30.30.3 --vni 1",
-        "route set 10.250.1.101 --via to-node2 --mac 02:00:00:00:00:05",
+        f"{kind} set {what} --via to-node2 --mac 02:00:00:00:00:05",
     ):
         assert up(*line.split()) == (0, "", "")
     plane = kernel.planes["default"]
     plane.log.clear()
-    line = "route set 10.250.1.101/32 --network blue --via other --relay"
-    assert up(*line.split()) == (0, "", "")
-    assert [step for step in plane.log if "_v4" in step] == ["update hosts_v4"]
-    assert json.loads(up("route", "show", "10.250.1.101/32", "--json")[1]) == {
-        "network": "blue",
-        "prefix": "10.250.1.101/32",
-        "via": "other",
-        "relay": True,
-    }
-
-
-def test_a_flow_gets_another_next_hop_in_one_write(up, kernel):
-    line = "flow add 10.250.1.9 10.250.1.101 --network blue --via to-node2"
-    assert up(*line.split()) == (0, "", "")
-    plane = kernel.planes["default"]
-    plane.log.clear()
-    line = "flow set 10.250.1.9 10.250.1.101 --drop"
-    assert up(*line.split()) == (0, "", "")
-    assert [step for step in plane.log if "_v4" in step] == ["update flows_v4"]
-    assert "next hop     drop\n" in up("flow", "show", "10.250.1.9", "10.250.1.101")[1]
+    assert up(*f"{kind} set {what} --network blue --via other --relay".split()) == (0, "", "")
+    table = "hosts_v4" if kind == "route" else "flows_v4"
+    assert [step for step in plane.log if "_v4" in step] == [f"update {table}"]
+    shown = json.loads(up(kind, "show", *what.split(), "--json")[1])
+    assert shown == {"network": "blue", **steered, "via": "other", "relay": True}
+    assert up(kind, "set", *what.split(), "--drop") == (0, "", "")
+    assert re.search(r"^next hop +drop$", up(kind, "show", *what.split())[1], re.MULTILINE)
 
 
 def test_and_their_reverse_takes_it_down_again(up):
@@ -310,6 +305,10 @@ def test_json_is_exactly_one_document_and_the_table_is_for_people(up, line):
         (
             "tunnel add t --protocol gre --network blue --remote 10.0.0.1 --accept vxlan",
             "a vxlan tunnel needs vni",
+        ),
+        (
+            "tunnel add t --protocol gre --network blue --remote 10.0.0.1 --accept vxlan,vni=3,vni=4",
+            "'vxlan,vni=3,vni=4' says vni twice",
         ),
         ("group add g --network blue", "a group needs one member at least"),
         ("group add g --network blue --member a:x", "'a:x' is not a tunnel with a weight from 1 to 256"),

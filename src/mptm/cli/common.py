@@ -7,7 +7,7 @@ import contextlib
 import json
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -23,6 +23,9 @@ PROGRESS_AFTER_SECONDS = 1.0
 
 SHOWN_FROM = 10_000
 """Things to do from which on a progress bar is shown: fewer are done before anyone looks."""
+
+Columns = Mapping[str, str | Callable[[Any], object]]
+"""Of a table of objects: heading -> the attribute that stands there, or what is made of the object."""
 
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output.")
 
@@ -148,6 +151,30 @@ def print_table(headings: Sequence[str], rows: Sequence[Sequence[object]], *, ri
             for text, width, flush in zip(row, widths, to_right, strict=True)
         ).rstrip()
         click.echo(click.style(line, bold=True) if bold and number == 0 else line)
+
+
+def of_network(objects: Mapping[str, Any], network: str | None) -> list[Any]:
+    """The objects that belong to a network; None: all of them."""
+    return [each for each in objects.values() if network in (None, each.network)]
+
+
+def print_objects(
+    objects: Iterable[Any],
+    columns: Columns,
+    *,
+    as_json: bool,
+    defaults: bool = False,
+    right: str = "",
+) -> None:
+    """A table of objects; or JSON, in which `defaults` says whether fields at their default are there as well."""
+    if as_json:
+        print_json([each.to_dict(defaults=defaults) for each in objects])
+    else:
+        rows = [
+            [getattr(each, of) if isinstance(of, str) else of(each) for of in columns.values()]
+            for each in objects
+        ]
+        print_table(list(columns), rows, right=right)
 
 
 def print_fields(fields: dict[str, object]) -> None:

@@ -21,9 +21,9 @@ import msgspec
 
 from mptm.cli import (
     discard_output,
+    explain,
     netns_of_environment,
     occupy_closed_streams,
-    output_problem,
     remark_on,
 )
 from mptm.errors import InvalidIntent, MptmError, NotFound
@@ -161,20 +161,8 @@ def run(arguments: Sequence[str]) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:
-        discard_output()
-        return 1
     except Exception as error:
-        if (problem := output_problem(error)) is not None:
-            _complain(problem)
-            return 1
-        if os.environ.get("MPTM_DEBUG"):
-            raise
-        _complain(
-            f"internal error: {type(error).__name__}: {error}\n"
-            "  this is a fault of mptm_user; the same command with MPTM_DEBUG=1 shows where"
-        )
-        return 1
+        return explain(error, "mptm_user", _complain)
 
 
 def _complain(text: str) -> None:

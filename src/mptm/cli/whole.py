@@ -52,7 +52,12 @@ def _load(path: str, bars: ProgressBars | None = None) -> Intent:
         raise MptmError(f"{path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise InvalidIntent(f"{path} is not UTF-8 text (byte {error.start})") from error
-    return load(text, "standard input" if path == "-" else path, bars)
+    return load(text, _name_of(path), bars)
+
+
+def _name_of(path: str) -> str:
+    """A file as it is called in messages."""
+    return "standard input" if path == "-" else path
 
 
 def _print_changes(changes: tuple[ObjectChange, ...]) -> None:
@@ -76,9 +81,9 @@ def apply(path: str, quiet: bool) -> None:
       mptm export | sed s/10.30.30.2/10.30.30.9/ | mptm apply -f -
     """
     with ProgressBars() as bars:
-        with saying(f"reading {path}", bars):
+        with saying(f"reading {_name_of(path)}", bars):
             wanted = _load(path, bars)
-        with saying(f"bringing the node to what {path} says", bars):
+        with saying(f"bringing the node to what {_name_of(path)} says", bars):
             plan = current_node(bars).apply(wanted)
     warn_of(plan)
     if not quiet:
@@ -98,7 +103,7 @@ def plan(path: str, as_json: bool) -> None:
     Example:
       mptm plan -f node1.yaml
     """
-    with ProgressBars() as bars, saying(f"comparing {path} with the node", bars):
+    with ProgressBars() as bars, saying(f"comparing {_name_of(path)} with the node", bars):
         found = current_node().plan(_load(path, bars))
     if as_json:
         print_json(found.to_dict())

@@ -27,7 +27,7 @@ from pathlib import Path
 
 from mptm.errors import ForeignProgram, KernelError, MptmError, NotFound
 from mptm.instance import check_instance_name
-from mptm.kernel import bpffs, libbpf, netlink, tc
+from mptm.kernel import bpffs, libbpf, netlink, segmenter, tc
 from mptm.kernel.btf import Types
 from mptm.kernel.maps import DEVMAP, DEVMAP_HASH, Map, types_of
 from mptm.kernel.objects import DATA_PLANE, DATA_PLANE_TC, object_path
@@ -38,6 +38,10 @@ PROGRAM_OF_ROLE = {"access": "mptm_encap_xdp", "uplink": "mptm_decap_xdp"}
 
 TC_PROGRAM_OF_ROLE = {"access": "mptm_encap_tc", "uplink": "mptm_decap_tc"}
 """The program that a port of a role runs at TC."""
+
+_SEGMENT_PROGRAM = "mptm_segment_tc"
+_SEGMENTER = "segmenter"
+"""The table that leads to the pair of `mptm.kernel.segmenter`, and the pin of the link there."""
 
 _LINKS_OF_HOOK = {"xdp": "links", "tc": "tcx"}
 _NO_TCX = frozenset((errno.EINVAL, errno.EOPNOTSUPP, libbpf.ENOTSUPP))
@@ -238,28 +242,79 @@ class DataPlane:
 
     def _attach_tc(self, attachment: Attachment) -> str:
         self.require_tc()
+        _require_interface(attachment)
+        self._ensure_segmenter()
         program = TC_PROGRAM_OF_ROLE[attachment.role]
-        program_fd = self.program_fd(program)
         with self._link_of(attachment) as fd:
             if fd is not None:
                 if libbpf.link_info(fd).program_id != self.program_id(program):
-                    _update_link(fd, program_fd, attachment.name)
+                    _update_link(fd, self.program_fd(program), attachment.name)
                 return "tcx"
-        _require_interface(attachment)
-        if any(each.ifindex == attachment.ifindex for each in self._filters()):
-            tc.set_filter(attachment.ifindex, program_fd, program)
-            return "clsact"
-        fd = libbpf.create_tcx_link(program_fd, attachment.ifindex)
-        if fd >= 0:
-            self._pin_link(fd, attachment)
-            return "tcx"
-        if -fd not in _NO_TCX:
-            raise libbpf.failure(f"{program} can't be attached to {attachment.name} at TC", fd)
-        tc.set_filter(attachment.ifindex, program_fd, program)
+        return self._create_at_tc(
+            attachment.ifindex, attachment.name, program, self._link_pin(attachment.name, "tc")
+        )
+
+    def _create_at_tc(self, ifindex: int, name: str, program: str, pin: Path) -> str:
+        """Attach a program at TC by a link that is pinned, or where the kernel has none by a filter; the mode."""
+        program_fd = self.program_fd(program)
+        if not any(each.ifindex == ifindex for each in self._filters()):
+            fd = libbpf.create_tcx_link(program_fd, ifindex)
+            if fd >= 0:
+                _pin_link(fd, pin)
+                return "tcx"
+            if -fd not in _NO_TCX:
+                raise libbpf.failure(f"{program} can't be attached to {name} at TC", fd)
+        tc.set_filter(ifindex, program_fd, program)
         return "clsact"
 
+    def _ensure_segmenter(self) -> None:
+        """Have what makes segments of GSO packets, with the program at its end."""
+        table = self.maps[_SEGMENTER]
+        pair = segmenter.find(self.instance)
+        pin = self._root / _SEGMENTER
+        if pair is None:
+            if pin.exists():
+                _detach_link(pin)
+            pair = segmenter.make(self.instance)
+        if not self._runs_segment_program(pair, pin):
+            self._create_at_tc(pair.exit, segmenter.names(self.instance)[1], _SEGMENT_PROGRAM, pin)
+        table.update({table.key.pack(0): table.value.pack(pair.entry)})
+
+    def _runs_segment_program(self, pair: segmenter.Pair, pin: Path) -> bool:
+        if not pin.exists():
+            return any(each.ifindex == pair.exit for each in tc.filters())
+        with _opened(pin) as fd:
+            if libbpf.link_info(fd).program_id in libbpf.tcx_programs(pair.exit):
+                return True
+        _detach_link(pin)
+        return False
+
+    def _switch_segmenter(self) -> None:
+        if (pair := segmenter.find(self.instance)) is None or not self._has_tc:
+            return
+        pin = self._root / _SEGMENTER
+        if pin.exists():
+            with _opened(pin) as fd:
+                _update_link(fd, self.program_fd(_SEGMENT_PROGRAM), "the segmenter")
+        else:
+            tc.set_filter(pair.exit, self.program_fd(_SEGMENT_PROGRAM), _SEGMENT_PROGRAM)
+
+    def _remove_segmenter(self) -> None:
+        pin = self._root / _SEGMENTER
+        if pin.exists():
+            _detach_link(pin)
+        segmenter.remove(self.instance)
+        if (table := self.maps.get(_SEGMENTER)) is not None:
+            table.update({table.key.pack(0): table.value.pack(0)})
+
     def _filters(self) -> list[tc.Filter]:
-        return [each for each in tc.filters() if self._is_ours(each.program_id)]
+        """Of the ports, not of the segmenter."""
+        pair = segmenter.find(self.instance)
+        return [
+            each
+            for each in tc.filters()
+            if self._is_ours(each.program_id) and (pair is None or each.ifindex != pair.exit)
+        ]
 
     def _attach_xdp(self, attachment: Attachment) -> str:
         program = PROGRAM_OF_ROLE[attachment.role]
@@ -290,6 +345,8 @@ class DataPlane:
             for each in self._filters():
                 if each.name == name:
                     tc.remove_filter(each.ifindex)
+            if not self._attachments_at_tc():
+                self._remove_segmenter()
 
     def _detach_xdp(self, name: str) -> None:
         pin = self._link_pin(name, "xdp")
@@ -366,6 +423,7 @@ class DataPlane:
             else:
                 with _opened(self._link_pin(attached.name, attached.hook)) as fd:
                     _update_link(fd, self.program_fd(program), attached.name)
+        self._switch_segmenter()
         self._pin()
         self.upgrade_needed = False
         self.fresh_maps = frozenset()
@@ -379,15 +437,6 @@ class DataPlane:
 
     def _link_pin(self, interface: str, hook: str) -> Path:
         return self._root / _LINKS_OF_HOOK[hook] / bpffs.escape(interface)
-
-    def _pin_link(self, fd: int, attachment: Attachment) -> None:
-        """Pin a new link; its descriptor is closed."""
-        try:
-            pin = self._link_pin(attachment.name, attachment.hook)
-            _make_directories(pin.parent)
-            libbpf.pin(fd, pin)
-        finally:
-            os.close(fd)
 
     @contextmanager
     def _link_of(self, attachment: Attachment) -> Iterator[int | None]:
@@ -432,7 +481,7 @@ class DataPlane:
         for mode in modes:
             fd = libbpf.create_xdp_link(self.program_fd(program), attachment.ifindex, _MODE_FLAGS[mode])
             if fd >= 0:
-                self._pin_link(fd, attachment)
+                _pin_link(fd, self._link_pin(attachment.name, "xdp"))
                 return mode
             if -fd not in _NOT_IN_THIS_MODE:
                 break
@@ -517,6 +566,9 @@ def remove_instance(instance: str) -> None:
     for directory in _LINKS_OF_HOOK.values():
         for name in _pins(root / directory):
             _detach_link(root / directory / name)
+    if (root / _SEGMENTER).exists():
+        _detach_link(root / _SEGMENTER)
+    segmenter.remove(instance)
     try:
         if root.exists():
             shutil.rmtree(root)
@@ -566,6 +618,15 @@ def _make_directories(directory: Path) -> None:
         raise KernelError(
             f"{directory} can't be made", error.errno or 0, "run it as root" if os.geteuid() else None
         ) from None
+
+
+def _pin_link(fd: int, pin: Path) -> None:
+    """Pin a new link; its descriptor is closed."""
+    try:
+        _make_directories(pin.parent)
+        libbpf.pin(fd, pin)
+    finally:
+        os.close(fd)
 
 
 def _detach_link(pin: Path) -> None:
