@@ -929,7 +929,7 @@ class Node:
     def data_plane(self) -> Iterator[Any]:
         """The loaded maps and programs (mptm.kernel.dataplane.DataPlane), within the node's network namespace.
 
-        For reading; what is written here the next change undoes. Raises NotFound when nothing is loaded.
+        For reading; what is written here `restore` undoes. Raises NotFound when nothing is loaded.
         """
         self._kernel.require_privileges()
         with self._inside(self._finished_snapshot()), self._opened() as data_plane:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -14,6 +15,7 @@ import pytest
 from fake import FakeKernel
 
 from mptm import cli, config
+from mptm.cli.common import ProgressBars
 from mptm.cli.root import COMMANDS, mptm
 from mptm.intent import Intent
 from mptm.node import Node
@@ -736,3 +738,43 @@ def test_every_line_of_the_command_table_leads_to_a_command():
     context = click.Context(mptm)
     for name in COMMANDS:
         assert mptm.get_command(context, name) is not None
+
+
+class Terminal(io.StringIO):
+    """Standard error, as a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_on_a_terminal_bars_show_how_far_each_thing_is(monkeypatch):
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with ProgressBars() as bars:
+        bars("reading few", 1, 10)
+        assert (terminal.getvalue(), bars.are_shown) == ("", False)
+        for done in (0, 50_000, 100_000):
+            bars("reading many", done, 100_000)
+        bars("writing many", 20_000, 20_000)
+    shown = terminal.getvalue()
+    assert "reading many" in shown and " 50%" in shown and "writing many" in shown
+    assert shown.count("100%") == 2 and shown.endswith("\x1b[?25h\n")
+    assert "few" not in shown
+
+
+def test_where_nobody_looks_no_bars_are_shown(capsys):
+    with ProgressBars() as bars:
+        bars("reading many", 50_000, 100_000)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_large_file_tells_how_far_it_is_read_and_checked():
+    told: list[tuple[str, int, int]] = []
+    routes = "".join(
+        f"- {{network: blue, prefix: 10.{n >> 8}.{n & 255}.0/24, drop: true}}\n" for n in range(2500)
+    )
+    text = f"networks: [{{name: blue, id: 1}}]\nroutes:\n{routes}"
+    config.load(text, "node.yaml", lambda *far: told.append(far))
+    read = [(done, total) for doing, done, total in told if doing == "reading node.yaml"]
+    assert read == sorted(read) and read[-1] == (len(text), len(text)) and len(read) > 2
+    assert [done for doing, done, _ in told if doing == "checking routes"] == [0, 1000, 2000]
