@@ -24,6 +24,7 @@ from mptm import sync
 from mptm.errors import Busy, InvalidIntent, MptmError, NotFound, Unresolved
 from mptm.facts import Facts, Link, Path
 from mptm.fields import parts_of, suggestion
+from mptm.progress import Advance
 from mptm.sections import changes_between
 from mptm.store import Snapshot, Store, state_directory
 
@@ -535,7 +536,8 @@ class Node:
     """One node of the overlay on this machine.
 
     `netns` binds a new instance to a network namespace (a name of `ip netns` or a path); it is remembered, and later
-    uses may leave it out. `progress` gets a sentence when something takes longer than a second.
+    uses may leave it out. `progress` gets a sentence when something takes longer than a second, `advance`
+    how far it is.
     Methods that change something raise Busy, InvalidIntent, NotFound, AlreadyExists, InUse, Unresolved,
     ForeignProgram, TableFull or KernelError, and then have changed nothing.
     """
@@ -546,12 +548,14 @@ class Node:
         *,
         netns: str | None = None,
         progress: Callable[[str], None] | None = None,
+        advance: Advance | None = None,
         kernel: Kernel | None = None,
     ) -> None:
         self.instance = instance
         self.store = Store(state_directory(instance))
         self._netns = netns
         self._progress = progress
+        self._advance = advance
         self._kernel: Kernel = kernel or SystemKernel()
 
     # ---- intent ----------------------------------------------------------------------------------
@@ -947,7 +951,7 @@ class Node:
     def data_plane(self) -> Iterator[Any]:
         """The loaded maps and programs (mptm.kernel.dataplane.DataPlane), within the node's network namespace.
 
-        For reading; what is written here the next change undoes. Raises NotFound when nothing is loaded.
+        For reading; what is written here `restore` undoes. Raises NotFound when nothing is loaded.
         """
         self._kernel.require_privileges()
         with self._inside(self._finished_snapshot()), self._opened() as data_plane:
@@ -1114,7 +1118,7 @@ class Node:
                 compiled.allocations,
             )
             try:
-                outcome = sync.apply_steering(data_plane, compiled)
+                outcome = sync.apply_steering(data_plane, compiled, self._advance)
             except BaseException as error:
                 self._put_back(snapshot, error, self._offloads(snapshot.meta.get(OFFLOADS)))
                 raise
@@ -1142,7 +1146,7 @@ class Node:
             try:
                 ports = _ports_with_offloads(wanted, compiled)
                 settled = offloads.settle(ports, again=again)
-                outcome = sync.apply(data_plane, compiled, snapshot.applied_allocations)
+                outcome = sync.apply(data_plane, compiled, snapshot.applied_allocations, self._advance)
                 offloads.release(ports)
                 self._settle_gro(wanted, compiled, facts, offloads)
             except BaseException as error:
