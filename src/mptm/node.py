@@ -24,7 +24,6 @@ from mptm import sync
 from mptm.errors import Busy, InvalidIntent, MptmError, NotFound, Unresolved
 from mptm.facts import Facts, Link, Path
 from mptm.fields import parts_of, suggestion
-from mptm.progress import Advance
 from mptm.sections import changes_between
 from mptm.store import Snapshot, Store, state_directory
 
@@ -536,8 +535,7 @@ class Node:
     """One node of the overlay on this machine.
 
     `netns` binds a new instance to a network namespace (a name of `ip netns` or a path); it is remembered, and later
-    uses may leave it out. `progress` gets a sentence when something takes longer than a second, `advance`
-    how far it is.
+    uses may leave it out. `progress` gets a sentence when something takes longer than a second.
     Methods that change something raise Busy, InvalidIntent, NotFound, AlreadyExists, InUse, Unresolved,
     ForeignProgram, TableFull or KernelError, and then have changed nothing.
     """
@@ -548,14 +546,12 @@ class Node:
         *,
         netns: str | None = None,
         progress: Callable[[str], None] | None = None,
-        advance: Advance | None = None,
         kernel: Kernel | None = None,
     ) -> None:
         self.instance = instance
         self.store = Store(state_directory(instance))
         self._netns = netns
         self._progress = progress
-        self._advance = advance
         self._kernel: Kernel = kernel or SystemKernel()
 
     # ---- intent ----------------------------------------------------------------------------------
@@ -1118,7 +1114,7 @@ class Node:
                 compiled.allocations,
             )
             try:
-                outcome = sync.apply_steering(data_plane, compiled, self._advance)
+                outcome = sync.apply_steering(data_plane, compiled)
             except BaseException as error:
                 self._put_back(snapshot, error, self._offloads(snapshot.meta.get(OFFLOADS)))
                 raise
@@ -1146,7 +1142,7 @@ class Node:
             try:
                 ports = _ports_with_offloads(wanted, compiled)
                 settled = offloads.settle(ports, again=again)
-                outcome = sync.apply(data_plane, compiled, snapshot.applied_allocations, self._advance)
+                outcome = sync.apply(data_plane, compiled, snapshot.applied_allocations)
                 offloads.release(ports)
                 self._settle_gro(wanted, compiled, facts, offloads)
             except BaseException as error:
