@@ -15,7 +15,6 @@ from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from mptm.errors import TableFull
-from mptm.progress import Advance
 from mptm.reasons import Reason
 from mptm.tables import Attachment, FlowKeyV4, FlowKeyV6, Tables, Termination
 
@@ -51,9 +50,6 @@ TABLES_OF_FLOWS = {4: "flows_v4", 6: "flows_v6"}
 
 BULK = 10_000
 """Removed entries of flows from which on they are one change."""
-
-PORTION = 1 << 16
-"""Entries that are written before progress is told."""
 
 KEYED_ARRAY = "terminations"
 """The ARRAY whose entries are found by a key inside them. A slot isn't written in one stroke: so that a reader never
@@ -311,12 +307,7 @@ def _array(rows: Sequence[bytes]) -> Bytes:
     return np.frombuffer(b"".join(rows), np.uint8).reshape(len(rows), -1)
 
 
-def apply(
-    data_plane: DataPlane,
-    compiled: Compiled,
-    previous: Allocations | None = None,
-    advance: Advance | None = None,
-) -> Outcome:
+def apply(data_plane: DataPlane, compiled: Compiled, previous: Allocations | None = None) -> Outcome:
     """Make the data plane do what was compiled.
 
     `previous` are the allocations of the last completed synchronisation: counters of what is new since are zeroed
@@ -327,7 +318,7 @@ def apply(
     maps = data_plane.maps
     changes = plan(compiled.tables, maps, compiled.bundled)
     _zero_new_counters(maps, compiled.allocations, previous)
-    _write(maps, (change for change in changes if change.new is not None), advance)
+    _write(maps, (change for change in changes if change.new is not None))
     upgraded = data_plane.upgrade_needed
     if upgraded:
         data_plane.switch_links()
@@ -344,16 +335,14 @@ def apply(
     return Outcome(tuple(changes), modes, tuple(detached), upgraded)
 
 
-def apply_steering(
-    data_plane: DataPlane, compiled: CompiledSteering, advance: Advance | None = None
-) -> Outcome:
+def apply_steering(data_plane: DataPlane, compiled: CompiledSteering) -> Outcome:
     """Make the data plane do what was compiled of changed routes and flows, where it does all the rest already.
 
     Raises TableFull and KernelError, as `apply` does; neither the number of entries nor that of ports matters.
     """
     maps = data_plane.maps
     changes = _plan_steering(compiled, maps)
-    _write(maps, (change for change in changes if change.new is not None), advance)
+    _write(maps, (change for change in changes if change.new is not None))
     removed = [change for change in changes if change.new is None]
     _delete(maps, removed)
     return Outcome(tuple(changes))
@@ -387,15 +376,12 @@ def _all_but(keys: Bytes, kept: set[bytes]) -> Any:
     return [at for at, key in enumerate(_rows(keys)) if key not in kept] if kept else slice(None)
 
 
-def _write(
-    maps: Mapping[str, Table], changes: Iterable[Change | BulkChange], advance: Advance | None = None
-) -> None:
+def _write(maps: Mapping[str, Table], changes: Iterable[Change | BulkChange]) -> None:
     for name, (entries, bulk) in _by_table(changes).items():
         table = maps[name]
         for each in bulk:
             if each.new is not None:
-                for some in _portions(f"writing {name}", len(each), advance):
-                    table.update_many(each.keys[some], each.new[some])
+                table.update_many(each.keys, each.new)
         if name == KEYED_ARRAY:
             # A key whose slot another takes may have got a slot elsewhere: that one is written first.
             replaced = [change for change in entries if _has_another_key(table, change)]
@@ -404,16 +390,7 @@ def _write(
             table.update({change.key: _hidden(table, change.old) for change in replaced if change.old})
             _write_keyed(table, [replace(change, old=None) for change in replaced])
             continue
-        for some in _portions(f"writing {name}", len(entries), advance):
-            table.update({change.key: change.new for change in entries[some] if change.new is not None})
-
-
-def _portions(doing: str, total: int, advance: Advance | None) -> Iterator[slice]:
-    """All of so many entries, one portion after another."""
-    for at in range(0, total, PORTION):
-        yield slice(at, at + PORTION)
-        if advance is not None:
-            advance(doing, min(at + PORTION, total), total)
+        table.update({change.key: change.new for change in entries if change.new is not None})
 
 
 def _write_keyed(table: Table, entries: Sequence[Change]) -> None:

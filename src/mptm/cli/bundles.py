@@ -9,7 +9,6 @@ from typing import Any
 import click
 
 from mptm.cli.common import (
-    ProgressBars,
     complete_names,
     count,
     current_node,
@@ -79,9 +78,8 @@ def flow_load(path: str, name: str | None, network: str | None, **options: Any) 
         Network(name=name, id=1)  # the same names are right
     with saying(f"reading {path}"):
         flows = read_flows(path, network=network, next_hop=next_hop)
-    with ProgressBars() as bars, saying(f"writing {count(len(flows), 'flow')}", bars):
-        plan = current_node(bars).load_bundle(name, flows)
-    warn_of(plan)
+    with saying(f"writing {count(len(flows), 'flow')}"):
+        warn_of(current_node().load_bundle(name, flows))
     note(f"bundle {name} has {count(len(flows), 'flow')}")
 
 

@@ -15,7 +15,6 @@ from click.shell_completion import CompletionItem
 
 if TYPE_CHECKING:
     from mptm.node import Node, Plan
-    from mptm.progress import Advance
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -30,7 +29,7 @@ Columns = Mapping[str, str | Callable[[Any], object]]
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output.")
 
 
-def current_node(advance: Advance | None = None) -> Node:
+def current_node() -> Node:
     """The node that the global options choose. Raises InvalidIntent for an impossible instance name."""
     from mptm.cli import remark_on
     from mptm.errors import InvalidIntent
@@ -38,7 +37,7 @@ def current_node(advance: Advance | None = None) -> Node:
 
     options = click.get_current_context().find_root().obj
     try:
-        node = Node(options["instance"], netns=options["netns"], progress=note, advance=advance)
+        node = Node(options["instance"], netns=options["netns"], progress=note)
     except InvalidIntent as error:
         raise click.UsageError(str(error)) from error
     if remark := remark_on(node):

@@ -37,7 +37,7 @@ file_option = click.option(
 COLOURS = {"+": "green", "-": "red", "~": "yellow"}
 
 
-def _load(path: str, bars: ProgressBars | None = None) -> Intent:
+def _load(path: str) -> Intent:
     """The intent of a file. Raises MptmError where it can't be read, InvalidIntent where it makes no sense."""
     from mptm.config import load
     from mptm.errors import InvalidIntent, MptmError
@@ -52,7 +52,8 @@ def _load(path: str, bars: ProgressBars | None = None) -> Intent:
         raise MptmError(f"{path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise InvalidIntent(f"{path} is not UTF-8 text (byte {error.start})") from error
-    return load(text, _name_of(path), bars)
+    with ProgressBars() as bars, saying(f"reading {_name_of(path)}", bars):
+        return load(text, _name_of(path), bars)
 
 
 def _name_of(path: str) -> str:
@@ -80,11 +81,9 @@ def apply(path: str, quiet: bool) -> None:
       mptm apply -f node1.yaml
       mptm export | sed s/10.30.30.2/10.30.30.9/ | mptm apply -f -
     """
-    with ProgressBars() as bars:
-        with saying(f"reading {_name_of(path)}", bars):
-            wanted = _load(path, bars)
-        with saying(f"bringing the node to what {_name_of(path)} says", bars):
-            plan = current_node(bars).apply(wanted)
+    wanted = _load(path)
+    with saying(f"bringing the node to what {_name_of(path)} says"):
+        plan = current_node().apply(wanted)
     warn_of(plan)
     if not quiet:
         _print_changes(plan.changes)
@@ -103,8 +102,9 @@ def plan(path: str, as_json: bool) -> None:
     Example:
       mptm plan -f node1.yaml
     """
-    with ProgressBars() as bars, saying(f"comparing {_name_of(path)} with the node", bars):
-        found = current_node().plan(_load(path, bars))
+    wanted = _load(path)
+    with saying(f"comparing {_name_of(path)} with the node"):
+        found = current_node().plan(wanted)
     if as_json:
         print_json(found.to_dict())
         return
@@ -147,8 +147,7 @@ def restore() -> None:
     """
     from mptm.sync import count_entries
 
-    with ProgressBars() as bars:
-        plan = current_node(bars).restore()
+    plan = current_node().restore()
     warn_of(plan)
     if plan.outcome.upgraded:
         note("the attached programs were exchanged for those of the installed build")
