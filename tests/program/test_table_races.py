@@ -286,7 +286,7 @@ GATES = {
 
 def neighbours_of(table: HashTable, number: int, count: int) -> np.ndarray:
     """Numbers whose first bucket is that of a number, while there is one segment."""
-    numbers = np.append(np.uint32(number), np.arange(STABLE, ALL * 16, dtype=np.uint32))
+    numbers = np.append(np.uint32(number), np.arange(STABLE, ALL * 2, dtype=np.uint32))
     hashes = table._hash(*table._split_keys(keys_of(table, numbers)))
     homes, _ = table._homes(hashes, np.zeros(len(numbers), np.int64))
     return numbers[1:][homes[1:] == homes[0]][:count]
@@ -300,8 +300,10 @@ def test_a_program_that_is_held_up_anywhere_gets_its_own_next_hop(
 ) -> None:
     """While it is, its entry changes or goes, its neighbours take the room, next hops turn over, the table grows."""
     race = Race(checker(name), name)
-    key = 5
+    key, others = 5, np.arange(STABLE, STABLE + 900)
+    neighbours = neighbours_of(race.table, key, 4)
     race.write(np.array([key]))
+    race.write(others)
     verdicts: list[dict[str, int]] = []
     looking = threading.Thread(target=lambda: verdicts.append(race.look_once(key, gate)))
     looking.start()
@@ -311,11 +313,11 @@ def test_a_program_that_is_held_up_anywhere_gets_its_own_next_hop(
         assert race.is_stopped(), "it came to where it is to stop"
         if removes:
             race.remove(np.array([key]))
-            race.write(neighbours_of(race.table, key, 4))
+            race.write(neighbours)
         else:
             race.write(np.array([key]))
-        for _ in range(3):
-            race.write(np.arange(STABLE, STABLE + 2500))
+        for _ in range(5):
+            race.write(others)
         race.write(np.arange(STABLE, ALL))
     finally:
         looking.join()
@@ -328,16 +330,44 @@ def test_a_program_that_is_held_up_anywhere_gets_its_own_next_hop(
 def test_an_entry_is_found_when_it_is_complete_and_not_before(
     checker: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Key 0 is what a slot has in which nothing was written yet."""
+    """Key 0, which looks at the same place, is what a slot has in which nothing was written yet."""
     race = Race(checker("hosts_v4"), "hosts_v4")
     race.write(np.array([1]))
+    (key,) = neighbours_of(race.table, 0, 1).tolist()
     seen = []
     monkeypatch.setattr(
-        hashtable, "order_stores", lambda: seen.append((race.look_once(0), race.look_once(STABLE)))
+        hashtable, "order_stores", lambda: seen.append((race.look_once(0), race.look_once(key)))
     )
-    race.write(np.array([STABLE]))
+    race.write(np.array([key]))
     assert seen
     assert all(first["missed"] == 1 for first, _ in seen), seen
     assert seen[1][1]["absent"] == 1, "after its key was written, before its next hop was"
-    assert race.look_once(STABLE)["found"] == 1
+    assert race.look_once(key)["found"] == 1
+    race.close()
+
+
+def test_growth_waits_for_programs_that_began_when_there_were_fewer_segments(
+    checker: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One is held up after it read how many there are, its key's half of a segment is about to go elsewhere."""
+    race = Race(checker("hosts_v4"), "hosts_v4")
+    race.write(np.arange(STABLE))
+    hashes = race.table._hash(*race.table._split_keys(keys_of(race.table, np.arange(STABLE))))
+    key = int(np.flatnonzero(race.table._segments_of(hashes, 2) == 1)[0])
+    verdicts: list[dict[str, int]] = []
+    looking = threading.Thread(target=lambda: verdicts.append(race.look_once(key, 1)))
+    segments = race.table._open
+    publish = segments.publish
+
+    def publish_and_look(entries: dict[int, int]) -> None:
+        publish(entries)
+        if not looking.ident:
+            looking.start()
+            while looking.is_alive() and not race.is_stopped():
+                time.sleep(0.001)
+
+    monkeypatch.setattr(segments, "publish", publish_and_look)
+    race.write(np.arange(STABLE, STABLE + 3000))
+    looking.join()
+    assert verdicts == [{"found": 1, "absent": 0, "wrong": 0, "missed": 0}]
     race.close()
