@@ -135,10 +135,13 @@ static __always_inline int leave_hook(hook_ctx *ctx, int verdict)
 	return verdict;
 }
 
-/* Cuts or grows the end of the frame by `change` bytes; false: it can't be done. */
+/*
+ * Cuts or grows the end of the frame by `change` bytes; false: it can't be done, as with what the kernel
+ * takes for encapsulated yet: whole from a sender on this machine, or put together by GRO.
+ */
 static __always_inline bool adjust_tail(hook_ctx *ctx, int change)
 {
-	return !bpf_skb_change_tail(ctx, (int)frame_len(ctx) + change, 0);
+	return !change || !bpf_skb_change_tail(ctx, (int)frame_len(ctx) + change, 0);
 }
 
 /* To the other side of an interface that tx_ports has. */

@@ -30,9 +30,9 @@ struct payload;
 #define ADJ_ROOM_DECAP_L3_IPV4 (1ULL << 7)
 #define ADJ_ROOM_DECAP_L3_IPV6 (1ULL << 8)
 
-#define TAGS_MAX      4	 /* VLAN tags that are taken off a frame, one of them the stand-in of enter_hook */
-#define SHORT_FRAME   64 /* behind its Ethernet header a frame must keep up to 40 bytes when it is cut */
-#define IP_PACKET_MAX 65535
+#define TAGS_MAX	4 /* VLAN tags that are taken off a frame, one of them the stand-in of enter_hook */
+#define IPV6_HEADER_LEN 40
+#define IP_PACKET_MAX	65535
 
 /* The Ethernet header of a frame with up to two VLAN tags; `rest` has EtherTypes and tags. */
 struct l2_header {
@@ -154,6 +154,17 @@ static __always_inline void finish_room(hook_ctx *ctx, enum room room, __u32 end
 }
 
 /*
+ * Takes `cut` bytes behind the Ethernet header away; 0: done. Before Linux 6.3 the kernel knows no flags, and
+ * goes on taking the packet for what the outer header was.
+ */
+static __always_inline long shrink(hook_ctx *ctx, __u32 cut, __u64 flags)
+{
+	long failed = bpf_skb_adjust_room(ctx, -(int)cut, BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_FIXED_GSO | flags);
+
+	return failed ? bpf_skb_adjust_room(ctx, -(int)cut, BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_FIXED_GSO) : 0;
+}
+
+/*
  * Takes the first `cut` bytes off, so that a frame is left whose IP header, if it has one, is where *packet
  * says. Its MAC addresses are those of *packet. False: it can't be done.
  */
@@ -161,7 +172,7 @@ static __always_inline bool cut_outer(hook_ctx *ctx, const struct packet *packet
 				      bool is_tag)
 {
 	__u64 flags = packet->family == 6 ? ADJ_ROOM_DECAP_L3_IPV6 : ADJ_ROOM_DECAP_L3_IPV4;
-	__u32 tags_len = packet->l3_offset - ETH_HLEN, grown = 0, len = frame_len(ctx);
+	__u32 tags_len = packet->l3_offset - ETH_HLEN;
 	struct l2_header l2 = {};
 
 	if (has_l2 ? !read_l2(ctx, cut, packet, &l2) : false)
@@ -175,21 +186,9 @@ static __always_inline bool cut_outer(hook_ctx *ctx, const struct packet *packet
 			return false;
 		return write_l2(ctx, 0, &l2, packet->l3_offset);
 	}
-	if (bpf_skb_adjust_room(ctx, -(int)cut, BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_FIXED_GSO | flags)) {
-		/*
-		 * Before Linux 6.3 the kernel goes on taking the packet for what the outer header was, and
-		 * wants as much left as that has. Its tail can't grow when its sender, on this machine, has
-		 * noted that it is encapsulated.
-		 */
-		if (len < cut + SHORT_FRAME) {
-			grown = SHORT_FRAME;
-			if (!adjust_tail(ctx, SHORT_FRAME))
-				return false;
-		}
-		if (bpf_skb_adjust_room(ctx, -(int)cut, BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_FIXED_GSO))
-			return false;
-	}
-	if (grown && !adjust_tail(ctx, -SHORT_FRAME))
+	/* The kernel wants an IP header's length to be left, 20 bytes, and before Linux 6.3 up to 40. */
+	if (shrink(ctx, cut, flags) && (!adjust_tail(ctx, IPV6_HEADER_LEN) || shrink(ctx, cut, flags) ||
+					!adjust_tail(ctx, -IPV6_HEADER_LEN)))
 		return false;
 	return write_l2(ctx, 0, &l2, ETH_HLEN);
 }

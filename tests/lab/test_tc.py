@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from msgspec.structs import replace
 from packets import carriers, carries, protocol_of, required_options
-from traffic import MEGABYTE, NODES, Capture, address_of, carried_by, kept, ping, transfer
+from traffic import MEGABYTE, NODES, Capture, Datagrams, address_of, carried_by, kept, ping, transfer
 
 from mptm.intent import Intent, Route
 from mptm.lab.topology import Lab, configure
@@ -77,6 +77,9 @@ def test_tcp_goes_through_every_protocol(lab: Lab, variant: str, underlay: int) 
         if not carries(variant, underlay, version):
             continue
         ping(lab, "node1-c1", address_of(lab, "node2-c1", version), count=2)
+        with Datagrams(lab, "node1-c1", "node2-c1", version) as datagrams:
+            datagrams.send(b"x")  # behind its IP header there is less than an IPv6 header would be
+            assert datagrams.receive() == (b"x", 0)
         with Longest(lab) as longest:
             transfer(lab, "node1-c1", "node2-c1", version, size=SIZE)
         assert (longest.len > WHOLE) == (gso == "whole")

@@ -412,7 +412,7 @@ def test_a_new_node_shows_every_object_as_added(run, node_file):
 
 
 def test_adding_a_veth_says_what_the_workloads_end_needs(up):
-    _, _, err = up("port", "add", "veth-b", "--role", "access", "--network", "blue")
+    _, _, err = up("port", "add", "veth-b", "--role", "access", "--network", "blue", "--hook", "xdp")
     assert "set at its other end, end-b in /run/netns/c:\n  tx off tx-udp-segmentation off" in err
     assert "up to 1450 bytes: nsenter --net=/run/netns/c ip link set end-b mtu 1450" in err
     _, _, err = up("port", "add", "dummy0", "--role", "access", "--network", "blue")

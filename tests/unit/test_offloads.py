@@ -15,7 +15,7 @@ from mptm.node import Node
 from mptm.offloads import XDP_NEEDS, Feature, Offloads, OtherEnd, PortFacts, ethtool_command, examine
 from mptm.tables import Attachment
 
-PORT = Port(name="veth-a", role="access", network="blue")
+PORT = Port(name="veth-a", role="access", network="blue", hook="xdp")
 BLUE = Network(name="blue", id=1)
 
 
@@ -53,7 +53,7 @@ def test_only_a_new_port_is_looked_at_and_restore_looks_at_all(kernel: FakeKerne
     kernel.ends[10] = replace(
         end, features={**(end.features or {}), "rx-gro": Feature(active=False, wanted=False, changeable=True)}
     )
-    node.add(Port(name="veth-b", role="access", network="blue"))
+    node.add(Port(name="veth-b", role="access", network="blue", hook="xdp"))
     assert [name for name, _ in kernel.set] == ["end-a", "end-b"]
     node.restore()
     assert kernel.set[2:] == [("end-a", {"rx-gro": True})]
@@ -127,7 +127,7 @@ def test_an_end_that_cant_be_put_back_is_told(kernel: FakeKernel, node: Node) ->
 def test_offloads_switched_off_later_puts_everything_back(kernel: FakeKernel, node: Node) -> None:
     before = kernel.ends[10].features
     node.add(PORT)
-    node.replace(Port(name="veth-a", role="access", network="blue", offloads=False))
+    node.replace(Port(name="veth-a", role="access", network="blue", hook="xdp", offloads=False))
     assert kernel.ends[10].features == before
     assert node.port_details("veth-a").offloads is None
 

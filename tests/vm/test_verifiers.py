@@ -127,10 +127,17 @@ def outcomes(guest: Machine, played: Played) -> dict[str, Outcome]:
     return dict(zip(played.recordings, found, strict=True))
 
 
+@pytest.fixture(scope="module")
+def outcomes_at_tc(guest: Machine, played: Played) -> dict[str, Outcome]:
+    """What the guest's does at TC."""
+    found = replay(guest, played.links, list(played.recordings.values()), REPLAY_SECONDS, "tc")
+    return dict(zip(played.recordings, found, strict=True))
+
+
 @pytest.mark.timeout(TEST_SECONDS)
 def test_the_verifier_takes_every_program(guest: Machine) -> None:
     objects = Path(__file__).parents[2] / "build"
-    for name in ("mptm.o", "mptm_extras.o", "mptm_trace.o"):
+    for name in ("mptm.o", "mptm_tc.o", "mptm_extras.o", "mptm_trace.o"):
         said = guest.python(Path(__file__).with_name("load.py"), objects / name, timeout=VERIFYING_SECONDS)
         assert said.status == 0, said.stdout + said.stderr
 
@@ -140,7 +147,16 @@ def test_the_verifier_takes_every_program(guest: Machine) -> None:
 def test_a_packet_gets_the_same_verdict_bytes_and_counts(
     name: str, played: Played, outcomes: dict[str, Outcome]
 ) -> None:
-    recording, outcome = played.recordings[name], outcomes[name]
+    compare(name, played.recordings[name], outcomes[name])
+
+
+@pytest.mark.timeout(TEST_SECONDS)
+@pytest.mark.parametrize("name", scene_names())
+def test_and_at_tc_the_same_as_at_xdp(name: str, played: Played, outcomes_at_tc: dict[str, Outcome]) -> None:
+    compare(name, played.recordings[name], outcomes_at_tc[name])
+
+
+def compare(name: str, recording: Recording, outcome: Outcome) -> None:
     moving = moving_parts(name)
     for (_, _, packet), here, there in zip(
         recording.packets, recording.outcome.results, outcome.results, strict=True
