@@ -634,8 +634,8 @@ class _Steering:
                 return "hosts_v4", tables.HostKeyV4(network, address)
             return "hosts_v6", tables.HostKeyV6(network, address)
         if len(address) == IPV4_LEN:
-            return "prefixes_v4", tables.PrefixKeyV4(32 + prefix_len, network, address)
-        return "prefixes_v6", tables.PrefixKeyV6(32 + prefix_len, network, address)
+            return "prefixes_v4", tables.PrefixKeyV4(prefix_len, network, address)
+        return "prefixes_v6", tables.PrefixKeyV6(prefix_len, network, address)
 
     def _add_gateway_hosts(self, network: Network) -> None:
         """The gateway's addresses, where no route for just one of them goes before it."""

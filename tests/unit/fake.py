@@ -25,7 +25,6 @@ from mptm.offloads import XDP_NEEDS, Feature, OtherEnd
 from mptm.tables import Attachment
 
 ARRAYS = (
-    "generation",
     "ports",
     "tunnels",
     "groups",
@@ -51,7 +50,6 @@ STRUCTS = {
     "tunnel_counters": ("", "tunnel_counters"),
     "port_counters": ("", "port_counters"),
     "drops": ("drop_key", "drop_value"),
-    "generation": ("", ""),
     "gateways": ("", "gateway"),
     "groups": ("", "group"),
     "sequences": ("", ""),
@@ -212,7 +210,7 @@ class FakeDataPlane:
 
     def bytes(self) -> dict[str, dict[bytes, bytes]]:
         """Everything that the control plane writes."""
-        counted = ("generation", "tunnel_counters", "port_counters", "sequences", "drops")
+        counted = ("tunnel_counters", "port_counters", "sequences", "drops")
         return {name: dict(table.entries) for name, table in self.maps.items() if name not in counted}
 
 

@@ -37,7 +37,7 @@ NETWORK = "mptm_user"
 """Network of access ports that don't belong to one yet."""
 
 NETWORK_LEN = 4
-"""Bytes of a flow's key in front of the two addresses."""
+"""Bytes of a flow's key behind the two addresses."""
 
 CREATED = "created"
 """Annotation of a flow: the objects that mptm_user made for it and others like it, as `kind key; kind key`."""
@@ -550,7 +550,7 @@ def get(data_plane: Any, intent: Intent, source: str, destination: str) -> Entry
     of_pair = [
         (flows.key.unpack(key), flows.value.unpack(value))
         for key, value in flows.items().items()
-        if key[NETWORK_LEN:] == addresses
+        if key[:-NETWORK_LEN] == addresses
     ]
     found = [each for each in of_pair if each[1]["kind"] == NextHopKind.TUNNEL]
     if not found:
