@@ -176,7 +176,9 @@ def _measure_size(
     for name, arguments, repeat, after in steps:
         expected = _expected_ms(took.get(name, []), size) / 1000
         if not failed and (budget.is_out() or expected > budget.left()):
-            failed = OUT_OF_TIME if budget.is_out() else f"not measured: expected to take {expected:.0f} s"
+            failed = (
+                OUT_OF_TIME if budget.is_out() else f"there was no time: expected to take {expected:.0f} s"
+            )
         if failed:
             rows.append(missing(CONTROL, name, column, failed))
             continue
@@ -204,7 +206,7 @@ def _measure_flows(commands: _Commands, count: int, budget: Budget) -> list[Row]
     column = COUNT_NAMES[count]
     rows = []
     node_file = str(commands.write_node(10))
-    for line, write in ((FROM_CSV, commands.write_csv), (FROM_ARRAYS, commands.write_arrays)):
+    for line, write in ((FROM_ARRAYS, commands.write_arrays), (FROM_CSV, commands.write_csv)):
         try:
             file = str(write(count))
             commands.run(["apply", "--quiet", "-f", node_file], max(1.0, budget.left()))

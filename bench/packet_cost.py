@@ -13,7 +13,8 @@ from __future__ import annotations
 import itertools
 import statistics
 import struct
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from ipaddress import ip_address
@@ -133,6 +134,8 @@ OVERHEAD = 50
 MANY_FIRST = int(ip_address("10.128.0.0"))
 """The first of many inner addresses; there is room for 4 million."""
 VNI_FIRST = 0x100000
+MANY = 1000
+"""From so many on, what filling in takes grows with their number."""
 INNER_DESTINATION_AT = 30
 """Bytes into an IPv4 frame."""
 VNI_AT = 14 + 20 + 8 + 4
@@ -241,13 +244,13 @@ def measure(budget: Budget, settings: Settings, progress: Progress) -> list[Row]
     if settings.effort is Effort.SMOKE:
         cases = [case for case in cases if case.protocol in ("geneve", "ipip")]
     counts = (1, 4) if settings.effort is Effort.SMOKE else (1, 4, 12, len(PROTOCOLS))
-    cost, size, configured, where, _ = budget.shares((10, 5, 2, 2, 1))
+    shares = budget.shares((10, 5, 2, 2, 1))  # each begins when it is asked for
     with workbench(amount.repeat) as bench:
         return [
-            *_measure_cases(bench, cases, amount, cost, progress),
-            *_measure_sizes(bench, amount, size, settings, progress),
-            *_measure_configured(bench, counts, amount, configured, progress),
-            *_measure_exits(bench, amount, where, progress),
+            *_measure_cases(bench, cases, amount, next(shares), progress),
+            *_measure_sizes(bench, amount, next(shares), settings, progress),
+            *_measure_configured(bench, counts, amount, next(shares), progress),
+            *_measure_exits(bench, amount, next(shares), progress),
             *_measure_profile(bench, PROFILE_SECONDS[settings.effort], progress),
         ]
 
@@ -309,6 +312,7 @@ def _measure_sizes(
         )
     )
     rows = []
+    filled: dict[Callable[[int], None], float] = {}  # seconds for each of them, last time
     cells = [(size, line) for size in sizes for line in lines]
     cells.sort(key=lambda cell: cell[1][2] == bench.many_tunnels)  # what takes long to fill in comes last
     for share, (size, (name, direction, fill)) in zip(budget.shares([1] * len(cells)), cells, strict=True):
@@ -318,8 +322,16 @@ def _measure_sizes(
             continue
         samples: list[_Sample] = []
         reason = ""
+        expected = filled.get(fill, 0.0) * size if bench.takes_long(fill, size) else 0.0
+        if expected > budget.left():
+            reason = f"there was no time: filling them in was expected to take {expected:.0f} s"
+            rows.append(missing(SIZE, name, column, reason))
+            continue
+        began = time.monotonic()
         try:
             fill(size)
+            if size >= MANY and time.monotonic() - began > 0.01:  # not those that were there already
+                filled[fill] = (time.monotonic() - began) / size
             for _ in range(amount.rounds):
                 samples += bench.sample_many(direction, size, amount.samples)
                 if share.is_out():
@@ -553,6 +565,12 @@ class Bench:
                 objects.append(Route(network="blue", prefix=f"{ip_address(MANY_FIRST)}/32", port="c1"))
             node.configure(objects)
         self._tunnels = size
+
+    def takes_long(self, fill: Callable[[int], None], size: int) -> bool:
+        """Whether so many have to be filled in: they aren't there already, and there is room for them."""
+        if fill != self.many_tunnels:
+            return True
+        return self._tunnels != size and size <= self._nodes[NEAR].maps["tunnels"].max_entries
 
     def clear(self) -> None:
         """Empty the tables."""

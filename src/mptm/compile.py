@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 
 from mptm import hashing, tables
-from mptm.errors import TableFull
+from mptm.errors import MptmError, TableFull
 from mptm.facts import Facts, Link, Path
 from mptm.fields import mac_bytes
 from mptm.hooks import choose_hook
@@ -280,7 +280,7 @@ def compile_steering(
     changes         each as it was and as it is, None: it wasn't or isn't there; of each key one
     facts           need only have the links
     flows           those of the bundles that changed, before and after, by content
-    find_bundled    yields what the intent's bundles say of a flow
+    find_bundled    yields what the intent's bundles say of a flow; MptmError: one can't be read
     None: more has to be done than that, `compile_tables` knows what.
     """
     return _SteeringCompilation(intent, facts, previous, flows).run(list(changes), find_bundled)
@@ -708,13 +708,17 @@ class _SteeringCompilation(_Steering):
         ports = {each.port for _, after in changes if after for each in _next_hops_of(after)}
         if uses is None or not all(map(self._is_where_it_was, ports)):
             return None
+        bundles = [obj for pair in changes for obj in pair if isinstance(obj, Bundle)]
+        if any(bundle.content not in self.flows for bundle in bundles):
+            return None  # what isn't known can't be taken away
+        arriving = [self.flows[after.content] for _, after in changes if isinstance(after, Bundle)]
         removed: dict[str, list[Any]] = {}
         unbundled: list[CompiledBundle] = []
         for before, after in changes:
             if isinstance(before, Bundle):
                 gone = self.flows[before.content]
-                if isinstance(after, Bundle):
-                    gone = gone.without(self.flows[after.content])
+                for flows in arriving:
+                    gone = gone.without(flows)
                 unbundled.append(CompiledBundle(self._network_ids(gone), (), gone.records))
             if isinstance(after, Bundle):
                 self._add_bundle(after)
@@ -722,7 +726,10 @@ class _SteeringCompilation(_Steering):
                 self._add(after)
             elif before is not None and not isinstance(before, Bundle):
                 table, key = self._place(before)
-                bundled = find_bundled(before) if isinstance(before, Flow) else None
+                try:
+                    bundled = find_bundled(before) if isinstance(before, Flow) else None
+                except MptmError:
+                    return None
                 if bundled is None:
                     removed.setdefault(table, []).append(key)
                 else:

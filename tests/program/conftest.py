@@ -62,7 +62,7 @@ def peer() -> Iterator[World]:
         yield made
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def clang() -> Callable[..., Path]:
     """Compiles C text to an object."""
     if shutil.which("clang") is None:

@@ -233,7 +233,7 @@ class FakeTraced:
 
 
 def link(ifindex: int, name: str, **more: Any) -> Link:
-    mac = bytes((2, 0, 0, 0, 0, ifindex))
+    mac = bytes((2, 0, 0, 0, 0, ifindex % 256))
     return Link(ifindex=ifindex, name=name, mac=mac, mtu=1500, **more)
 
 
@@ -268,6 +268,7 @@ class FakeKernel:
     )
     own: dict[str, Feature] = field(default_factory=dict)
     sends: bool | None = None
+    taken_ports: set[int] = field(default_factory=set)
     stubborn: set[str] = field(default_factory=set)
     set: list[tuple[str, dict[str, bool]]] = field(default_factory=list)
 
@@ -326,6 +327,13 @@ class FakeKernel:
 
     def read_features(self, ifindex: int) -> dict[str, Feature]:
         return self.own
+
+    def bring_gro_devices_to(self, instance: str, ports: Iterable[int]) -> set[int]:
+        for name in [name for name in self.links if name.startswith("mgro-")]:
+            del self.links[name]
+        for port in set(ports) - self.taken_ports:
+            self.links[f"mgro-{port}"] = link(10000 + port % 200, f"mgro-{port}", kind="vxlan")
+        return set(ports) - self.taken_ports
 
     def can_send(self, ifindex: int) -> bool | None:
         return self.sends

@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from bench import packet_cost, packet_rate, throughput
+from bench import control, latency, packet_cost, packet_rate, throughput
 from bench.chains import REDIRECT, TC, TITLES, VXLAN, XDP, Underlay
 from bench.measurement import OUT_OF_TIME, Budget, Contestant, Part, Row, missing, take_turns
 from bench.notes import notes
@@ -48,6 +49,14 @@ def test_what_a_section_leaves_of_its_time_goes_to_the_others(monkeypatch: pytes
     assert next(shares).left() == pytest.approx(5)
     now[0] += 10
     assert Budget(0).is_out()
+
+
+def test_every_share_begins_when_it_is_asked_for() -> None:
+    """What is made of all shares at once would run side by side."""
+    for section in (packet_cost, packet_rate, throughput, latency, control):
+        for line in inspect.getsource(section).splitlines():
+            unpacked = ", " in line.partition(" = ")[0] and ".shares(" in line.partition(" = ")[2]
+            assert not unpacked, f"{section.NAME}: {line.strip()}"
 
 
 def counting(log: list[str], name: str, value: Callable[[], float] = lambda: 1.0) -> Contestant:

@@ -338,8 +338,8 @@ def _explain_port(node: Node, port: Port, plan: Plan) -> None:
         note(f"{port.name} is attached ({mode})")
     if mode == "generic" and port.mode == "auto":
         note(
-            f"the driver of {port.name}, as it is set now (MTU, queues), doesn't run XDP itself: the kernel runs it, "
-            "several times slower"
+            f"the driver of {port.name}, as it is set now (MTU, queues), doesn't run XDP: the kernel does, later "
+            "and for more CPU time"
         )
     link = plan.facts.links.get(port.name)
     if link is None:

@@ -56,8 +56,12 @@ _NETWORK_FACTOR = np.uint64(0xC2B2AE3D27D4EB4F)
 _WORD_FACTORS = (0x9E3779B97F4A7C15, 0x165667B19E3779F9, 0x27D4EB2F165667C5, 0x85EBCA77C2B2AE63)
 """hash_words of bpf/table.h."""
 
-_COMFORTABLE = 0.75
-"""Share of a table's slots that may be in use before it grows: above, more entries stand in their second bucket."""
+_COMFORTABLE = 0.5
+"""Share of the slots in use above which a table grows: 4 of 100 entries stand in their second bucket then, and 3 of 100
+new ones find both of theirs full, so that their segment is made anew."""
+
+_FULL = 0.75
+"""Share of the slots of as many segments as there may be that can be in use."""
 
 _KICKS = 1000
 _CHUNK = 1 << 16
@@ -240,7 +244,7 @@ class HashTable(Map):
         self._count = entries.element.size // 8 - 1  # words of a key, without its last half
         self._key_size, self._value_size = self._key.size, next_hops.value.size
         self._per_segment = self._buckets * self._slots
-        self.max_entries = int(self._segments.capacity * self._per_segment * _COMFORTABLE)
+        self.max_entries = int(self._segments.capacity * self._per_segment * _FULL)
         shape = (self._segments.capacity * self._buckets, self._slots)
         stride, size = buckets.element.size, entries.element.size
         self._entries = np.lib.stride_tricks.as_strided(
@@ -536,6 +540,8 @@ class HashTable(Map):
             raise self._full()
         count = 1
         while count < before or len(words) > count * self._per_segment * _COMFORTABLE:
+            if count == self._open.capacity:
+                break
             count *= 2
         while (placed := self._place(hashes, self._segments_of(hashes, count), count)) is None:
             count *= 2
