@@ -18,6 +18,8 @@ C_FILES := $(wildcard bpf/*.bpf.c bench/*.bpf.c) $(HEADERS)
 # namespaces of its own (tests/lab/apart.py).
 TESTS   := $(wildcard tests/unit tests/program)
 TRAFFIC := $(wildcard tests/lab)
+# Those of tests/program that send packets: once more, at the other hook.
+AT_TC   := $(filter-out %/test_kernel_layer.py %/test_trace.py %/test_dissect.py %/test_tc.py,$(wildcard tests/program/test_*.py))
 
 .PHONY: help
 help: ## this list
@@ -30,6 +32,7 @@ demo: setup ## the two-node lab on real traffic: GENEVE and VXLAN side by side, 
 .PHONY: test
 test: setup peers bench-objects lint ## lint, types, unit, program and lab tests, and the quick part of the matrix of peers
 	@$(VENV)/python -m pytest --numprocesses 4 $(TESTS)
+	@MPTM_TEST_HOOK=tc $(VENV)/python -m pytest --numprocesses 4 $(AT_TC)
 	@$(VENV)/python -m pytest --numprocesses 3 --dist worksteal $(TRAFFIC)
 	@$(if $(filter test-interop,$(MAKECMDGOALS)),: the whole matrix is asked for as well,$(VENV)/python -m pytest tests/interop -k 'not linux')
 
@@ -72,7 +75,7 @@ bench: setup peers bench-objects .venv/.bench-installed ## MPTM beside its peers
 	@$(VENV)/python -m bench $(ARGS)
 
 .PHONY: bench-objects
-bench-objects: $(BENCH_OBJECTS) ## the benchmark's BPF objects
+bench-objects: $(BENCH_OBJECTS)
 	@:
 
 .PHONY: setup

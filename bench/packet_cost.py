@@ -20,6 +20,7 @@ from ipaddress import ip_address
 from typing import Any, cast
 
 import msgspec
+import numpy as np
 
 from mptm import sync
 from mptm.compile import Allocations, compile_tables
@@ -179,7 +180,9 @@ AMOUNTS = {
 
 
 PROFILE_SECONDS = {Effort.FULL: 4.0, Effort.QUICK: 1.0, Effort.SMOKE: 0.3}
-PROFILE_LINES = 15
+PROFILE_LEAST = 1.0
+"""Percent from which on a function has a line of its own."""
+OTHERS = "all others"
 PROFILE_REPEAT = 100_000
 """Packets between two looks at the clock: what is between them isn't the program's."""
 
@@ -388,10 +391,13 @@ def _measure_profile(bench: Bench, seconds: float, progress: Progress) -> list[R
         found[direction] = {name: 100 * share / sum(ours.values()) for name, share in ours.items()}
     progress("profile: done")
     rows = [missing(PROFILE, "-", direction, reason) for direction, reason in reasons.items()]
-    top = [name for shares in found.values() for name in list(shares)[:PROFILE_LINES]]
-    for name in dict.fromkeys(top):
-        for direction, shares in found.items():
-            rows.append(Row(PROFILE, name, direction, (shares.get(name, 0.0),)))
+    told = dict.fromkeys(
+        name for shares in found.values() for name, share in shares.items() if share >= PROFILE_LEAST
+    )
+    for direction, shares in found.items():
+        rows += [Row(PROFILE, name, direction, (shares.get(name, 0.0),)) for name in told]
+        rest = sum(share for name, share in shares.items() if name not in told)
+        rows.append(Row(PROFILE, OTHERS, direction, (rest,)))
     return rows
 
 
@@ -682,7 +688,7 @@ class _Node:
         self.side = side
         self.peer = FAR if side == NEAR else NEAR
         self._allocations = Allocations()
-        self._multiplied: tuple[str, list[bytes]] | None = None
+        self._multiplied: tuple[str, Any] | None = None
         data_plane = DataPlane.open(instance_name(f"cost-{side}"), load=True)
         assert data_plane is not None, "it is loaded where it wasn't"
         stack.callback(data_plane.remove)
@@ -733,10 +739,12 @@ class _Node:
         ((key, value),) = (
             (key, value) for key, value in self.maps[table].items().items() if key.count(address) == 1
         )
-        front, back = key.split(address)
-        keys = [front + struct.pack(">I", first + number) + back for number in range(1, size)]
+        at = key.index(address)
+        keys = np.tile(np.frombuffer(key, np.uint8), (size - 1, 1))
+        addresses = np.arange(first + 1, first + size, dtype=np.uint32).astype(">u4")
+        keys[:, at : at + 4] = addresses.view(np.uint8).reshape(-1, 4)
         self._multiplied = table, keys
-        self.maps[table].update(dict.fromkeys(keys, value))
+        self.maps[table].update_many(keys, np.tile(np.frombuffer(value, np.uint8), (size - 1, 1)))
 
     def check_room(self, table: str, size: int) -> None:
         """Raise MptmError where the table has fewer places."""
@@ -746,7 +754,7 @@ class _Node:
     def _forget_multiplied(self) -> None:
         if self._multiplied is not None:
             table, keys = self._multiplied
-            self.maps[table].delete(keys)
+            self.maps[table].delete_many(keys)
             self._multiplied = None
 
     def run(self, program: str, port: str, packet: bytes, *, repeat: int = 1) -> testrun.Run:

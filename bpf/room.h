@@ -175,15 +175,20 @@ static __always_inline bool cut_outer(hook_ctx *ctx, const struct packet *packet
 			return false;
 		return write_l2(ctx, 0, &l2, packet->l3_offset);
 	}
-	if (len < cut + SHORT_FRAME) {
-		grown = SHORT_FRAME;
-		if (!adjust_tail(ctx, SHORT_FRAME))
+	if (bpf_skb_adjust_room(ctx, -(int)cut, BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_FIXED_GSO | flags)) {
+		/*
+		 * Before Linux 6.3 the kernel goes on taking the packet for what the outer header was, and
+		 * wants as much left as that has. Its tail can't grow when its sender, on this machine, has
+		 * noted that it is encapsulated.
+		 */
+		if (len < cut + SHORT_FRAME) {
+			grown = SHORT_FRAME;
+			if (!adjust_tail(ctx, SHORT_FRAME))
+				return false;
+		}
+		if (bpf_skb_adjust_room(ctx, -(int)cut, BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_FIXED_GSO))
 			return false;
 	}
-	/* Before Linux 6.3 the kernel goes on taking the packet for what the outer header was. */
-	if (bpf_skb_adjust_room(ctx, -(int)cut, BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_FIXED_GSO | flags) &&
-	    bpf_skb_adjust_room(ctx, -(int)cut, BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_FIXED_GSO))
-		return false;
 	if (grown && !adjust_tail(ctx, -SHORT_FRAME))
 		return false;
 	return write_l2(ctx, 0, &l2, ETH_HLEN);

@@ -327,7 +327,7 @@ def test_what_changes_while_a_network_has_bundles_writes_only_that(node, kernel)
     load(node, "more", ["10.0.1.1"], "u")
     load(node, "more", ["10.0.1.2", "10.0.1.3"], "u")
     node.remove("bundle", "more")
-    assert {step for step in plane.log if "generation" not in step} == {
+    assert set(plane.log) == {
         "update many flows_v4",
         "delete many flows_v4",
     }

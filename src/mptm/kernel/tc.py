@@ -2,7 +2,7 @@
 """Programs at the TC ingress of an interface without tcx (before Linux 6.6): filters of a clsact qdisc (tc-bpf(8)).
 
 A filter of ours has a priority and a handle of its own, so others' filters beside it stay as they are. It comes after
-those with a smaller priority.
+those with a smaller priority. Its name has the program's id, as pyroute2 doesn't read the kernel's word for it.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mptm.errors import KernelError
+from mptm.kernel import libbpf
 from mptm.kernel.netlink import open_netlink
 
 PRIORITY = 44441
@@ -47,9 +48,11 @@ def filters() -> list[Filter]:
                 if message["handle"] != _HANDLE or message["info"] >> 16 != PRIORITY:
                     continue
                 options = message.get_attr("TCA_OPTIONS")
-                program_id = options.get_attr("TCA_BPF_ID") if options is not None else None
-                if program_id:
-                    found.append(Filter(ifindex, names[ifindex], program_id))
+                _, _, number = (
+                    (options.get_attr("TCA_BPF_NAME") or "").partition(" ") if options else ("", "", "")
+                )
+                if number.isdecimal():
+                    found.append(Filter(ifindex, names[ifindex], int(number)))
     return found
 
 
@@ -67,7 +70,7 @@ def set_filter(ifindex: int, program_fd: int, name: str) -> None:
             ifindex,
             _HANDLE,
             fd=program_fd,
-            name=name,
+            name=f"{name} {libbpf.program_info(program_fd).id}",
             parent=_INGRESS,
             prio=PRIORITY,
             protocol=_ETH_P_ALL,

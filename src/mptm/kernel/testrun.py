@@ -88,7 +88,8 @@ class Run:
 
 
 def run(program_fd: int, packet: bytes, *, ifindex: int = 1, repeat: int = 1) -> Run:
-    """Run an XDP program on a packet (14 to about 3500 bytes) as if it came in at interface `ifindex`.
+    """Run an XDP program on a packet (14 bytes or more; from about 3500 on in several buffers) as if it came in at
+    interface `ifindex`.
 
     With `repeat` > 1 each run gets the packet as the one before left it. A redirect is a verdict only: nothing is
     sent. Raises KernelError.
