@@ -4,6 +4,10 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import socket
+import subprocess
+from collections.abc import Iterator
 
 import pytest
 from packets import frame, ip, tunnel
@@ -11,8 +15,13 @@ from scapy.layers.inet import TCP
 from scapy.packet import Packet, Raw
 from world import REMOTE, THEIRS, World
 
+from mptm.errors import ForeignProgram
 from mptm.intent import Route
-from mptm.kernel import netns, testrun
+from mptm.kernel import libbpf, netns, segmenter, testrun
+from mptm.kernel.dataplane import DataPlane, remove_instance
+from mptm.kernel.netlink import gather_facts
+from mptm.kernel.offloads import read_features
+from mptm.tables import Attachment
 
 DROP, REDIRECT = 1, 4
 PADDING = b"padding!"
@@ -47,3 +56,46 @@ def test_a_mark_stays_in_its_namespace(at_tc: World, monkeypatch: pytest.MonkeyP
     at_tc.apply(Route(network="blue", prefix=THEIRS[4], port="c2"))
     ran = run(at_tc, frame(ip(4) / TCP(sport=1, dport=2)), mark=0xC0FFEE)
     assert (ran.verdict, ran.mark) == (REDIRECT, 0)
+
+
+@pytest.fixture
+def port(at_tc: World) -> Iterator[Attachment]:
+    """c1 at TC, once it is attached there."""
+    attachment = Attachment(at_tc.links["c1"].ifindex, "c1", "access", "auto", "tc")
+    with netns.inside(at_tc.namespace):
+        try:
+            yield attachment
+        finally:
+            at_tc.data_plane.detach("c1")
+
+
+def test_a_segmenter_that_was_only_begun_is_completed(at_tc: World, port: Attachment) -> None:
+    """As a command leaves it that is killed once the veth is there."""
+    entry, exit_ = segmenter.names(at_tc.instance)
+    subprocess.run(["ip", "link", "add", entry, "type", "veth", "peer", exit_], check=True)
+    assert at_tc.data_plane.attach(port) in ("tcx", "clsact")
+    pair = segmenter.find(at_tc.instance)
+    assert pair is not None
+    features = read_features(pair.entry)
+    assert not [name for name, each in features.items() if name.startswith("tx-checksum") and each.active]
+    for ifindex in pair:
+        assert gather_facts((), resolve_timeout_seconds=0).links[socket.if_indextoname(ifindex)].up
+
+
+def test_the_filter_of_another_instance_is_not_replaced(
+    at_tc: World, port: Attachment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before Linux 6.6, where both would be in the same place."""
+    monkeypatch.setattr(libbpf, "create_tcx_link", lambda *_: -errno.EINVAL)
+    other = f"{at_tc.instance}-o"
+    try:
+        with DataPlane.open(other, load=True) as data_plane:
+            assert data_plane.attach(port) == "clsact"
+            with pytest.raises(ForeignProgram, match=f"of the instance {other}"):
+                at_tc.data_plane.attach(port)
+            assert [each.mode for each in data_plane.attachments()] == ["clsact"]
+            data_plane.remove()
+        assert at_tc.data_plane.attach(port) == "clsact"
+        assert at_tc.data_plane.attach(port) == "clsact"
+    finally:
+        remove_instance(other)

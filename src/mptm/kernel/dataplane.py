@@ -259,25 +259,30 @@ class DataPlane:
     def _create_at_tc(self, ifindex: int, name: str, program: str, pin: Path) -> str:
         """Attach a program at TC by a link that is pinned, or where the kernel has none by a filter; the mode."""
         program_fd = self.program_fd(program)
-        if not any(each.ifindex == ifindex for each in self._filters()):
+        present = [each for each in tc.filters() if each.ifindex == ifindex]
+        if not any(self._is_ours(each.program_id) for each in present):
             fd = libbpf.create_tcx_link(program_fd, ifindex)
             if fd >= 0:
                 _pin_link(fd, pin)
                 return "tcx"
             if -fd not in _NO_TCX:
                 raise libbpf.failure(f"{program} can't be attached to {name} at TC", fd)
+            for each in present:
+                if (owner := _owner(each.program_id)) is not None:
+                    raise ForeignProgram(
+                        f"{name} already has the TC filter of the instance {owner}",
+                        f"mptm --instance {owner} port del {name}",
+                    )
         tc.set_filter(ifindex, program_fd, program)
         return "clsact"
 
     def _ensure_segmenter(self) -> None:
         """Have what makes segments of GSO packets, with the program at its end."""
         table = self.maps[_SEGMENTER]
-        pair = segmenter.find(self.instance)
         pin = self._root / _SEGMENTER
-        if pair is None:
-            if pin.exists():
-                _detach_link(pin)
-            pair = segmenter.make(self.instance)
+        if segmenter.find(self.instance) is None and pin.exists():
+            _detach_link(pin)
+        pair = segmenter.ensure(self.instance)
         if not self._runs_segment_program(pair, pin):
             self._create_at_tc(pair.exit, segmenter.names(self.instance)[1], _SEGMENT_PROGRAM, pin)
         table.update({table.key.pack(0): table.value.pack(pair.entry)})
