@@ -29,6 +29,7 @@ from mptm import headers
 from mptm.errors import MptmError
 from mptm.intent import Intent, Network, Port, Route, tunnel_from_dict
 from mptm.kernel import libbpf, netns, testrun
+from mptm.kernel.hashtable import open_maps
 from mptm.kernel.maps import Map
 from mptm.kernel.objects import EXTRAS, object_path
 from mptm.lab.topology import run_in
@@ -317,7 +318,7 @@ def _load(name: str) -> tuple[dict[str, int], dict[str, Map]]:
     """Programs and maps of an object, alive as long as this process."""
     with libbpf.Object(object_path(name)) as loading:
         loading.load()
-        return loading.program_fds(), {name: Map(name, fd) for name, fd in loading.map_fds().items()}
+        return loading.program_fds(), open_maps(loading.map_fds())
 
 
 def _mac(name: str) -> bytes:
