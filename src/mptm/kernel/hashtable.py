@@ -412,6 +412,8 @@ class HashTable(Map):
 
     @staticmethod
     def _array(rows: Sequence[bytes], size: int) -> _Bytes:
+        if not rows:
+            return np.zeros((0, size), np.uint8)
         return np.frombuffer(b"".join(rows), np.uint8).reshape(-1, size)
 
     def _split_keys(self, keys: _Bytes) -> tuple[_Words, _Numbers]:
