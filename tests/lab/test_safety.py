@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from packets import required_options
 from scapy.layers.inet import UDP
@@ -786,9 +787,12 @@ def test_a_full_table_is_told_and_everything_put_back(lab: Lab, node: Node) -> N
     before, tables = node.intent, table_bytes(node)
     with node.data_plane() as data_plane:
         table = data_plane.maps["hosts_v4"]
-        free = table.max_entries - len(table.items())
-        value = table.value.pack(NextHop(4, 0, bytes(6), 0))
-        table.update({table.key.pack(HostKeyV4(9999, number.to_bytes(4))): value for number in range(free)})
+        free = table.max_entries - table.entry_count()
+        keys = np.zeros((free, table.key.size), np.uint8)
+        keys[:] = np.frombuffer(table.key.pack(HostKeyV4(9999, bytes(4))), np.uint8)
+        keys[:, :4] = np.arange(free, dtype=">u4")[:, None].view(np.uint8)
+        value = np.frombuffer(table.value.pack(NextHop(4, 0, bytes(6), 0)), np.uint8)
+        table.update_many(keys, np.tile(value, (free, 1)))
     wanted = before.add(Network(name="more", id=50))
     for each in (
         tunnel_from_dict(

@@ -6,6 +6,7 @@ from __future__ import annotations
 import gc
 import ipaddress
 import itertools
+import os
 import random
 import struct
 from typing import Any, cast
@@ -44,8 +45,6 @@ class Loaded:
 
     def again(self) -> dict[str, Any]:
         """The maps as another process has them."""
-        import os
-
         return hashtable.open_maps({name: os.dup(each.fd) for name, each in self.maps.items()})
 
 

@@ -412,6 +412,8 @@ class HashTable(Map):
 
     @staticmethod
     def _array(rows: Sequence[bytes], size: int) -> _Bytes:
+        if not rows:
+            return np.zeros((0, size), np.uint8)
         return np.frombuffer(b"".join(rows), np.uint8).reshape(-1, size)
 
     def _split_keys(self, keys: _Bytes) -> tuple[_Words, _Numbers]:
@@ -483,9 +485,12 @@ class HashTable(Map):
 
     def _add(self, words: _Words, lasts: _Words, hashes: _Words) -> None:
         """New entries; `lasts` are their networks and next hops."""
-        if len(words) > _MANY:
-            entries = len(self.next_hops_in_use()) + len(words)
-            if entries > self._segment_count * self._per_segment * _COMFORTABLE:
+        is_widest = self._segment_count == self._open.capacity
+        if is_widest or len(words) > _MANY:
+            entries = self.entry_count() + len(words)
+            if entries > self.max_entries:
+                raise self._full()
+            if not is_widest and entries > self._segment_count * self._per_segment * _COMFORTABLE:
                 self._grow(words, lasts, hashes)
                 return
         left = self._add_in_place(words, lasts, hashes)
