@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator
 import pytest
 from msgspec.structs import replace
 from packets import carriers, carries, protocol_of, required_options
-from traffic import MEGABYTE, NODES, Capture, Datagrams, address_of, carried_by, kept, ping, transfer
+from traffic import MEGABYTE, NODES, Capture, Datagrams, address_of, at_hook, carried_by, kept, ping, transfer
 
-from mptm.intent import Intent, Route
+from mptm.intent import Route
 from mptm.lab.topology import Lab, configure
 
 UNDERLAY_MTU = 1500
@@ -25,12 +25,6 @@ def lab(lab_prefix: Callable[[], str]) -> Iterator[Lab]:
     """The containers' links could carry more than fits a tunnel."""
     with Lab(lab_prefix(), container_mtu=1600) as built:
         yield built
-
-
-def at_hook(intent: Intent, hook: str) -> Intent:
-    for port in intent.ports.values():
-        intent = intent.replace(replace(port, hook=hook))
-    return intent
 
 
 def bring_up(lab: Lab, variant: str, underlay: int, hooks: tuple[str, str]) -> None:
