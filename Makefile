@@ -75,7 +75,7 @@ bench: setup peers bench-objects .venv/.bench-installed ## MPTM beside its peers
 	@$(VENV)/python -m bench $(ARGS)
 
 .PHONY: bench-objects
-bench-objects: $(BENCH_OBJECTS) ## the benchmark's BPF objects
+bench-objects: $(BENCH_OBJECTS)
 	@:
 
 .PHONY: setup

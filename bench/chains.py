@@ -24,6 +24,7 @@ from pyroute2 import IPRoute
 from mptm.errors import MptmError, NotSupported
 from mptm.intent import Intent, Network, Port, Route, tunnel_from_dict
 from mptm.kernel import libbpf, netns
+from mptm.kernel.hashtable import open_maps
 from mptm.kernel.maps import Map
 from mptm.kernel.objects import EXTRAS, object_path
 from mptm.lab.topology import run_in
@@ -127,8 +128,6 @@ class Chain:
             ORIGINAL: lambda: self._build_original(original),
         }[kind]
         self.switches: list[Switch] = []
-        if kind == TC and "hook" not in Port.__struct_fields__:
-            raise NotSupported("not available: this build's ports have no hook tc")
         self.namespace = {name: namespaces.add(f"{prefix}-{name}") for name in MAC}
         self.ifindex: dict[tuple[str, str], int] = {}
         self._build_links()
@@ -362,8 +361,6 @@ class Chain:
 
 def _at(hook: str) -> dict[str, str]:
     """Fields of a port at a hook."""
-    if "hook" not in Port.__struct_fields__:
-        return {"mode": "native"}
     return {"hook": hook} | ({"mode": "native"} if hook == "xdp" else {})
 
 
@@ -388,7 +385,7 @@ def load_path(path: Path, *, are_xdp: bool = False) -> tuple[dict[str, int], dic
         if are_xdp:
             _take_for_xdp(loading)
         loading.load()
-        return loading.program_fds(), {name: Map(name, fd) for name, fd in loading.map_fds().items()}
+        return loading.program_fds(), open_maps(loading.map_fds())
 
 
 def _take_for_xdp(loading: libbpf.Object) -> None:

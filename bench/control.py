@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import os
 import subprocess
 import sys
@@ -13,6 +12,8 @@ import time
 from collections.abc import Callable
 from ipaddress import ip_address
 from pathlib import Path
+
+import numpy as np
 
 from mptm.errors import MptmError
 from mptm.intent import Flow, Route
@@ -175,7 +176,9 @@ def _measure_size(
     for name, arguments, repeat, after in steps:
         expected = _expected_ms(took.get(name, []), size) / 1000
         if not failed and (budget.is_out() or expected > budget.left()):
-            failed = OUT_OF_TIME if budget.is_out() else f"not measured: expected to take {expected:.0f} s"
+            failed = (
+                OUT_OF_TIME if budget.is_out() else f"there was no time: expected to take {expected:.0f} s"
+            )
         if failed:
             rows.append(missing(CONTROL, name, column, failed))
             continue
@@ -201,12 +204,9 @@ def _measure_size(
 def _measure_flows(commands: _Commands, count: int, budget: Budget) -> list[Row]:
     """So many flows from one source, by file; each way starts with none."""
     column = COUNT_NAMES[count]
-    if importlib.util.find_spec("mptm.cli.bundles") is None:
-        reason = "not available: this build loads no flows from a file"
-        return [missing(FLOWS, line, column, reason) for line in (FROM_ARRAYS, FROM_CSV, ONE_MORE)]
     rows = []
     node_file = str(commands.write_node(10))
-    for line, write in ((FROM_CSV, commands.write_csv), (FROM_ARRAYS, commands.write_arrays)):
+    for line, write in ((FROM_ARRAYS, commands.write_arrays), (FROM_CSV, commands.write_csv)):
         try:
             file = str(write(count))
             commands.run(["apply", "--quiet", "-f", node_file], max(1.0, budget.left()))
@@ -318,8 +318,6 @@ class _Commands:
 
     def write_arrays(self, flows: int) -> Path:
         """The same flows as numpy's arrays."""
-        import numpy as np
-
         path = self._directory / "flows.npz"
         first, source = np.uint32(FIRST_ROUTE), np.uint32(int(ip_address(FLOW_SOURCE)))
         destination = first + np.arange(flows, dtype=np.uint32)

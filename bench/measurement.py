@@ -18,7 +18,7 @@ from mptm.errors import MptmError
 FAILURES = (MptmError, OSError, subprocess.SubprocessError)
 """What ends the measuring of one contestant, not the run."""
 
-OUT_OF_TIME = "not measured: out of time"
+OUT_OF_TIME = "out of time"
 
 
 class Budget:

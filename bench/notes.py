@@ -6,6 +6,8 @@ from __future__ import annotations
 import itertools
 import statistics
 
+from . import packet_rate
+from .chains import REDIRECT, TC, TC_REDIRECT, TITLES, XDP
 from .packet_cost import (
     CONFIGURED,
     COST,
@@ -13,11 +15,14 @@ from .packet_cost import (
     ENCAP,
     EXITS,
     FLOOR_EXIT,
+    OTHERS,
+    PROFILE,
     SIZE,
     SIZE_LINES,
     SIZE_NAMES,
     WHERE,
 )
+from .profile import MACROS
 from .targets import Results
 
 
@@ -29,6 +34,8 @@ def notes(results: Results) -> list[str]:
         *_extremes(results),
         *_sizes(results),
         *_configured(results),
+        *_profile(results),
+        *_rates(results),
     ]
 
 
@@ -100,6 +107,50 @@ def _sizes(results: Results) -> list[str]:
             continue
         told = ", ".join(f"{SIZE_NAMES[size]}: {value:.0f}" for size, value in measured.items())
         found.append(f"{line}, ns over the floor by how many there are: {told}")
+    return found
+
+
+def _profile(results: Results) -> list[str]:
+    """The dearest functions, and how much of the time is in the kernel's helpers."""
+    found = []
+    for direction in (ENCAP, DECAP):
+        rows = [
+            row
+            for row in results.rows
+            if (row.part, row.column) == (PROFILE, direction) and row.median is not None
+        ]
+        if not rows:
+            continue
+        helpers = sum(
+            row.median or 0.0 for row in rows if "(" not in row.line and row.line not in (MACROS, OTHERS)
+        )
+        own = sorted((row for row in rows if "(" in row.line), key=lambda row: -(row.median or 0.0))
+        told = ", ".join(f"{row.line} {row.median:.0f}" for row in own[:5])
+        found.append(
+            f"{direction}: {helpers:.0f} % of the samples are in the kernel's helpers; of our own functions {told} % "
+            "are the most"
+        )
+    return found
+
+
+def _rates(results: Results) -> list[str]:
+    """What two nodes' tunnels cost over two nodes' plain redirects, from packets per second."""
+    column = packet_rate.column_of(packet_rate.SIZES[0], 1)
+    found = []
+    for mine, floor in ((XDP, REDIRECT), (TC, TC_REDIRECT)):
+        pairs = [
+            1000 / ours - 1000 / theirs
+            for ours, theirs in zip(
+                *(results.row(packet_rate.RATE, TITLES[kind], column).samples for kind in (mine, floor)),
+                strict=False,
+            )
+            if ours and theirs
+        ]
+        if pairs:
+            found.append(
+                f"{TITLES[mine]}: encapsulation, decapsulation and what comes with them take "
+                f"{statistics.median(pairs):.0f} ns a packet more than {TITLES[floor]} ({column}, both nodes together)"
+            )
     return found
 
 

@@ -13,13 +13,15 @@ from __future__ import annotations
 import itertools
 import statistics
 import struct
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from ipaddress import ip_address
 from typing import Any, cast
 
 import msgspec
+import numpy as np
 
 from mptm import sync
 from mptm.compile import Allocations, compile_tables
@@ -132,6 +134,8 @@ OVERHEAD = 50
 MANY_FIRST = int(ip_address("10.128.0.0"))
 """The first of many inner addresses; there is room for 4 million."""
 VNI_FIRST = 0x100000
+MANY = 1000
+"""From so many on, what filling in takes grows with their number."""
 INNER_DESTINATION_AT = 30
 """Bytes into an IPv4 frame."""
 VNI_AT = 14 + 20 + 8 + 4
@@ -179,7 +183,9 @@ AMOUNTS = {
 
 
 PROFILE_SECONDS = {Effort.FULL: 4.0, Effort.QUICK: 1.0, Effort.SMOKE: 0.3}
-PROFILE_LINES = 15
+PROFILE_LEAST = 1.0
+"""Percent from which on a function has a line of its own."""
+OTHERS = "all others"
 PROFILE_REPEAT = 100_000
 """Packets between two looks at the clock: what is between them isn't the program's."""
 
@@ -238,13 +244,13 @@ def measure(budget: Budget, settings: Settings, progress: Progress) -> list[Row]
     if settings.effort is Effort.SMOKE:
         cases = [case for case in cases if case.protocol in ("geneve", "ipip")]
     counts = (1, 4) if settings.effort is Effort.SMOKE else (1, 4, 12, len(PROTOCOLS))
-    cost, size, configured, where, _ = budget.shares((10, 5, 2, 2, 1))
+    shares = budget.shares((10, 5, 2, 2, 1))  # each begins when it is asked for
     with workbench(amount.repeat) as bench:
         return [
-            *_measure_cases(bench, cases, amount, cost, progress),
-            *_measure_sizes(bench, amount, size, settings, progress),
-            *_measure_configured(bench, counts, amount, configured, progress),
-            *_measure_exits(bench, amount, where, progress),
+            *_measure_cases(bench, cases, amount, next(shares), progress),
+            *_measure_sizes(bench, amount, next(shares), settings, progress),
+            *_measure_configured(bench, counts, amount, next(shares), progress),
+            *_measure_exits(bench, amount, next(shares), progress),
             *_measure_profile(bench, PROFILE_SECONDS[settings.effort], progress),
         ]
 
@@ -306,6 +312,7 @@ def _measure_sizes(
         )
     )
     rows = []
+    filled: dict[Callable[[int], None], float] = {}  # seconds for each of them, last time
     cells = [(size, line) for size in sizes for line in lines]
     cells.sort(key=lambda cell: cell[1][2] == bench.many_tunnels)  # what takes long to fill in comes last
     for share, (size, (name, direction, fill)) in zip(budget.shares([1] * len(cells)), cells, strict=True):
@@ -315,8 +322,16 @@ def _measure_sizes(
             continue
         samples: list[_Sample] = []
         reason = ""
+        expected = filled.get(fill, 0.0) * size if bench.takes_long(fill, size) else 0.0
+        if expected > budget.left():
+            reason = f"there was no time: filling them in was expected to take {expected:.0f} s"
+            rows.append(missing(SIZE, name, column, reason))
+            continue
+        began = time.monotonic()
         try:
             fill(size)
+            if size >= MANY and time.monotonic() - began > 0.01:  # not those that were there already
+                filled[fill] = (time.monotonic() - began) / size
             for _ in range(amount.rounds):
                 samples += bench.sample_many(direction, size, amount.samples)
                 if share.is_out():
@@ -388,10 +403,13 @@ def _measure_profile(bench: Bench, seconds: float, progress: Progress) -> list[R
         found[direction] = {name: 100 * share / sum(ours.values()) for name, share in ours.items()}
     progress("profile: done")
     rows = [missing(PROFILE, "-", direction, reason) for direction, reason in reasons.items()]
-    top = [name for shares in found.values() for name in list(shares)[:PROFILE_LINES]]
-    for name in dict.fromkeys(top):
-        for direction, shares in found.items():
-            rows.append(Row(PROFILE, name, direction, (shares.get(name, 0.0),)))
+    told = dict.fromkeys(
+        name for shares in found.values() for name, share in shares.items() if share >= PROFILE_LEAST
+    )
+    for direction, shares in found.items():
+        rows += [Row(PROFILE, name, direction, (shares.get(name, 0.0),)) for name in told]
+        rest = sum(share for name, share in shares.items() if name not in told)
+        rows.append(Row(PROFILE, OTHERS, direction, (rest,)))
     return rows
 
 
@@ -548,6 +566,12 @@ class Bench:
             node.configure(objects)
         self._tunnels = size
 
+    def takes_long(self, fill: Callable[[int], None], size: int) -> bool:
+        """Whether so many have to be filled in: they aren't there already, and there is room for them."""
+        if fill != self.many_tunnels:
+            return True
+        return self._tunnels != size and size <= self._nodes[NEAR].maps["tunnels"].max_entries
+
     def clear(self) -> None:
         """Empty the tables."""
         for node in self._nodes.values():
@@ -682,7 +706,7 @@ class _Node:
         self.side = side
         self.peer = FAR if side == NEAR else NEAR
         self._allocations = Allocations()
-        self._multiplied: tuple[str, list[bytes]] | None = None
+        self._multiplied: tuple[str, Any] | None = None
         data_plane = DataPlane.open(instance_name(f"cost-{side}"), load=True)
         assert data_plane is not None, "it is loaded where it wasn't"
         stack.callback(data_plane.remove)
@@ -733,10 +757,12 @@ class _Node:
         ((key, value),) = (
             (key, value) for key, value in self.maps[table].items().items() if key.count(address) == 1
         )
-        front, back = key.split(address)
-        keys = [front + struct.pack(">I", first + number) + back for number in range(1, size)]
+        at = key.index(address)
+        keys = np.tile(np.frombuffer(key, np.uint8), (size - 1, 1))
+        addresses = np.arange(first + 1, first + size, dtype=np.uint32).astype(">u4")
+        keys[:, at : at + 4] = addresses.view(np.uint8).reshape(-1, 4)
         self._multiplied = table, keys
-        self.maps[table].update(dict.fromkeys(keys, value))
+        self.maps[table].update_many(keys, np.tile(np.frombuffer(value, np.uint8), (size - 1, 1)))
 
     def check_room(self, table: str, size: int) -> None:
         """Raise MptmError where the table has fewer places."""
@@ -746,7 +772,7 @@ class _Node:
     def _forget_multiplied(self) -> None:
         if self._multiplied is not None:
             table, keys = self._multiplied
-            self.maps[table].delete(keys)
+            self.maps[table].delete_many(keys)
             self._multiplied = None
 
     def run(self, program: str, port: str, packet: bytes, *, repeat: int = 1) -> testrun.Run:

@@ -153,7 +153,7 @@ class _Lines:
         functions = self._functions(file)
         before = bisect.bisect_right(functions, (line, "\U0010ffff")) - 1
         name = functions[before][1] if before >= 0 else MACROS
-        return f"{name} ({Path(file).name})"
+        return name if name == MACROS else f"{name} ({Path(file).name})"
 
     def _functions(self, file: str) -> list[tuple[int, str]]:
         """Lines at which functions begin in a source file, with their names."""

@@ -13,7 +13,6 @@
 #define MPTM_PATCHES		8   /* fields that one template may have patched per packet */
 #define MPTM_PORT_SLOTS		4096
 #define MPTM_PORT_PROBES	8 /* how far from its home slot a port may stand */
-#define MPTM_KNOWN_SLOTS	4096
 #define MPTM_LISTEN_ROW		8 /* numbers in a row of listeners */
 #define MPTM_LISTEN_ROWS	(3 * 65536 / MPTM_LISTEN_ROW)
 #define MPTM_TERMINATION_SLOTS	(1 << 16)
@@ -74,39 +73,121 @@ struct next_hop {
 	__u32 id;
 };
 
+/*
+ * Keys of flows, hosts and prefixes. The words that are compared first stand first, the network last: behind
+ * it an entry has its next hop, so that the two are written in one stroke.
+ */
 struct flow_key_v4 {
-	__u32 network;
 	__be32 source;
 	__be32 destination;
+	__u32 network;
 };
 
 struct flow_key_v6 {
-	__u32 network;
 	__u8 source[16];
 	__u8 destination[16];
+	__u32 network;
 };
 
 struct host_key_v4 {
-	__u32 network;
 	__be32 address;
+	__u32 reserved;
+	__u32 network;
 };
 
 struct host_key_v6 {
-	__u32 network;
 	__u8 address[16];
+	__u32 network;
 };
 
-/* LPM tries match network in full, then the prefix: prefix_len counts the 32 network bits too. */
+/* The bits of the address behind the prefix are zero. */
 struct prefix_key_v4 {
-	__u32 prefix_len;
-	__be32 network;
 	__be32 address;
+	__u32 prefix_len;
+	__u32 network;
 };
 
 struct prefix_key_v6 {
-	__u32 prefix_len;
-	__be32 network;
 	__u8 address[16];
+	__u32 prefix_len;
+	__u32 reserved;
+	__u32 network;
+};
+
+/* ---- tables that the control plane lays out itself (table.h reads, mptm.kernel.hashtable writes) ----- */
+
+#define MPTM_SEGMENTS	   256 /* that a table may grow to; a power of two */
+#define MPTM_SEGMENT_BYTES (1 << 18)
+#define MPTM_BUCKET_V4	   64 /* bytes: a cache line */
+#define MPTM_BUCKET_V6	   128
+#define MPTM_NEXT_HOPS	   4096 /* next hops of a segment */
+
+/* In place of a next hop: nobody ever was here; somebody was, whom a program may still be looking at. */
+#define ENTRY_FREE    0
+#define ENTRY_REMOVED 0x80000000U
+
+/* An entry is there when next_hop, a slot in next_hops, is more than 0 as a signed number. */
+#define TABLE_LAYOUT(kind, version)                                                                          \
+	struct kind##_entry_##version {                                                                      \
+		struct kind##_key_##version key;                                                             \
+		__u32 next_hop;                                                                              \
+	} __attribute__((aligned(8)));                                                                       \
+	struct kind##_bucket_##version {                                                                     \
+		struct kind##_entry_##version                                                                \
+		    entries[MPTM_BUCKET_##version / sizeof(struct kind##_entry_##version)];                  \
+	} __attribute__((aligned(MPTM_BUCKET_##version)));                                                   \
+	struct kind##_segment_##version {                                                                    \
+		struct kind##_bucket_##version buckets[MPTM_SEGMENT_BYTES / MPTM_BUCKET_##version];          \
+	}
+
+#define MPTM_BUCKET_v4 MPTM_BUCKET_V4
+#define MPTM_BUCKET_v6 MPTM_BUCKET_V6
+
+TABLE_LAYOUT(flow, v4);
+TABLE_LAYOUT(flow, v6);
+TABLE_LAYOUT(host, v4);
+TABLE_LAYOUT(host, v6);
+TABLE_LAYOUT(prefix, v4);
+TABLE_LAYOUT(prefix, v6);
+
+/* next_hops: what entries point at, the same for all that lead to the same place. Never changed in use. */
+struct next_hop_slot {
+	struct next_hop next_hop;
+	__u32 is_used;
+};
+
+struct next_hop_segment {
+	struct next_hop_slot slots[MPTM_NEXT_HOPS]; /* the first one of all stays empty */
+};
+
+/* What a segment of each table is. Nothing else says so in an object's type information. */
+struct table_layouts {
+	struct flow_segment_v4 flows_v4;
+	struct flow_segment_v6 flows_v6;
+	struct host_segment_v4 hosts_v4;
+	struct host_segment_v6 hosts_v6;
+	struct prefix_segment_v4 prefixes_v4;
+	struct prefix_segment_v6 prefixes_v6;
+	struct next_hop_segment next_hops;
+};
+
+/* Which table a head is of. */
+enum table_number {
+	FLOWS_V4 = 0,
+	FLOWS_V6 = 1,
+	HOSTS_V4 = 2,
+	HOSTS_V6 = 3,
+	PREFIXES_V4 = 4,
+	PREFIXES_V6 = 5,
+	TABLE_COUNT = 6,
+};
+
+/* table_heads: how to look into a table. */
+struct table_head {
+	__u64 segment_mask; /* number of segments, a power of two, less one */
+	__u64 lengths[3]; /* of prefixes: bit n % 64 of n / 64 says that there are some with n bits less than
+			   * an address has: the longest ones first */
+	__u64 reserved[4];
 };
 
 /*
@@ -115,15 +196,6 @@ struct prefix_key_v6 {
  */
 struct group {
 	__u16 tunnels[MPTM_GROUP_SLOTS]; /* slot in tunnels + 1; 0: nobody */
-};
-
-/* known_addresses: what a look-up of an address found last, as long as `generation` is that of the tables. */
-struct known_address {
-	__u32 generation;
-	__u32 network;
-	__u32 kind; /* IP version, and which tables were asked */
-	__be32 address[4];
-	struct next_hop next_hop;
 };
 
 /* ---- encapsulation: the template ------------------------------------------------------------------ */

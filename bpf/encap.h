@@ -227,7 +227,7 @@ static __always_inline int encap_inline(hook_ctx *ctx, struct packet *packet, st
 	__u32 slot = sending->slot;
 	struct tunnel *tunnel = bpf_map_lookup_elem(&tunnels, &slot);
 	struct patching patching = {};
-	__u32 strip, frame_bytes = packet->len, inner_bytes, overhead, longest, port_slot;
+	__u32 strip, frame_bytes = packet->len, inner_bytes, overhead, inner_longest, longest, port_slot;
 	struct port *ingress;
 	struct ethhdr *eth;
 	enum room room;
@@ -249,7 +249,8 @@ static __always_inline int encap_inline(hook_ctx *ctx, struct packet *packet, st
 	patching.len = frame_bytes - strip + tunnel->outer_len;
 	inner_bytes = frame_bytes - strip + (is_l3 ? ETH_HLEN : tunnel->strip);
 	trace(TRACE_TUNNEL, slot, tunnel->counter, patching.len);
-	longest = longest_len(ctx, 0, packet, frame_bytes) - strip + tunnel->outer_len;
+	inner_longest = longest_len(ctx, 0, packet, frame_bytes);
+	longest = inner_longest - strip + tunnel->outer_len;
 	if ((int)longest > (int)tunnel->max_len) {
 		overhead = tunnel->outer_len + packet->l3_offset - strip;
 		sending->mtu = tunnel->max_len > overhead ? tunnel->max_len - overhead : 0;
@@ -258,7 +259,9 @@ static __always_inline int encap_inline(hook_ctx *ctx, struct packet *packet, st
 			count_reason(REASON_TOO_BIG, SCOPE_TUNNEL, tunnel->counter, packet->len);
 		return TOO_BIG;
 	}
-	if (frame_bytes != packet->len && !adjust_tail(ctx, (int)frame_bytes - (int)packet->len))
+	/* A GSO packet has no padding; cut, it would be one frame of all its bytes. */
+	if (frame_bytes != packet->len &&
+	    (gso_size(ctx) || !adjust_tail(ctx, (int)frame_bytes - (int)packet->len)))
 		return drop_on_tunnel(REASON_BAD_INNER, tunnel->counter, packet->len);
 	packet->len = frame_bytes;
 	eth = packet_start(ctx);
@@ -266,7 +269,8 @@ static __always_inline int encap_inline(hook_ctx *ctx, struct packet *packet, st
 		return drop_on_tunnel(REASON_BAD_INNER, tunnel->counter, packet->len);
 	if (sending->writes_mac)
 		write_inner_mac(eth, packet, sending->mac);
-	room = push_outer(ctx, packet, tunnel, strip);
+	/* Whether segments of unknown length fit is seen when they are there. */
+	room = gso_size(ctx) && !inner_longest ? ROOM_SEGMENTS : push_outer(ctx, packet, tunnel, strip);
 	if (room == ROOM_SEGMENTS)
 		return send_segments(ctx, packet, tunnel, slot);
 	if (room == ROOM_GSO)

@@ -156,12 +156,16 @@ static __always_inline int redirect_to(hook_ctx *ctx, __u32 ifindex)
 /*
  * To the other end of a veth in a namespace of its own: received there at once. The stack takes the packet
  * for what the kernel thinks that it is, so that has to be right: `ethertype` of a frame to a single host,
- * without tags.
+ * without tags, and for this host, whatever MAC it came with (kernels that don't see to that themselves drop
+ * it). Nor does a mark of this namespace mean anything there.
  */
 static __always_inline int redirect_to_peer(hook_ctx *ctx, __u32 ifindex, __be16 ethertype)
 {
 	if (ctx->protocol != ethertype || ctx->vlan_present)
 		return redirect_to(ctx, ifindex);
+	if (ctx->pkt_type != PACKET_HOST && bpf_skb_change_type(ctx, PACKET_HOST))
+		return VERDICT_DROP;
+	ctx->mark = 0;
 	return bpf_redirect_peer(ifindex, 0);
 }
 

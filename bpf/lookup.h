@@ -1,25 +1,15 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
  * Every table look-up of the data plane. Tables that the control plane lays out itself are ARRAYs, whose
- * look-ups the JIT inlines; the others are kernel hashes and tries. Callers don't see which.
+ * look-ups the JIT inlines (the bigger ones: table.h); the others are kernel hashes. Callers don't see which.
  */
 #ifndef MPTM_LOOKUP_H
 #define MPTM_LOOKUP_H
 
 #include "maps.h"
 #include "packet.h"
+#include "table.h"
 #include "trace.h"
-
-/*
- * A look-up in one table and no other. Left alone, clang merges the calls for two tables into one, and a call
- * that may be for either is not inlined by the verifier: 15 ns more.
- */
-#define LOOKUP(table, key)                                                                                   \
-	({                                                                                                   \
-		void *entry = bpf_map_lookup_elem(&(table), (key));                                          \
-		asm volatile("" : "+r"(entry) : "i"(__COUNTER__));                                           \
-		entry;                                                                                       \
-	})
 
 /* The port of an interface and, in *slot, where its counters are; NULL: none of ours. */
 static __always_inline struct port *lookup_port(__u32 ifindex, __u32 *slot)
@@ -113,47 +103,6 @@ static __always_inline bool is_local(const __u8 *address)
 	return bpf_map_lookup_elem(&locals, address) != NULL;
 }
 
-/* Not inlined: its keys have no room in the frame of who calls. */
-static __noinline struct next_hop *lookup_flow(__u32 network, const struct packet *packet)
-{
-	if (packet->family == 4) {
-		struct flow_key_v4 key = {network, packet->source[0], packet->destination[0]};
-
-		return LOOKUP(flows_v4, &key);
-	}
-	struct flow_key_v6 key = {.network = network};
-
-	__builtin_memcpy(key.source, packet->source, sizeof(key.source));
-	__builtin_memcpy(key.destination, packet->destination, sizeof(key.destination));
-	return LOOKUP(flows_v6, &key);
-}
-
-static __always_inline struct next_hop *lookup_host(__u32 network, __u8 family, const __be32 *address)
-{
-	if (family == 4) {
-		struct host_key_v4 key = {network, address[0]};
-
-		return LOOKUP(hosts_v4, &key);
-	}
-	struct host_key_v6 key = {.network = network};
-
-	__builtin_memcpy(key.address, address, sizeof(key.address));
-	return LOOKUP(hosts_v6, &key);
-}
-
-static __always_inline struct next_hop *lookup_prefix(__u32 network, __u8 family, const __be32 *address)
-{
-	if (family == 4) {
-		struct prefix_key_v4 key = {64, bpf_htonl(network), address[0]};
-
-		return LOOKUP(prefixes_v4, &key);
-	}
-	struct prefix_key_v6 key = {.prefix_len = 160, .network = bpf_htonl(network)};
-
-	__builtin_memcpy(key.address, address, sizeof(key.address));
-	return LOOKUP(prefixes_v6, &key);
-}
-
 /* Addresses that no prefix covers: loopback, link-local and groups (RFC 1122 §3.2.1.3, 3927, 4291 §2.4). */
 static __always_inline bool is_routable(__u8 family, const __be32 *address)
 {
@@ -164,90 +113,51 @@ static __always_inline bool is_routable(__u8 family, const __be32 *address)
 	return first >> 22 != 0xfe80 >> 6 && first >> 24 != 0xff;
 }
 
-static __always_inline bool is_known(const struct known_address *known, __u32 generation, __u32 network,
-				     __u32 kind, const __be32 *address)
+/* What was found in a table, in a trace too. */
+static __always_inline struct next_hop *next_hop_of(enum trace_table table, __u32 number)
 {
-	return known->generation == generation && known->network == network && known->kind == kind &&
-	       known->address[0] == address[0] && known->address[1] == address[1] &&
-	       known->address[2] == address[2] && known->address[3] == address[3];
-}
+	struct next_hop *found = next_hop_at(number);
 
-/* Four words, zero behind an IPv4 address. */
-struct ip_address {
-	__be32 words[4];
-};
-
-/*
- * Where a network has an address, by the tables: the exact one, else the longest prefix if `uses_prefixes`;
- * 0: nowhere. A global function: off the fast path, with room of its own for the keys.
- */
-__noinline int find_address(struct next_hop *next_hop, const struct ip_address *address, __u32 network,
-			    __u32 family, __u32 uses_prefixes)
-{
-	struct next_hop *found;
-
-	if (!next_hop || !address)
-		return 0;
-	found = lookup_host(network, family, address->words);
+	(void)table;
 	if (found)
-		trace(TRACE_NEXT_HOP, TABLE_HOSTS, found->kind, found->id);
-	if (!found && uses_prefixes) {
-		found = lookup_prefix(network, family, address->words);
-		if (found)
-			trace(TRACE_NEXT_HOP, TABLE_PREFIXES, found->kind, found->id);
-	}
-	if (!found) {
-		trace(TRACE_NEXT_HOP, TABLE_NONE, 0, 0);
-		return 0;
-	}
-	*next_hop = *found;
-	return 1;
+		trace(TRACE_NEXT_HOP, table, found->kind, found->id);
+	return found;
 }
 
-/*
- * The same, where what was found last for an address is kept per CPU, where no look-up needs a call, until
- * the tables change: the generation is read before them, so that a result from before a change is never taken
- * for one from after it. NULL: nowhere.
- */
+/* Where a network has an address: the exact one, else the longest prefix; NULL: nowhere. */
 static __always_inline struct next_hop *lookup_address(__u32 network, __u8 lookups, __u8 family,
 						       const __be32 *address)
 {
-	bool uses_prefixes = lookups & LOOKUP_PREFIXES && is_routable(family, address);
-	__u32 zero = 0, kind = family | (uses_prefixes ? 0x100 : 0), now;
-	__u64 hash = (address[0] ^ (__u64)address[3] << 32) * 0x9E3779B97F4A7C15ULL +
-		     ((__u64)network << 32 | (address[1] ^ address[2])) * 0xC2B2AE3D27D4EB4FULL;
-	__u32 at = (hash >> 40) % MPTM_KNOWN_SLOTS;
-	struct known_address *known = bpf_map_lookup_elem(&known_addresses, &at);
-	__u32 *generation_now = bpf_map_lookup_elem(&generation, &zero);
+	enum trace_table table = TABLE_HOSTS;
+	__u32 number;
 
-	if (!known || !generation_now)
-		return NULL;
-	now = *(volatile __u32 *)generation_now;
-	if (!TRACING && is_known(known, now, network, kind, address))
-		return &known->next_hop;
-	/* Whoever looks while this changes is on another CPU, and has its own. */
-	known->generation = 0;
-	if (!find_address(&known->next_hop, (const void *)address, network, family, uses_prefixes))
-		return NULL;
-	known->generation = now;
-	known->network = network;
-	known->kind = kind;
-	__builtin_memcpy(known->address, address, sizeof(known->address));
-	return &known->next_hop;
+	number =
+	    family == 4 ? find_host_v4(network, address[0]) : find_host_v6((const void *)address, network);
+	if (!number && lookups & LOOKUP_PREFIXES && is_routable(family, address)) {
+		table = TABLE_PREFIXES;
+		number = family == 4 ? find_prefix_v4(address[0], network)
+				     : find_prefix_v6((const void *)address, network);
+	}
+	if (!number)
+		trace(TRACE_NEXT_HOP, TABLE_NONE, 0, 0);
+	return next_hop_of(table, number);
 }
 
 /* Where a packet of a network goes: by flow, else by destination; NULL: the network doesn't know it. */
 static __always_inline struct next_hop *lookup_next_hop(__u32 network, __u8 lookups,
 							const struct packet *packet)
 {
-	struct next_hop *found = NULL;
+	struct next_hop *found;
+	__u32 number = 0;
 
 	if (!packet->family)
 		return NULL;
 	if (lookups & LOOKUP_FLOWS)
-		found = lookup_flow(network, packet);
-	if (found)
-		trace(TRACE_NEXT_HOP, TABLE_FLOWS, found->kind, found->id);
+		number = packet->family == 4
+			     ? find_flow_v4(network, packet->source[0], packet->destination[0])
+			     : find_flow_v6((const void *)packet->source, (const void *)packet->destination,
+					    network);
+	found = next_hop_of(TABLE_FLOWS, number);
 	/* What is sent to everybody on the link isn't routed (RFC 1812 §5.3.4). */
 	if (packet->macs.destination[0] & MAC_GROUP)
 		lookups &= ~LOOKUP_PREFIXES;

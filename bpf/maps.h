@@ -11,9 +11,10 @@
 
 #include "abi.h"
 
-#define MPTM_ENTRIES	  (1 << 18) /* per exact-match or prefix table */
-#define MPTM_TUNNELS	  (1 << 14)
-#define MPTM_DROP_ENTRIES (1 << 13)
+#define MPTM_ENTRIES	       (1 << 18) /* per kernel hash */
+#define MPTM_NEXT_HOP_SEGMENTS 1024
+#define MPTM_TUNNELS	       (1 << 14)
+#define MPTM_DROP_ENTRIES      (1 << 13)
 
 #define TABLE_HASH(name, key_type, value_type)                                                               \
 	struct {                                                                                             \
@@ -24,13 +25,20 @@
 		__type(value, value_type);                                                                   \
 	} name SEC(".maps")
 
-#define TABLE_LPM(name, key_type, value_type)                                                                \
+/* A directory of ARRAYs of one element, which the control plane makes and writes through mmap. */
+#define TABLE_SEGMENTS(name, entries, segment_type)                                                          \
 	struct {                                                                                             \
-		__uint(type, BPF_MAP_TYPE_LPM_TRIE);                                                         \
-		__uint(map_flags, BPF_F_NO_PREALLOC);                                                        \
-		__uint(max_entries, MPTM_ENTRIES);                                                           \
-		__type(key, key_type);                                                                       \
-		__type(value, value_type);                                                                   \
+		__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);                                                    \
+		__uint(max_entries, entries);                                                                \
+		__type(key, __u32);                                                                          \
+		__array(                                                                                     \
+		    values, struct {                                                                         \
+			    __uint(type, BPF_MAP_TYPE_ARRAY);                                                \
+			    __uint(map_flags, BPF_F_MMAPABLE);                                               \
+			    __uint(max_entries, 1);                                                          \
+			    __type(key, __u32);                                                              \
+			    __type(value, segment_type);                                                     \
+		    });                                                                                      \
 	} name SEC(".maps")
 
 #define TABLE_ARRAY(name, map_type, entries, value_type)                                                     \
@@ -49,19 +57,28 @@ TABLE_ARRAY(answer_times, BPF_MAP_TYPE_PERCPU_ARRAY, MPTM_PORT_SLOTS, __u64);
 TABLE_ARRAY(sequences, BPF_MAP_TYPE_ARRAY, MPTM_TUNNELS, __u32);
 /* slot -> port. Control plane writes, both programs read. */
 TABLE_ARRAY(ports, BPF_MAP_TYPE_ARRAY, MPTM_PORT_SLOTS, struct port);
+/* Of directories clang describes the segments by name only; this has it describe them in full. */
+const struct table_layouts *const table_layouts SEC(".rodata.layouts") __attribute__((used)) = 0;
+
+/* number of a table -> how to look into it. Control plane writes, forwarding reads. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, TABLE_COUNT);
+	__type(key, __u32);
+	__type(value, struct table_head);
+} table_heads SEC(".maps");
 /* network, inner source and destination -> next hop. Control plane writes, forwarding reads. */
-TABLE_HASH(flows_v4, struct flow_key_v4, struct next_hop);
-TABLE_HASH(flows_v6, struct flow_key_v6, struct next_hop);
+TABLE_SEGMENTS(flows_v4, MPTM_SEGMENTS, struct flow_segment_v4);
+TABLE_SEGMENTS(flows_v6, MPTM_SEGMENTS, struct flow_segment_v6);
 /* network, inner address -> next hop. Control plane writes, forwarding and ARP/ND answers read. */
-TABLE_HASH(hosts_v4, struct host_key_v4, struct next_hop);
-TABLE_HASH(hosts_v6, struct host_key_v6, struct next_hop);
+TABLE_SEGMENTS(hosts_v4, MPTM_SEGMENTS, struct host_segment_v4);
+TABLE_SEGMENTS(hosts_v6, MPTM_SEGMENTS, struct host_segment_v6);
 /* network, inner prefix -> next hop. Control plane writes, forwarding and ARP/ND answers read. */
-TABLE_LPM(prefixes_v4, struct prefix_key_v4, struct next_hop);
-TABLE_LPM(prefixes_v6, struct prefix_key_v6, struct next_hop);
-/* 0 -> number of the state that hosts and prefixes are in. Control plane counts up, forwarding reads. */
-TABLE_ARRAY(generation, BPF_MAP_TYPE_ARRAY, 1, __u32);
-/* hash of an address -> its next hop, per CPU. Forwarding writes and reads. */
-TABLE_ARRAY(known_addresses, BPF_MAP_TYPE_PERCPU_ARRAY, MPTM_KNOWN_SLOTS, struct known_address);
+TABLE_SEGMENTS(prefixes_v4, MPTM_SEGMENTS, struct prefix_segment_v4);
+TABLE_SEGMENTS(prefixes_v6, MPTM_SEGMENTS, struct prefix_segment_v6);
+/* what entries of these six point at -> next hop. Control plane writes, forwarding reads. */
+TABLE_SEGMENTS(next_hops, MPTM_NEXT_HOP_SEGMENTS, struct next_hop_segment);
 /* slot -> template. Control plane writes, encapsulation reads. */
 TABLE_ARRAY(tunnels, BPF_MAP_TYPE_ARRAY, MPTM_TUNNELS, struct tunnel);
 /* slot -> which tunnel gets which flows. Control plane writes, forwarding reads. */

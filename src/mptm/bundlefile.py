@@ -17,6 +17,7 @@ import json
 import mmap
 import os
 from collections.abc import Collection, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,12 +85,16 @@ class BundleFiles:
         return self.directory / content
 
     def write(self, parts: Iterable[bytes]) -> str:
-        """Keep a content, and return its name; it is there as a whole or not at all, also after a power failure."""
+        """Keep a content, and return its name; it is there as a whole or not at all, also after a power failure.
+
+        A damaged one is replaced.
+        """
         data = b"".join(parts)
         content = hashlib.sha256(data).hexdigest()
         path = self.path(content)
-        if path.exists():
-            return content
+        with suppress(OSError):
+            if path.read_bytes() == data:
+                return content
         new = path.with_suffix(".new")
         try:
             self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -118,9 +123,7 @@ class BundleFiles:
         except OSError as error:
             raise MptmError(f"{self.path(content)} can't be read: {error.strerror}") from error
         if hashlib.sha256(data).hexdigest() != content:
-            raise MptmError(
-                f"{self.path(content)} is damaged", "load the bundle again: `mptm flow load`, or unload it"
-            )
+            raise self._damaged(content)
         return data
 
     def has(self, content: str) -> bool:
@@ -155,6 +158,8 @@ class BundleFiles:
                 return header.next_hops[int.from_bytes(found[len(key) :])]
         except FileNotFoundError:
             raise self._missing(content) from None
+        except (ValueError, IndexError):  # nothing to map, or a number of a next hop that there isn't
+            raise self._damaged(content) from None
 
     def tidy(self, used: Collection[str]) -> None:
         """Remove the contents that no bundle has any more."""
@@ -169,6 +174,11 @@ class BundleFiles:
         self.tidy(())
         if self.directory.exists():
             self.directory.rmdir()
+
+    def _damaged(self, content: str) -> MptmError:
+        return MptmError(
+            f"{self.path(content)} is damaged", "load the bundle again: `mptm flow load`, or unload it"
+        )
 
     def _missing(self, content: str) -> NotFound:
         return NotFound(

@@ -9,20 +9,20 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import ipaddress
+import socket
 import struct
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
 from mptm import hashing, tables
-from mptm.errors import TableFull
+from mptm.errors import MptmError, TableFull
 from mptm.facts import Facts, Link, Path
 from mptm.fields import mac_bytes
 from mptm.hooks import choose_hook
@@ -46,6 +46,7 @@ GROUP_SLOTS = 256
 IPV4_MTU_MIN, IPV6_MTU_MIN = 68, 1280
 """Of every link: RFC 791 §3.2, RFC 8200 §5."""
 
+IPV4_LEN = 4
 NO_MAC = bytes(6)
 UP = "up"
 RECEIVE_ONLY = "receive-only"
@@ -279,7 +280,7 @@ def compile_steering(
     changes         each as it was and as it is, None: it wasn't or isn't there; of each key one
     facts           need only have the links
     flows           those of the bundles that changed, before and after, by content
-    find_bundled    yields what the intent's bundles say of a flow
+    find_bundled    yields what the intent's bundles say of a flow; MptmError: one can't be read
     None: more has to be done than that, `compile_tables` knows what.
     """
     return _SteeringCompilation(intent, facts, previous, flows).run(list(changes), find_bundled)
@@ -622,19 +623,19 @@ class _Steering:
         """The table that a route or flow stands in, and its key there."""
         network = self._network_id(obj.network)
         if isinstance(obj, Flow):
-            source, destination = ipaddress.ip_address(obj.source), ipaddress.ip_address(obj.destination)
-            if source.version == 4:
-                return "flows_v4", tables.FlowKeyV4(network, source.packed, destination.packed)
-            return "flows_v6", tables.FlowKeyV6(network, source.packed, destination.packed)
-        prefix = ipaddress.ip_network(obj.prefix)
-        address = prefix.network_address.packed
-        if prefix.prefixlen == prefix.max_prefixlen:
-            if isinstance(prefix, IPv4Network):
+            source, destination = _packed(obj.source), _packed(obj.destination)
+            if len(source) == IPV4_LEN:
+                return "flows_v4", tables.FlowKeyV4(network, source, destination)
+            return "flows_v6", tables.FlowKeyV6(network, source, destination)
+        text, _, length = obj.prefix.partition("/")
+        address, prefix_len = _packed(text), int(length)
+        if prefix_len == 8 * len(address):
+            if len(address) == IPV4_LEN:
                 return "hosts_v4", tables.HostKeyV4(network, address)
             return "hosts_v6", tables.HostKeyV6(network, address)
-        if isinstance(prefix, IPv4Network):
-            return "prefixes_v4", tables.PrefixKeyV4(32 + prefix.prefixlen, network, address)
-        return "prefixes_v6", tables.PrefixKeyV6(32 + prefix.prefixlen, network, address)
+        if len(address) == IPV4_LEN:
+            return "prefixes_v4", tables.PrefixKeyV4(prefix_len, network, address)
+        return "prefixes_v6", tables.PrefixKeyV6(prefix_len, network, address)
 
     def _add_gateway_hosts(self, network: Network) -> None:
         """The gateway's addresses, where no route for just one of them goes before it."""
@@ -707,13 +708,17 @@ class _SteeringCompilation(_Steering):
         ports = {each.port for _, after in changes if after for each in _next_hops_of(after)}
         if uses is None or not all(map(self._is_where_it_was, ports)):
             return None
+        bundles = [obj for pair in changes for obj in pair if isinstance(obj, Bundle)]
+        if any(bundle.content not in self.flows for bundle in bundles):
+            return None  # what isn't known can't be taken away
+        arriving = [self.flows[after.content] for _, after in changes if isinstance(after, Bundle)]
         removed: dict[str, list[Any]] = {}
         unbundled: list[CompiledBundle] = []
         for before, after in changes:
             if isinstance(before, Bundle):
                 gone = self.flows[before.content]
-                if isinstance(after, Bundle):
-                    gone = gone.without(self.flows[after.content])
+                for flows in arriving:
+                    gone = gone.without(flows)
                 unbundled.append(CompiledBundle(self._network_ids(gone), (), gone.records))
             if isinstance(after, Bundle):
                 self._add_bundle(after)
@@ -721,7 +726,10 @@ class _SteeringCompilation(_Steering):
                 self._add(after)
             elif before is not None and not isinstance(before, Bundle):
                 table, key = self._place(before)
-                bundled = find_bundled(before) if isinstance(before, Flow) else None
+                try:
+                    bundled = find_bundled(before) if isinstance(before, Flow) else None
+                except MptmError:
+                    return None
                 if bundled is None:
                     removed.setdefault(table, []).append(key)
                 else:
@@ -966,6 +974,11 @@ class _Compilation(_Steering):
             has_v6=int(v6 is not None),
         )
         self._add_gateway_hosts(network)
+
+
+def _packed(address: str) -> bytes:
+    """The 4 or 16 bytes of an address that was checked before; `ipaddress` takes ten times as long."""
+    return socket.inet_pton(socket.AF_INET6 if ":" in address else socket.AF_INET, address)
 
 
 def _flags_of(obj: Route | Flow | NextHop) -> int:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import yaml
@@ -28,6 +28,7 @@ from mptm.errors import InvalidIntent
 from mptm.fields import Checked, fields_of, parts_of, show_value, suggestion
 from mptm.intent import KINDS, Encapsulation, Intent, Object, Tunnel, object_from_dict
 from mptm.memory import without_collection
+from mptm.progress import Advance
 
 SECTIONS: dict[str, str] = {f"{kind}s": kind for kind in KINDS}
 """Top-level key -> kind of its objects, in the order of the file."""
@@ -93,10 +94,6 @@ for _reads_or_writes in (
 ):  # that text like 099 is quoted, which YAML 1.1 wouldn't
     for _word in _PLAIN_WORDS:
         _reads_or_writes.add_implicit_resolver(*_word)
-
-
-Advance = Callable[[str, int, int], None]
-"""Is told of progress: what is being done, and how much of how much is."""
 
 
 def load(text: str, source_name: str = "the file", advance: Advance | None = None) -> Intent:

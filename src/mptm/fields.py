@@ -323,8 +323,23 @@ def check_value(field: Field, value: Any) -> Any:
         within = f"{error.field}: " if error.field else ""
         raise InvalidIntent(f"{within}{error.message}", error.hint, field=field.name) from None
     except (msgspec.ValidationError, ValueError, OverflowError):
-        shown = show_value(value, field.hexadecimal)
-        raise InvalidIntent(f"{shown} is not {field.expected}", field=field.name) from None
+        raise InvalidIntent(_problem(field, value), field=field.name) from None
+
+
+def _problem(field: Field, value: Any) -> str:
+    """What is wrong with a value that was refused; of a list, with its first wrong item."""
+    item = _item_type(field.type)
+    if item is None or not isinstance(value, list | tuple):
+        return f"{show_value(value, field.hexadecimal)} is not {field.expected}"
+    expected = _expected(item, field.hexadecimal)
+    for each in value:
+        try:
+            converted = msgspec.convert(each, item)
+            if field.normalise and isinstance(converted, str):
+                field.normalise(converted)
+        except (msgspec.ValidationError, ValueError, OverflowError):
+            return f"{show_value(each, field.hexadecimal)} is not {expected}"
+    return f"{len(value)} items are {'too many' if value else 'too few'}, each {expected}"
 
 
 def value_from_text(field: Field, text: str) -> int | bool | str | list[int | bool | str]:

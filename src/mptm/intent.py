@@ -415,6 +415,8 @@ def encapsulation_values(text: str) -> dict[str, Any]:
         option, equals, value = part.partition("=")
         if equals:
             last = option.strip().replace("-", "_")
+            if last in words:
+                raise InvalidIntent(f"{show_value(text)} says {option.strip()} twice")
             words[last] = value.strip()
         elif last:
             words[last] += f",{part}"
@@ -710,11 +712,6 @@ def find_protocol(name: object, label: str = "") -> Protocol[Any]:
 def tunnel_from_dict(values: Mapping[str, Any]) -> Tunnel:
     """A tunnel from its flat fields. InvalidIntent: a field or option is unknown, missing or wrong."""
     return Tunnel.from_dict(values)
-
-
-def tunnel_to_dict(tunnel: Tunnel) -> dict[str, Any]:
-    """The flat fields of a tunnel that aren't at their default."""
-    return tunnel.to_dict()
 
 
 def object_from_dict(kind: str, values: Mapping[str, Any]) -> Object:

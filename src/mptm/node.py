@@ -92,6 +92,9 @@ class Kernel(Protocol):
     def can_send(self, ifindex: int) -> bool | None:
         """Whether XDP can send out of an interface; None: the kernel doesn't say."""
 
+    def bring_gro_devices_to(self, instance: str, ports: Iterable[int]) -> set[int]:
+        """Have idle tunnel devices for these UDP ports only; the ports that have one. Raises KernelError."""
+
     def inside(self, netns: str) -> AbstractContextManager[None]:
         """Be in a network namespace for a while."""
 
@@ -171,6 +174,12 @@ class SystemKernel:
         from mptm.kernel.offloads import can_send
 
         return can_send(ifindex)
+
+    def bring_gro_devices_to(self, instance: str, ports: Iterable[int]) -> set[int]:
+        """See Kernel."""
+        from mptm.kernel.gro import bring_to
+
+        return bring_to(instance, ports)
 
     def inside(self, netns: str) -> AbstractContextManager[None]:
         """See Kernel."""
@@ -698,8 +707,10 @@ class Node:
                 data_plane = stack.enter_context(self._opened_or_none())
                 if data_plane is not None:
                     data_plane.remove()
-                if offloads is not None and is_home:
-                    self._offloads(offloads).release({})
+                if is_home:
+                    if offloads is not None:
+                        self._offloads(offloads).release({})
+                    self._kernel.bring_gro_devices_to(self.instance, ())
             self.store.delete()
 
     # ---- what is going on ------------------------------------------------------------------------
@@ -875,7 +886,8 @@ class Node:
 
     def examine_ports(self) -> dict[str, list[Finding]]:
         """What makes packets vanish at ports although their programs are attached, by port. Needs root."""
-        from mptm.offloads import PortFacts, examine, needs_of
+        from mptm import gro
+        from mptm.offloads import PortFacts, examine, examine_gro, needs_of
         from mptm.protocols import PROTOCOLS
 
         self._kernel.require_privileges()
@@ -894,6 +906,11 @@ class Node:
                 if intent.ports[name].role == "uplink" and link.ifindex not in ends
             }
             can_send = {name: self._kernel.can_send(ports[name].ifindex) for name in own}
+        lacking = [
+            port
+            for port in sorted(gro.wanted_ports(intent, compiled.attachments))
+            if gro.device_of(port) not in facts.links
+        ]
         bound, needs = self._bound_netns(snapshot), needs_of(compiled.attachments)
         fits: dict[str, int] = {}
         for name, template in compiled.templates.items():
@@ -919,13 +936,18 @@ class Node:
                     needs_tags=any(not PROTOCOLS[each.protocol].over_ip for each in intent.tunnels.values()),
                 )
             )
+        found |= {
+            each.name: [*found[each.name], *examine_gro(each.name, lacking)]
+            for each in compiled.attachments
+            if each.hook == "tc" and each.role == "uplink"
+        }
         return found
 
     @contextlib.contextmanager
     def data_plane(self) -> Iterator[Any]:
         """The loaded maps and programs (mptm.kernel.dataplane.DataPlane), within the node's network namespace.
 
-        For reading; what is written here the next change undoes. Raises NotFound when nothing is loaded.
+        For reading; what is written here `restore` undoes. Raises NotFound when nothing is loaded.
         """
         self._kernel.require_privileges()
         with self._inside(self._finished_snapshot()), self._opened() as data_plane:
@@ -1122,6 +1144,7 @@ class Node:
                 settled = offloads.settle(ports, again=again)
                 outcome = sync.apply(data_plane, compiled, snapshot.applied_allocations)
                 offloads.release(ports)
+                self._settle_gro(wanted, compiled, facts, offloads)
             except BaseException as error:
                 self._put_back(snapshot, error, offloads)
                 raise
@@ -1160,6 +1183,7 @@ class Node:
                 offloads.settle(ports, again=False)
                 sync.apply(data_plane, compiled, before)
                 offloads.release(ports)
+                self._settle_gro(snapshot.applied, compiled, facts, offloads)
         except MptmError as error:
             _add_hint(cause, f"going back failed, too ({error.message}): `mptm restore` tries again")
         finally:
@@ -1212,6 +1236,19 @@ class Node:
 
         here = self._kernel.netns_identity()
         return Offloads.load(self._kernel, self.store.remember, here.boot if here else "", remembered)
+
+    def _settle_gro(self, intent: Intent, compiled: Compiled, facts: Facts, offloads: Offloads) -> None:
+        """Have the idle tunnel devices that uplinks at TC want. Without one it is slower, no more: no failure."""
+        from mptm import gro
+
+        wanted = gro.wanted_ports(intent, compiled.attachments)
+        present = {name for name in facts.links if name.startswith(gro.PREFIX)}
+        if present == {gro.device_of(port) for port in wanted}:
+            return
+        try:
+            self._kernel.bring_gro_devices_to(self.instance, wanted)
+        except MptmError as error:
+            offloads.warnings.append(f"GRO of tunnel packets: {error.message}")
 
     def _compile(self, intent: Intent, facts: Facts, previous: Allocations) -> Compiled:
         from mptm.compile import compile_tables

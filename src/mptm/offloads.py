@@ -464,3 +464,17 @@ def _examine_end(port: str, end: OtherEnd, needs: str) -> list[Finding]:
             )
         )
     return found
+
+
+def examine_gro(port: str, lacking: Iterable[int]) -> list[Finding]:
+    """What comes of UDP ports for which an uplink at TC has no GRO."""
+    return [
+        Finding(
+            port,
+            f"the kernel doesn't join the packets to UDP port {number} (GRO), so TCP through tunnels is slower: "
+            "somebody else has the port, or Linux is older than 5.18",
+            "who has it: ss -ulnp; ip -d link show type vxlan; ip -d link show type geneve. Then: mptm restore",
+            is_serious=False,
+        )
+        for number in lacking
+    ]

@@ -211,7 +211,7 @@ class Store:
         are needed, for as long as nothing more has been marked applied.
         """
         from mptm.compile import Allocations
-        from mptm.intent import STEERING, Intent
+        from mptm.intent import KINDS, STEERING, Intent
 
         nothing = Snapshot(Intent(), Allocations(), Intent(), Allocations())
         if not self.exists():
@@ -221,7 +221,8 @@ class Store:
                 return nothing
             meta = dict(connection.execute("SELECT key, value FROM meta"))
             later = () if whole or _is_interrupted(meta) else STEERING
-            objects = _read_objects(connection, "objects", but=later)
+            now = [kind for kind in KINDS if kind not in later]
+            objects = _read_objects(connection, "objects", now if later else None)
             undone = _undone(connection)
         with without_collection():
             intent = _intent_of(objects)
@@ -304,7 +305,7 @@ class Store:
         if self.exists():
             with self._connect(write=False) as connection:
                 for table in ("objects", "undo"):
-                    bodies = _read_objects(connection, table, only="bundle").values()
+                    bodies = _read_objects(connection, table, ("bundle",)).values()
                     used |= {msgspec.json.decode(body)["content"] for body in bodies if body}
         self.bundles.tidy(used)
 
@@ -438,12 +439,12 @@ def _version(connection: sqlite3.Connection) -> int:
 
 
 def _read_objects(
-    connection: sqlite3.Connection, table: str, *, but: Collection[str] = (), only: str = ""
+    connection: sqlite3.Connection, table: str, kinds: Collection[str] | None = None
 ) -> dict[tuple[str, str], str]:
-    """Bodies by kind and key: of one kind, of all, or of all but some."""
-    where = "kind = ?" if only else f"kind NOT IN ({', '.join('?' * len(but))})"
+    """Bodies by kind and key, of some kinds or all; rows of others aren't looked at."""
+    where = "" if kinds is None else f"WHERE kind IN ({', '.join('?' * len(kinds))})"
     rows = connection.execute(
-        f"SELECT kind, key, body FROM {table} WHERE {where} ORDER BY kind, key", (only,) if only else (*but,)
+        f"SELECT kind, key, body FROM {table} {where} ORDER BY kind, key", tuple(kinds or ())
     )
     return {(kind, key): body for kind, key, body in rows}
 
@@ -487,7 +488,7 @@ class StoredObjects(Mapping[str, Any]):
         """Read all of them; what is written afterwards makes no difference."""
         if self._all is None:
             with self._store._connect(write=False) as connection:
-                bodies: Bodies = {**_read_objects(connection, "objects", only=self.kind)}
+                bodies: Bodies = {**_read_objects(connection, "objects", (self.kind,))}
                 bodies |= {key: body for key, body in _undone(connection).items() if key[0] == self.kind}
             with without_collection():
                 self._all = {key: _decode(self.kind, body) for (_, key), body in bodies.items() if body}

@@ -10,7 +10,6 @@ piece. Programs are attached once the tables are right and detached before their
 from __future__ import annotations
 
 import contextlib
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -320,7 +319,6 @@ def apply(data_plane: DataPlane, compiled: Compiled, previous: Allocations | Non
     changes = plan(compiled.tables, maps, compiled.bundled)
     _zero_new_counters(maps, compiled.allocations, previous)
     _write(maps, (change for change in changes if change.new is not None))
-    _outdate_known_addresses(maps, changes)
     upgraded = data_plane.upgrade_needed
     if upgraded:
         data_plane.switch_links()
@@ -332,7 +330,6 @@ def apply(data_plane: DataPlane, compiled: Compiled, previous: Allocations | Non
     modes = {name: data_plane.attach(attachment) for name, attachment in wanted.items()}
     removed = [change for change in changes if change.new is None]
     _delete(maps, (change for change in removed if change.table in POINTING))
-    _outdate_known_addresses(maps, removed)
     _delete(maps, (change for change in removed if change.table not in POINTING))
     _tidy_drops(maps["drops"], compiled.allocations)
     return Outcome(tuple(changes), modes, tuple(detached), upgraded)
@@ -346,10 +343,8 @@ def apply_steering(data_plane: DataPlane, compiled: CompiledSteering) -> Outcome
     maps = data_plane.maps
     changes = _plan_steering(compiled, maps)
     _write(maps, (change for change in changes if change.new is not None))
-    _outdate_known_addresses(maps, changes)
     removed = [change for change in changes if change.new is None]
     _delete(maps, removed)
-    _outdate_known_addresses(maps, removed)
     return Outcome(tuple(changes))
 
 
@@ -421,16 +416,6 @@ def _delete(maps: Mapping[str, Table], changes: Iterable[Change | BulkChange]) -
         if name == KEYED_ARRAY:
             table.update({change.key: _hidden(table, change.old) for change in entries if change.old})
         table.delete([change.key for change in entries])
-
-
-def _outdate_known_addresses(maps: Mapping[str, Table], changes: Sequence[Change | BulkChange]) -> None:
-    """Let no packet go by what was found in the tables before: ahead of the removal of what that pointed at."""
-    if not changes:
-        return
-    table = maps["generation"]
-    key = table.key.pack(0)
-    now = int.from_bytes(table.get(key) or b"", sys.byteorder)
-    table.update({key: table.value.pack(now % 0xFFFFFFFF + 1)})
 
 
 def _hidden(table: Table, value: bytes) -> bytes:

@@ -119,7 +119,7 @@ def test_what_was_set_before_stays_after(prepared: Lab) -> None:
 def test_a_refused_port_leaves_nothing_set(prepared: Lab) -> None:
     before = offered(prepared, CONTAINER)
     program = Path(__file__).parents[2] / "build" / "mptm_extras.o"
-    configure(prepared.namespace("node1"), [f"link set dev {PORT} xdp object {program} section xdp"])
+    configure(prepared.namespace("node1"), [f"link set dev {PORT} xdp object {program} section xdp.frags"])
     added = mptm(prepared, "node1", *ADD)
     assert added.returncode == 1
     assert "already has an XDP program" in added.stderr

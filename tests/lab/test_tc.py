@@ -3,21 +3,46 @@
 
 from __future__ import annotations
 
+import socket
+import struct
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 import pytest
 from msgspec.structs import replace
 from packets import carriers, carries, protocol_of, required_options
-from traffic import MEGABYTE, NODES, Capture, Datagrams, address_of, at_hook, carried_by, kept, ping, transfer
+from scapy.layers.inet import TCP
+from scapy.layers.inet6 import IPv6, IPv6ExtHdrDestOpt, PadN
+from scapy.layers.l2 import Ether
+from scapy.packet import Raw
+from traffic import (
+    MEGABYTE,
+    NODES,
+    SOL_PACKET,
+    Capture,
+    Datagrams,
+    address_of,
+    at_hook,
+    carried_by,
+    drops,
+    kept,
+    mac_of,
+    ping,
+    transfer,
+)
 
-from mptm.intent import Route
+from mptm.intent import Intent, Route
+from mptm.kernel import netns
 from mptm.lab.topology import Lab, configure
 
 UNDERLAY_MTU = 1500
 WHOLE = 3000
 """Bytes of a frame that is no single segment on a link of UNDERLAY_MTU."""
 SIZE = 4 * MEGABYTE
+PACKET_VNET_HDR = 15
+NEEDS_CHECKSUM, GSO_TCP6 = 1, 4
+TCP_CHECKSUM_OFFSET = 16
 
 
 @pytest.fixture(scope="module")
@@ -133,3 +158,37 @@ def test_a_container_at_tc_sends_to_its_neighbour(lab: Lab) -> None:
                     *(f"address add {each} dev eth0" for each in addresses),
                 ],
             )
+
+
+def test_segments_whose_length_is_not_known_before_are_judged_when_they_are_there(lab: Lab) -> None:
+    """TCP behind an IPv6 extension header, in a GSO packet whose segments fit no tunnel."""
+    bring_up(lab, "vxlan", 4, ("tc", "tc"))
+    node = lab.node("node1")
+    header = IPv6(src=address_of(lab, "node1-c1", 6), dst=address_of(lab, "node2-c1", 6)) / IPv6ExtHdrDestOpt(
+        options=[PadN(optdata=bytes(4))]
+    )
+    frame = (
+        Ether(src=mac_of(lab, "node1-c1"), dst=mac_of(lab, "node2-c1"))
+        / header
+        / TCP(sport=7, dport=7, flags="A")
+        / Raw(bytes(6000))
+    )
+    node.reset_counters()
+    with netns.inside(lab.namespace("node1-c1")), Longest(lab) as longest:
+        send_gso(bytes(frame), header_len=14 + 40 + 8 + 20, checksum_at=14 + 40 + 8, size=UNDERLAY_MTU)
+        deadline = time.monotonic() + 3
+        while not drops(node, "REASON_TOO_BIG", "blue-to-node2") and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert drops(node, "REASON_TOO_BIG", "blue-to-node2") == 6000 // UNDERLAY_MTU
+    assert longest.len <= UNDERLAY_MTU + 18
+
+
+def send_gso(frame: bytes, *, header_len: int, checksum_at: int, size: int) -> None:
+    """Send a TCP segment out of eth0 that is to become some of `size` bytes of payload (linux/virtio_net.h)."""
+    header = struct.pack(
+        "=BBHHHH", NEEDS_CHECKSUM, GSO_TCP6, header_len, size, checksum_at, TCP_CHECKSUM_OFFSET
+    )
+    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as sender:
+        sender.bind(("eth0", 0x86DD))
+        sender.setsockopt(SOL_PACKET, PACKET_VNET_HDR, 1)
+        sender.send(header + frame)

@@ -184,8 +184,8 @@ def test_ping_passes_both_ways(transcript: list[Typed]) -> None:
 
 
 @pytest.mark.parametrize("transcript", ["walkthrough"], indirect=True)
-def test_map_dump_has_named_fields(transcript: list[Typed]) -> None:
-    (dump,) = (typed for typed in transcript if "map dump" in typed.command.text)
+def test_table_dump_has_named_fields(transcript: list[Typed]) -> None:
+    (dump,) = (typed for typed in transcript if "table dump" in typed.command.text)
     for field in ("network", "source", "destination", "kind", "flags", "id"):
         assert f'"{field}":' in dump.text
 

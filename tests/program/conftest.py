@@ -4,7 +4,11 @@
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
+import textwrap
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from world import World, world
@@ -56,3 +60,23 @@ def peer() -> Iterator[World]:
     """Node 2: where node 1 is the remote."""
     with world("node2", is_far=True) as made:
         yield made
+
+
+@pytest.fixture(scope="session")
+def clang() -> Callable[..., Path]:
+    """Compiles C text to an object."""
+    if shutil.which("clang") is None:
+        pytest.skip("clang is not installed")
+
+    def compile_object(path: Path, text: str, *flags: str) -> Path:
+        machine = f"-I/usr/include/{os.uname().machine}-linux-gnu"
+        options = ["-O2", "-g", "-target", "bpf", "-mcpu=v3", machine, *flags, "-x", "c", "-c", "-"]
+        subprocess.run(
+            ["clang", *options, "-o", str(path)],
+            input=textwrap.dedent(text),
+            text=True,
+            check=True,
+        )
+        return path
+
+    return compile_object

@@ -185,8 +185,8 @@ def test_an_entry_is_replaced_by_the_same_key(table: Callable[[str], Map]) -> No
 @pytest.mark.parametrize(
     ("name", "key"),
     [
-        ("prefixes_v4", tables.PrefixKeyV4(32 + 24, 1, bytes((10, 250, 1, 0)))),
-        ("prefixes_v6", tables.PrefixKeyV6(32 + 64, 1, bytes((0xFD,)) + bytes(15))),
+        ("prefixes_v4", tables.PrefixKeyV4(24, 1, bytes((10, 250, 1, 0)))),
+        ("prefixes_v6", tables.PrefixKeyV6(64, 1, bytes((0xFD,)) + bytes(15))),
     ],
 )
 def test_prefixes_are_written_listed_and_deleted(table: Callable[[str], Map], name: str, key: object) -> None:
@@ -217,20 +217,12 @@ def test_a_slot_beyond_an_array_is_a_full_table(table: Callable[[str], Map]) -> 
         ports.update({ports.key.pack(4096): bytes(ports.value.size)})
 
 
-@pytest.mark.parametrize("name", ["hosts_v4", "prefixes_v4"])
-def test_an_entry_too_many_is_a_full_table_by_name_and_size(table: Callable[[str], Map], name: str) -> None:
-    full = table(name)
-    hop = full.value.pack(tables.NextHop(4, 0, b"", 0))
-    pack = full.key.pack
-
-    def key(number: int) -> bytes:
-        address = struct.pack(">I", number)
-        return pack(
-            tables.HostKeyV4(1, address) if name == "hosts_v4" else tables.PrefixKeyV4(64, 1, address)
+def test_an_entry_too_many_is_a_full_table_by_name_and_size(table: Callable[[str], Map]) -> None:
+    full = table("locals")
+    with pytest.raises(TableFull, match=rf"locals is full: it has room for {full.max_entries} entries"):
+        full.update(
+            {struct.pack(">IIII", 0, 0, 0, number): bytes(4) for number in range(full.max_entries + 1)}
         )
-
-    with pytest.raises(TableFull, match=rf"{name} is full: it has room for {full.max_entries} entries"):
-        full.update({key(number): hop for number in range(full.max_entries + 1000)})
 
 
 def test_counters_have_a_value_per_cpu_a_sum_and_can_be_zeroed(table: Callable[[str], Map]) -> None:
@@ -278,10 +270,10 @@ def test_a_redirect_target_is_an_interface_of_the_writers_namespace(
 
 def test_keys_and_values_of_the_wrong_size_are_refused(table: Callable[[str], Map]) -> None:
     hosts = table("hosts_v4")
-    with pytest.raises(ValueError, match="hosts_v4: a key has 8 bytes, not 7"):
+    with pytest.raises(ValueError, match="hosts_v4: a key has 12 bytes, not 7"):
         hosts.update({bytes(7): bytes(12)})
     with pytest.raises(ValueError, match="hosts_v4: a value has 12 bytes, not 13"):
-        hosts.update({bytes(8): bytes(13)})
+        hosts.update({bytes(12): bytes(13)})
 
 
 # ---- programs --------------------------------------------------------------------------------------------
@@ -460,37 +452,19 @@ def test_a_name_that_no_instance_can_have_is_refused(name: str) -> None:
 # ---- another build ---------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def clang() -> Callable[..., Path]:
-    """Compiles C text to an object."""
-    if shutil.which("clang") is None:
-        pytest.skip("clang is not installed")
-
-    def compile_object(path: Path, text: str, *flags: str) -> Path:
-        machine = f"-I/usr/include/{os.uname().machine}-linux-gnu"
-        options = ["-O2", "-g", "-target", "bpf", "-mcpu=v3", machine, *flags, "-x", "c", "-c", "-"]
-        subprocess.run(
-            ["clang", *options, "-o", str(path)],
-            input=textwrap.dedent(text),
-            text=True,
-            check=True,
-        )
-        return path
-
-    return compile_object
-
-
 BUILD = """
 #include <linux/bpf.h>
 #include <bpf/bpf_helpers.h>
 #include "maps.h"
 char LICENSE[] SEC("license") = "GPL";
-SEC("xdp") int mptm_encap_xdp(struct xdp_md *ctx)
+SEC(KIND) int mptm_encap_xdp(struct xdp_md *ctx)
 {
 	__u32 slot = 0;
+	if (ctx->ingress_ifindex == 12345)
+		return bpf_redirect_map(&tx_ports, 1, XDP_DROP);
 	return bpf_map_lookup_elem(&ports, &slot) ? VERDICT : XDP_ABORTED;
 }
-SEC("xdp") int mptm_decap_xdp(struct xdp_md *ctx)
+SEC(KIND) int mptm_decap_xdp(struct xdp_md *ctx)
 {
 	__u32 slot = 0;
 	return bpf_map_lookup_elem(&tunnels, &slot) ? VERDICT : XDP_ABORTED;
@@ -501,9 +475,9 @@ SEC("xdp") int mptm_decap_xdp(struct xdp_md *ctx)
 @pytest.fixture
 def build(tmp_path: Path, clang: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """build(verdict, {old: new}): from now on, the object's programs give this verdict, and its tables are those
-    of bpf/maps.h with text replaced."""
+    of bpf/maps.h with text replaced. `kind` is the programs' section."""
 
-    def use(verdict: str, replace: dict[str, str] | None = None) -> None:
+    def use(verdict: str, replace: dict[str, str] | None = None, *, kind: str = "xdp.frags") -> None:
         directory = tmp_path / str(next(_numbers))
         directory.mkdir()
         for header in ("abi.h", "maps.h"):
@@ -511,7 +485,7 @@ def build(tmp_path: Path, clang: Callable[..., Path], monkeypatch: pytest.Monkey
             for old, new in (replace or {}).items():
                 text = text.replace(old, new)
             (directory / header).write_text(text)
-        clang(directory / DATA_PLANE, BUILD, f"-DVERDICT={verdict}", f"-I{directory}")
+        clang(directory / DATA_PLANE, BUILD, f"-DVERDICT={verdict}", f'-DKIND="{kind}"', f"-I{directory}")
         monkeypatch.setenv("MPTM_OBJECT_DIR", str(directory))
 
     return use
@@ -580,23 +554,23 @@ def link_id_of(instance: str, interface: str) -> int:
 def test_a_table_of_another_size_starts_empty_and_the_others_are_kept(
     instance: str, build: Callable[..., None]
 ) -> None:
-    build("XDP_PASS", {"MPTM_ENTRIES);": "1 << 12);"})
+    build("XDP_PASS", {"MPTM_SEGMENTS\t   256": "MPTM_SEGMENTS 4"})
     with open_loaded(instance) as old:
         key = old.maps["ports"].key.pack(1)
         value = old.maps["ports"].value.pack(tables.Port(7, 1, 1500, 1, 0, b""))
         old.maps["ports"].update({key: value})
         old.maps["hosts_v4"].update(host_entries(old.maps["hosts_v4"], 3))
 
-    build("XDP_PASS", {"MPTM_ENTRIES);": "1 << 13);"})
+    build("XDP_PASS", {"MPTM_SEGMENTS\t   256": "MPTM_SEGMENTS 8"})
     with open_loaded(instance) as new:
-        assert {"hosts_v4", "prefixes_v6"} <= new.fresh_maps
+        assert {"hosts_v4", "prefixes_v6", "next_hops"} <= new.fresh_maps
         assert not {"ports", "tx_ports", "drops"} & new.fresh_maps
         assert new.maps["hosts_v4"].items() == {}
-        assert new.maps["hosts_v4"].max_entries == 1 << 13
+        assert new.maps["hosts_v4"].max_entries == 8 * 12288
         assert new.maps["ports"].items() == {key: value}
         new.switch_links()
     with open_loaded(instance) as again:
-        assert again.maps["hosts_v4"].max_entries == 1 << 13
+        assert again.maps["hosts_v4"].max_entries == 8 * 12288
         assert not again.upgrade_needed
 
 
@@ -631,6 +605,29 @@ def test_a_layout_that_changed_at_the_same_size_gets_a_fresh_table(
         with found:
             assert found.maps["ports"].value.unpack(value)["longest"] == 1500
             assert found.maps["ports"].items() == {key: value}
+
+
+def test_an_upgrade_from_programs_for_whole_frames_to_those_for_several_buffers(
+    instance: str, pair: Pair, build: Callable[..., None]
+) -> None:
+    """The kernel refuses a DEVMAP that serves both kinds, but not tx_ports, which is a DEVMAP_HASH."""
+    build("XDP_PASS", kind="xdp")
+    with netns.inside(pair.here), open_loaded(instance) as old:
+        old.attach(attachment(pair))
+        target = {old.maps["tx_ports"].key.pack(pair.ifindex): old.maps["tx_ports"].value.pack(pair.ifindex)}
+        old.maps["tx_ports"].update(target)
+        redirects = old.maps["tx_ports"].items()
+    assert not peer_is_dropped(pair)
+
+    build("XDP_DROP", kind="xdp.frags")
+    with netns.inside(pair.here), open_loaded(instance) as new:
+        assert new.upgrade_needed
+        assert new.fresh_maps == frozenset()
+        assert new.maps["tx_ports"].items() == redirects
+        new.switch_links()
+    assert peer_is_dropped(pair)
+    with open_loaded(instance) as again:
+        assert not again.upgrade_needed
 
 
 def test_an_upgrade_switches_adopted_programs_too(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Frames that are longer than what BPF_PROG_TEST_RUN takes: sent at a port whose program runs in generic mode."""
+"""Frames that are longer than a jumbo frame: sent at a port whose program runs in generic mode."""
 
 from __future__ import annotations
 

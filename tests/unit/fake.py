@@ -25,7 +25,6 @@ from mptm.offloads import XDP_NEEDS, Feature, OtherEnd
 from mptm.tables import Attachment
 
 ARRAYS = (
-    "generation",
     "ports",
     "tunnels",
     "groups",
@@ -51,7 +50,6 @@ STRUCTS = {
     "tunnel_counters": ("", "tunnel_counters"),
     "port_counters": ("", "port_counters"),
     "drops": ("drop_key", "drop_value"),
-    "generation": ("", ""),
     "gateways": ("", "gateway"),
     "groups": ("", "group"),
     "sequences": ("", ""),
@@ -212,7 +210,7 @@ class FakeDataPlane:
 
     def bytes(self) -> dict[str, dict[bytes, bytes]]:
         """Everything that the control plane writes."""
-        counted = ("generation", "tunnel_counters", "port_counters", "sequences", "drops")
+        counted = ("tunnel_counters", "port_counters", "sequences", "drops")
         return {name: dict(table.entries) for name, table in self.maps.items() if name not in counted}
 
 
@@ -235,7 +233,7 @@ class FakeTraced:
 
 
 def link(ifindex: int, name: str, **more: Any) -> Link:
-    mac = bytes((2, 0, 0, 0, 0, ifindex))
+    mac = bytes((2, 0, 0, 0, 0, ifindex % 256))
     return Link(ifindex=ifindex, name=name, mac=mac, mtu=1500, **more)
 
 
@@ -270,6 +268,7 @@ class FakeKernel:
     )
     own: dict[str, Feature] = field(default_factory=dict)
     sends: bool | None = None
+    taken_ports: set[int] = field(default_factory=set)
     stubborn: set[str] = field(default_factory=set)
     set: list[tuple[str, dict[str, bool]]] = field(default_factory=list)
 
@@ -328,6 +327,13 @@ class FakeKernel:
 
     def read_features(self, ifindex: int) -> dict[str, Feature]:
         return self.own
+
+    def bring_gro_devices_to(self, instance: str, ports: Iterable[int]) -> set[int]:
+        for name in [name for name in self.links if name.startswith("mgro-")]:
+            del self.links[name]
+        for port in set(ports) - self.taken_ports:
+            self.links[f"mgro-{port}"] = link(10000 + port % 200, f"mgro-{port}", kind="vxlan")
+        return set(ports) - self.taken_ports
 
     def can_send(self, ifindex: int) -> bool | None:
         return self.sends

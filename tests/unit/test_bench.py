@@ -3,14 +3,16 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from bench import packet_cost, packet_rate, throughput
+from bench import control, latency, packet_cost, packet_rate, throughput
 from bench.chains import REDIRECT, TC, TITLES, VXLAN, XDP, Underlay
 from bench.measurement import OUT_OF_TIME, Budget, Contestant, Part, Row, missing, take_turns
+from bench.notes import notes
 from bench.report import Report, SectionResult, to_markdown
 from bench.targets import Results, targets
 
@@ -47,6 +49,14 @@ def test_what_a_section_leaves_of_its_time_goes_to_the_others(monkeypatch: pytes
     assert next(shares).left() == pytest.approx(5)
     now[0] += 10
     assert Budget(0).is_out()
+
+
+def test_every_share_begins_when_it_is_asked_for() -> None:
+    """What is made of all shares at once would run side by side."""
+    for section in (packet_cost, packet_rate, throughput, latency, control):
+        for line in inspect.getsource(section).splitlines():
+            unpacked = ", " in line.partition(" = ")[0] and ".shares(" in line.partition(" = ")[2]
+            assert not unpacked, f"{section.NAME}: {line.strip()}"
 
 
 def counting(log: list[str], name: str, value: Callable[[], float] = lambda: 1.0) -> Contestant:
@@ -190,6 +200,33 @@ def test_what_could_not_be_measured_says_why() -> None:
     assert "| MPTM at TC, VXLAN  | - [1]" in page
     assert "- [1] not available: no hook" in page
     assert "not measured: not available: no hook" in page  # among the targets
+
+
+def test_what_holds_it_back_is_worked_out_of_the_rows() -> None:
+    rows = [
+        *(
+            Row(packet_cost.WHERE, line, "encap", (value,))
+            for line, value in zip(packet_cost.EXITS["encap"], (5.0, 6.0, 11.0, 36.0), strict=True)
+        ),
+        Row(packet_cost.WHERE, packet_cost.FLOOR_EXIT, "encap", (10.0,)),
+        Row(packet_cost.COST, "geneve / v4 / v4", "encap", (30.0,)),
+        Row(packet_cost.COST, "geneve / v6 / v4", "encap", (52.0,)),
+        Row(packet_cost.PROFILE, "lookup_port (lookup.h)", "encap", (60.0,)),
+        Row(packet_cost.PROFILE, "bpf_xdp_adjust_head", "encap", (40.0,)),
+        rate(XDP, 4.0),
+        rate(REDIRECT, 5.0),
+    ]
+    told = "\n".join(notes(Results(rows)))
+    assert (
+        "left to the kernel: +5; into the tunnel: +25. Of the last step, adjust_head and redirect_map" in told
+    )
+    assert "alone take 10" in told
+    assert "the UDP checksum that IPv6 wants costs 22 ns" in told
+    assert (
+        "40 % of the samples are in the kernel's helpers; of our own functions lookup_port (lookup.h) 60 %"
+        in told
+    )
+    assert "take 50 ns a packet more than plain redirect in XDP" in told
 
 
 def test_a_section_that_broke_off_is_told() -> None:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -14,6 +15,7 @@ import pytest
 from fake import FakeKernel
 
 from mptm import cli, config
+from mptm.cli.common import ProgressBars
 from mptm.cli.root import COMMANDS, mptm
 from mptm.intent import Intent
 from mptm.node import Node
@@ -196,34 +198,29 @@ def test_a_group_is_made_changed_shown_and_taken_away(up):
     assert up("group", "del", "exits")[0] == 0
 
 
-def test_a_route_gets_another_next_hop_in_one_write(up, kernel):
+@pytest.mark.parametrize(
+    ("kind", "what", "steered"),
+    [
+        ("route", "10.250.1.101/32", {"prefix": "10.250.1.101/32"}),
+        ("flow", "10.250.1.100 10.250.1.101", {"source": "10.250.1.100", "destination": "10.250.1.101"}),
+    ],
+)
+def test_a_route_or_flow_gets_another_next_hop_in_one_write(up, kernel, kind, what, steered):
+    """All of it: the MAC address that it had before is gone."""
     for line in (
         "tunnel add other --protocol geneve --network blue --remote 10.30.30.3 --vni 1",
-        "route set 10.250.1.101 --via to-node2 --mac 02:00:00:00:00:05",
+        f"{kind} set {what} --via to-node2 --mac 02:00:00:00:00:05",
     ):
         assert up(*line.split()) == (0, "", "")
     plane = kernel.planes["default"]
     plane.log.clear()
-    line = "route set 10.250.1.101/32 --network blue --via other --relay"
-    assert up(*line.split()) == (0, "", "")
-    assert [step for step in plane.log if "_v4" in step] == ["update hosts_v4"]
-    assert json.loads(up("route", "show", "10.250.1.101/32", "--json")[1]) == {
-        "network": "blue",
-        "prefix": "10.250.1.101/32",
-        "via": "other",
-        "relay": True,
-    }
-
-
-def test_a_flow_gets_another_next_hop_in_one_write(up, kernel):
-    line = "flow add 10.250.1.9 10.250.1.101 --network blue --via to-node2"
-    assert up(*line.split()) == (0, "", "")
-    plane = kernel.planes["default"]
-    plane.log.clear()
-    line = "flow set 10.250.1.9 10.250.1.101 --drop"
-    assert up(*line.split()) == (0, "", "")
-    assert [step for step in plane.log if "_v4" in step] == ["update flows_v4"]
-    assert "next hop     drop\n" in up("flow", "show", "10.250.1.9", "10.250.1.101")[1]
+    assert up(*f"{kind} set {what} --network blue --via other --relay".split()) == (0, "", "")
+    table = "hosts_v4" if kind == "route" else "flows_v4"
+    assert [step for step in plane.log if "_v4" in step] == [f"update {table}"]
+    shown = json.loads(up(kind, "show", *what.split(), "--json")[1])
+    assert shown == {"network": "blue", **steered, "via": "other", "relay": True}
+    assert up(kind, "set", *what.split(), "--drop") == (0, "", "")
+    assert re.search(r"^next hop +drop$", up(kind, "show", *what.split())[1], re.MULTILINE)
 
 
 def test_and_their_reverse_takes_it_down_again(up):
@@ -308,6 +305,10 @@ def test_json_is_exactly_one_document_and_the_table_is_for_people(up, line):
         (
             "tunnel add t --protocol gre --network blue --remote 10.0.0.1 --accept vxlan",
             "a vxlan tunnel needs vni",
+        ),
+        (
+            "tunnel add t --protocol gre --network blue --remote 10.0.0.1 --accept vxlan,vni=3,vni=4",
+            "'vxlan,vni=3,vni=4' says vni twice",
         ),
         ("group add g --network blue", "a group needs one member at least"),
         ("group add g --network blue --member a:x", "'a:x' is not a tunnel with a weight from 1 to 256"),
@@ -737,3 +738,43 @@ def test_every_line_of_the_command_table_leads_to_a_command():
     context = click.Context(mptm)
     for name in COMMANDS:
         assert mptm.get_command(context, name) is not None
+
+
+class Terminal(io.StringIO):
+    """Standard error, as a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_on_a_terminal_bars_show_how_far_each_thing_is(monkeypatch):
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with ProgressBars() as bars:
+        bars("reading few", 1, 10)
+        assert (terminal.getvalue(), bars.are_shown) == ("", False)
+        for done in (0, 50_000, 100_000):
+            bars("reading many", done, 100_000)
+        bars("writing many", 20_000, 20_000)
+    shown = terminal.getvalue()
+    assert "reading many" in shown and " 50%" in shown and "writing many" in shown
+    assert shown.count("100%") == 2 and shown.endswith("\x1b[?25h\n")
+    assert "few" not in shown
+
+
+def test_where_nobody_looks_no_bars_are_shown(capsys):
+    with ProgressBars() as bars:
+        bars("reading many", 50_000, 100_000)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_large_file_tells_how_far_it_is_read_and_checked():
+    told: list[tuple[str, int, int]] = []
+    routes = "".join(
+        f"- {{network: blue, prefix: 10.{n >> 8}.{n & 255}.0/24, drop: true}}\n" for n in range(2500)
+    )
+    text = f"networks: [{{name: blue, id: 1}}]\nroutes:\n{routes}"
+    config.load(text, "node.yaml", lambda *far: told.append(far))
+    read = [(done, total) for doing, done, total in told if doing == "reading node.yaml"]
+    assert read == sorted(read) and read[-1] == (len(text), len(text)) and len(read) > 2
+    assert [done for doing, done, _ in told if doing == "checking routes"] == [0, 1000, 2000]

@@ -571,11 +571,11 @@ def test_single_addresses_are_hosts_and_the_rest_are_prefixes():
         HostKeyV6(5, ip_address("fd00::5").packed): NextHop(NextHopKind.TUNNEL, 0, bytes(6), slot)
     }
     assert tables.prefixes_v4 == {
-        PrefixKeyV4(48, 5, bytes([10, 1, 0, 0])): NextHop(NextHopKind.DROP, 0, bytes(6), 0),
-        PrefixKeyV4(32, 5, bytes(4)): NextHop(NextHopKind.PORT, 1, VETH.peer_mac, 7),
+        PrefixKeyV4(16, 5, bytes([10, 1, 0, 0])): NextHop(NextHopKind.DROP, 0, bytes(6), 0),
+        PrefixKeyV4(0, 5, bytes(4)): NextHop(NextHopKind.PORT, 1, VETH.peer_mac, 7),
     }
     assert tables.prefixes_v6 == {
-        PrefixKeyV6(96, 5, ip_address("fd00::").packed): NextHop(NextHopKind.PASS, 0, bytes(6), 0)
+        PrefixKeyV6(64, 5, ip_address("fd00::").packed): NextHop(NextHopKind.PASS, 0, bytes(6), 0)
     }
 
 

@@ -6,7 +6,7 @@ import textwrap
 from ipaddress import IPv4Address
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mptm.config import dump, load
@@ -144,6 +144,7 @@ NOTES = st.dictionaries(
 )
 
 
+@settings(deadline=None)
 @example(name="099", other="0", notes={}, vni=0, address=IPv4Address("0.0.0.0"))
 @given(name=NAMES, other=NAMES, notes=NOTES, vni=st.integers(0, 2**24 - 1), address=st.ip_addresses(v=4))
 def test_whatever_an_intent_holds_survives_the_file(name, other, notes, vni, address):
@@ -272,6 +273,7 @@ def test_what_is_no_node_file_at_all_is_refused_in_words(text, message):
     assert len(str(error)) < 400
 
 
+@settings(deadline=None)
 @given(st.text(max_size=60))
 def test_no_text_makes_anything_but_an_intent_or_an_error_in_words(text):
     for whole in (text, f"networks: [{{name: {text}, id: 1}}]", f"networks:\n- name: blue\n  id: {text}\n"):

@@ -24,7 +24,6 @@ from mptm.intent import (
     object_from_dict,
     route_key,
     tunnel_from_dict,
-    tunnel_to_dict,
 )
 from mptm.protocols import PROTOCOLS
 from mptm.protocols.geneve import GeneveOptions
@@ -72,7 +71,7 @@ def error_of(make, *arguments, **keywords) -> InvalidIntent:
         ),
         (
             "network", {"name": "blue", "id": 1, "gateway": "10.0.0.1/24"},
-            "gateway: network blue: ('10.0.0.1/24',) is not a list, each an IPv4 or IPv6 address",
+            "gateway: network blue: '10.0.0.1/24' is not an IPv4 or IPv6 address",
         ),
         (
             "network", {"name": "blue", "id": 1, "gateway": ["ff02::1"]},
@@ -337,7 +336,7 @@ def test_objects_are_immutable():
 
 
 def test_a_tunnel_is_flat_in_a_file():
-    assert tunnel_to_dict(geneve(ttl="inherit", annotations={"by": "me"})) == {
+    assert geneve(ttl="inherit", annotations={"by": "me"}).to_dict() == {
         **GENEVE, "ttl": "inherit", "annotations": {"by": "me"},
     }  # fmt: skip
     assert TUNNEL.to_dict(defaults=True)["source_port"] == "flow"

@@ -8,10 +8,12 @@ from dataclasses import replace
 import pytest
 from fake import FakeKernel, link, other_end
 
+from mptm import gro
 from mptm.errors import ForeignProgram, MptmError
-from mptm.intent import Network, Port
+from mptm.intent import Intent, Network, Port, tunnel_from_dict
 from mptm.node import Node
 from mptm.offloads import XDP_NEEDS, Feature, Offloads, OtherEnd, PortFacts, ethtool_command, examine
+from mptm.tables import Attachment
 
 PORT = Port(name="veth-a", role="access", network="blue", hook="xdp")
 BLUE = Network(name="blue", id=1)
@@ -286,3 +288,72 @@ def test_doctor_names_what_is_wrong_and_the_command(facts: PortFacts, problem: s
 )
 def test_doctor_has_nothing_to_say_of_what_is_right(facts: PortFacts) -> None:
     assert examine(facts) == []
+
+
+# ---- GRO of tunnel packets -------------------------------------------------------------------------------
+
+TUNNELS = {
+    "vxlan": {"protocol": "vxlan", "vni": 1},
+    "gbp": {"protocol": "vxlan-gbp", "vni": 2, "port": 4790},
+    "geneve": {"protocol": "geneve", "vni": 3},
+    "geneve l3": {"protocol": "geneve", "vni": 4, "payload": "l3", "port": 6082},
+    "geneve tlvs": {"protocol": "geneve", "vni": 5, "tlvs": ["0102:01:00112233"], "port": 6083},
+    "gtpu": {"protocol": "gtpu", "teid": 6},
+    "gre": {"protocol": "gre"},
+}
+UPLINK = Port(name="eth0", role="uplink", hook="tc")
+
+
+def at_tc(*names: str, uplink: Port = UPLINK) -> Intent:
+    tunnels = [
+        tunnel_from_dict({"name": f"t{number}", "network": "blue", "remote": "10.30.30.2", **TUNNELS[name]})
+        for number, name in enumerate(names)
+    ]
+    return Intent.of([BLUE, uplink, *tunnels])
+
+
+@pytest.mark.parametrize(
+    ("names", "ports"),
+    [
+        (("vxlan",), {4789}),
+        (("geneve", "gbp"), {6081, 4790}),
+        (("geneve l3", "geneve tlvs", "gtpu", "gre"), set()),
+    ],
+)
+def test_gro_is_wanted_for_frames_behind_8_bytes_of_header(names: tuple[str, ...], ports: set[int]) -> None:
+    for uplink, wanted in (
+        (UPLINK, ports),
+        (Port(name="eth0", role="uplink", hook="xdp"), set()),
+        (Port(name="eth0", role="uplink", hook="tc", offloads=False), set()),
+    ):
+        attachments = [Attachment(2, "eth0", "uplink", "auto", uplink.hook)]
+        assert gro.wanted_ports(at_tc(*names, uplink=uplink), attachments) == wanted
+
+
+def test_what_a_tunnel_accepts_is_joined_too() -> None:
+    tunnel = tunnel_from_dict(
+        {
+            "name": "t",
+            "network": "blue",
+            "remote": "10.30.30.2",
+            "protocol": "gretap",
+            "accept": ["vxlan,vni=7"],
+        }
+    )
+    attachments = [Attachment(2, "eth0", "uplink", "auto", "tc")]
+    assert gro.wanted_ports(Intent.of([BLUE, UPLINK, tunnel]), attachments) == {4789}
+
+
+def test_a_node_has_the_devices_that_it_wants_and_says_where_it_cant(kernel: FakeKernel, node: Node) -> None:
+    node.apply(at_tc("vxlan", "geneve"))
+    assert {"mgro-4789", "mgro-6081"} <= kernel.links.keys()
+    assert not any(node.examine_ports().values())
+    node.apply(at_tc("geneve"))
+    assert "mgro-4789" not in kernel.links
+    kernel.taken_ports = {4789}
+    assert not node.apply(at_tc("vxlan", "geneve")).warnings
+    (finding,) = node.examine_ports()["eth0"]
+    assert "UDP port 4789 (GRO)" in finding.problem
+    assert not finding.is_serious
+    node.purge()
+    assert not [name for name in kernel.links if name.startswith("mgro-")]

@@ -133,7 +133,7 @@ def _replay_here(
 ) -> list[Outcome]:
     """In the guest."""
     from mptm.kernel import libbpf
-    from mptm.kernel.maps import Map
+    from mptm.kernel.hashtable import open_maps
     from mptm.kernel.objects import DATA_PLANE, DATA_PLANE_TC, object_path
     from mptm.kernel.testrun import run, run_at_tc
 
@@ -146,17 +146,16 @@ def _replay_here(
     with libbpf.Object(object_path(DATA_PLANE_TC if hook == "tc" else DATA_PLANE)) as loading:
         loading.load()
         programs = {name.removesuffix(f"_{hook}"): fd for name, fd in loading.program_fds().items()}
-        maps = {name: Map(name, fd) for name, fd in loading.map_fds().items()}
+        maps = open_maps(loading.map_fds())
     outcomes = []
     standing: dict[str, Table] = {}
     before = _counted(maps)
-    for number, (tables, packets) in enumerate(scenes, 1):
+    for tables, packets in scenes:
         for name, wanted in tables.items():
             there = standing.get(name, {})
             maps[name].delete([key for key in there if key not in wanted])
             maps[name].update({key: value for key, value in wanted.items() if there.get(key) != value})
         standing = tables
-        maps["generation"].update({bytes(4): struct.pack("=I", number)})
         results = [run_one(programs[program], packet, ifindex=index) for program, index, packet in packets]
         now = _counted(maps)
         counted = {name: _difference(now[name], before[name]) for name in COUNTERS}

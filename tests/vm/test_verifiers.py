@@ -201,7 +201,7 @@ def test_traffic_flows_through_programs_on_veths(guest: Machine) -> None:
                 command = ["ping", "-n", "-c", "3", "-i", "0.2", "-W", "5", address]
                 inside(guest, f"mptm-node1-{container}", *command).check()
     finally:
-        guest.python("-m", "mptm", "lab", "down", timeout=60).check()
+        guest.python("-m", "mptm", "lab", "down", timeout=150).check()
 
 
 def inside(guest: Machine, namespace: str, *argv: str):

@@ -11,7 +11,7 @@ import errno
 import fcntl
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
@@ -78,21 +78,28 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except MptmError as error:
         _complain(str(error))
         return 1
-    except BrokenPipeError:
-        discard_output()
-        return 1
     except Exception as error:
-        if (problem := output_problem(error)) is not None:
-            _complain(problem)
-            return 1
-        if os.environ.get("MPTM_DEBUG"):
-            raise
-        _complain(
-            f"internal error: {type(error).__name__}: {error}\n"
-            "  this is a fault of mptm; the same command with MPTM_DEBUG=1 shows where"
-        )
-        return 1
+        return explain(error, "mptm", _complain)
     return result if isinstance(result, int) else 0
+
+
+def explain(error: Exception, program: str, complain: Callable[[str], None]) -> int:
+    """Complain of what nobody expected: the output's problem, or our own. Returns the exit status.
+
+    With MPTM_DEBUG our own is raised again.
+    """
+    if isinstance(error, BrokenPipeError):
+        discard_output()
+    elif (problem := output_problem(error)) is not None:
+        complain(problem)
+    elif os.environ.get("MPTM_DEBUG"):
+        raise error
+    else:
+        complain(
+            f"internal error: {type(error).__name__}: {error}\n"
+            f"  this is a fault of {program}; the same command with MPTM_DEBUG=1 shows where"
+        )
+    return 1
 
 
 def netns_of_environment(instance: str) -> str | None:

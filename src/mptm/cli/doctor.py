@@ -20,7 +20,8 @@ from mptm.errors import MptmError
 if TYPE_CHECKING:
     from mptm.node import Node
 
-OLDEST_KERNEL = (5, 15)
+OLDEST_KERNEL = (5, 18)
+"""Programs for frames in several buffers (xdp.frags) need it."""
 MEMCG_ACCOUNTING_KERNEL = (5, 11)
 """From here on BPF memory isn't counted against RLIMIT_MEMLOCK."""
 NEEDED_MEMLOCK_BYTES = 256 << 20

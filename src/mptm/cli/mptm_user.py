@@ -21,9 +21,9 @@ import msgspec
 
 from mptm.cli import (
     discard_output,
+    explain,
     netns_of_environment,
     occupy_closed_streams,
-    output_problem,
     remark_on,
 )
 from mptm.errors import InvalidIntent, MptmError, NotFound
@@ -37,7 +37,7 @@ NETWORK = "mptm_user"
 """Network of access ports that don't belong to one yet."""
 
 NETWORK_LEN = 4
-"""Bytes of a flow's key in front of the two addresses."""
+"""Bytes of a flow's key behind the two addresses."""
 
 CREATED = "created"
 """Annotation of a flow: the objects that mptm_user made for it and others like it, as `kind key; kind key`."""
@@ -161,20 +161,8 @@ def run(arguments: Sequence[str]) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:
-        discard_output()
-        return 1
     except Exception as error:
-        if (problem := output_problem(error)) is not None:
-            _complain(problem)
-            return 1
-        if os.environ.get("MPTM_DEBUG"):
-            raise
-        _complain(
-            f"internal error: {type(error).__name__}: {error}\n"
-            "  this is a fault of mptm_user; the same command with MPTM_DEBUG=1 shows where"
-        )
-        return 1
+        return explain(error, "mptm_user", _complain)
 
 
 def _complain(text: str) -> None:
@@ -562,7 +550,7 @@ def get(data_plane: Any, intent: Intent, source: str, destination: str) -> Entry
     of_pair = [
         (flows.key.unpack(key), flows.value.unpack(value))
         for key, value in flows.items().items()
-        if key[NETWORK_LEN:] == addresses
+        if key[:-NETWORK_LEN] == addresses
     ]
     found = [each for each in of_pair if each[1]["kind"] == NextHopKind.TUNNEL]
     if not found:

@@ -10,6 +10,7 @@ import click
 
 from mptm.cli.bundles import flow_bundles, flow_load, flow_save, flow_unload
 from mptm.cli.common import (
+    Columns,
     Command,
     complete_interfaces,
     complete_names,
@@ -18,9 +19,11 @@ from mptm.cli.common import (
     json_option,
     network_option,
     note,
+    of_network,
     only_network_option,
     print_fields,
     print_json,
+    print_objects,
     print_table,
     usage_errors,
     warn_of,
@@ -333,6 +336,11 @@ def _explain_port(node: Node, port: Port, plan: Plan) -> None:
     mode = plan.outcome.modes.get(port.name)
     if mode is not None:
         note(f"{port.name} is attached ({mode})")
+    if mode == "generic" and port.mode == "auto":
+        note(
+            f"the driver of {port.name}, as it is set now (MTU, queues), doesn't run XDP: the kernel does, later "
+            "and for more CPU time"
+        )
     link = plan.facts.links.get(port.name)
     if link is None:
         return
@@ -383,14 +391,8 @@ def port_list(as_json: bool) -> None:
     Example:
       mptm port list
     """
-    ports = list(current_node().intent.ports.values())
-    if as_json:
-        print_json([each.to_dict(defaults=True) for each in ports])
-    else:
-        print_table(
-            ["NAME", "ROLE", "NETWORK", "HOOK", "MODE", "MAC"],
-            [(each.name, each.role, each.network, each.hook, each.mode, each.mac) for each in ports],
-        )
+    columns: Columns = {name.upper(): name for name in ("name", "role", "network", "hook", "mode", "mac")}
+    print_objects(current_node().intent.ports.values(), columns, as_json=as_json, defaults=True)
 
 
 @port.command("show")
@@ -528,14 +530,8 @@ def route_list(network: str | None, as_json: bool) -> None:
     """
     from mptm.node import next_hop
 
-    routes = [each for each in current_node().intent.routes.values() if network in (None, each.network)]
-    if as_json:
-        print_json([each.to_dict() for each in routes])
-    else:
-        print_table(
-            ["NETWORK", "PREFIX", "NEXT HOP"],
-            [(each.network, each.prefix, next_hop(each)) for each in routes],
-        )
+    columns: Columns = {"NETWORK": "network", "PREFIX": "prefix", "NEXT HOP": next_hop}
+    print_objects(of_network(current_node().intent.routes, network), columns, as_json=as_json)
 
 
 @route.command("show")
@@ -681,14 +677,13 @@ def flow_list(network: str | None, as_json: bool) -> None:
     """
     from mptm.node import next_hop
 
-    flows = [each for each in current_node().intent.flows.values() if network in (None, each.network)]
-    if as_json:
-        print_json([each.to_dict() for each in flows])
-    else:
-        print_table(
-            ["NETWORK", "SOURCE", "DESTINATION", "NEXT HOP"],
-            [(each.network, each.source, each.destination, next_hop(each)) for each in flows],
-        )
+    columns: Columns = {
+        "NETWORK": "network",
+        "SOURCE": "source",
+        "DESTINATION": "destination",
+        "NEXT HOP": next_hop,
+    }
+    print_objects(of_network(current_node().intent.flows, network), columns, as_json=as_json)
 
 
 @flow.command("show")

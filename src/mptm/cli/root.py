@@ -29,6 +29,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "mptm.cli.trace:trace",
         "What the data plane does with a packet, step by step; nothing is sent.",
     ),
+    "table": ("mptm.cli.table:table", "The tables of the data plane, as they are."),
     "reset": ("mptm.cli.observe:reset", "Set counters and drops to zero."),
     "doctor": ("mptm.cli.doctor:doctor", "What this machine can do, what is missing, how to get it."),
     "lab": ("mptm.lab.cli:lab", "Two nodes in network namespaces, to try things on one machine."),

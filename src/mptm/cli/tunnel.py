@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mptm.cli.common import (
+    Columns,
     Command,
     complete_interfaces,
     complete_names,
@@ -16,10 +17,11 @@ from mptm.cli.common import (
     in_words,
     json_option,
     network_option,
+    of_network,
     only_network_option,
     print_fields,
     print_json,
-    print_table,
+    print_objects,
     usage_errors,
     warn_of,
 )
@@ -338,29 +340,18 @@ def list_(network: str | None, as_json: bool) -> None:
       mptm tunnel list
       mptm tunnel list --network blue --json
     """
-    from mptm.intent import tunnel_to_dict
     from mptm.protocols import PROTOCOLS
 
-    tunnels = [each for each in current_node().intent.tunnels.values() if network in (None, each.network)]
-    if as_json:
-        print_json([tunnel_to_dict(each) for each in tunnels])
-        return
-    print_table(
-        ["NAME", "PROTOCOL", "ACCEPTS", "NETWORK", "REMOTE", "LOCAL", "ID"],
-        [
-            (
-                each.name,
-                each.protocol,
-                in_words([accepted.protocol for accepted in each.accept]),
-                each.network,
-                each.remote or each.remote_mac,
-                each.local or "(by route)",
-                PROTOCOLS[each.protocol].tunnel_id(each.options),
-            )
-            for each in tunnels
-        ],
-        right="ID",
-    )
+    columns: Columns = {
+        "NAME": "name",
+        "PROTOCOL": "protocol",
+        "ACCEPTS": lambda each: in_words([accepted.protocol for accepted in each.accept]),
+        "NETWORK": "network",
+        "REMOTE": lambda each: each.remote or each.remote_mac,
+        "LOCAL": lambda each: each.local or "(by route)",
+        "ID": lambda each: PROTOCOLS[each.protocol].tunnel_id(each.options),
+    }
+    print_objects(of_network(current_node().intent.tunnels, network), columns, as_json=as_json, right="ID")
 
 
 @tunnel.command()

@@ -52,8 +52,13 @@ def _load(path: str) -> Intent:
         raise MptmError(f"{path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise InvalidIntent(f"{path} is not UTF-8 text (byte {error.start})") from error
-    with ProgressBars() as bars:
-        return load(text, "standard input" if path == "-" else path, bars)
+    with ProgressBars() as bars, saying(f"reading {_name_of(path)}", bars):
+        return load(text, _name_of(path), bars)
+
+
+def _name_of(path: str) -> str:
+    """A file as it is called in messages."""
+    return "standard input" if path == "-" else path
 
 
 def _print_changes(changes: tuple[ObjectChange, ...]) -> None:
@@ -76,9 +81,8 @@ def apply(path: str, quiet: bool) -> None:
       mptm apply -f node1.yaml
       mptm export | sed s/10.30.30.2/10.30.30.9/ | mptm apply -f -
     """
-    with saying(f"reading {path}"):
-        wanted = _load(path)
-    with saying(f"bringing the node to what {path} says"):
+    wanted = _load(path)
+    with saying(f"bringing the node to what {_name_of(path)} says"):
         plan = current_node().apply(wanted)
     warn_of(plan)
     if not quiet:
@@ -98,8 +102,9 @@ def plan(path: str, as_json: bool) -> None:
     Example:
       mptm plan -f node1.yaml
     """
-    with saying(f"comparing {path} with the node"):
-        found = current_node().plan(_load(path))
+    wanted = _load(path)
+    with saying(f"comparing {_name_of(path)} with the node"):
+        found = current_node().plan(wanted)
     if as_json:
         print_json(found.to_dict())
         return

@@ -282,6 +282,10 @@ class Types:
         """Layout of `struct name`. Raises NotFound."""
         return self.layout(self._find(_STRUCT, "struct", name))
 
+    def struct_id(self, name: str) -> int:
+        """The BTF id of `struct name`. Raises NotFound."""
+        return self._find(_STRUCT, "struct", name)
+
     def struct_of(self, record_type: type) -> Layout:
         """Layout of the struct that a record type of `mptm.tables` stands for. Raises NotFound."""
         return self.struct(struct_name(record_type))

@@ -20,16 +20,16 @@ import errno
 import hashlib
 import os
 import shutil
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from mptm.errors import ForeignProgram, KernelError, MptmError, NotFound
 from mptm.instance import check_instance_name
-from mptm.kernel import bpffs, libbpf, netlink, segmenter, tc
+from mptm.kernel import bpffs, hashtable, libbpf, netlink, segmenter, tc
 from mptm.kernel.btf import Types
-from mptm.kernel.maps import DEVMAP, DEVMAP_HASH, Map, types_of
+from mptm.kernel.maps import ARRAY_OF_MAPS, DEVMAP, DEVMAP_HASH, Map, types_of
 from mptm.kernel.objects import DATA_PLANE, DATA_PLANE_TC, object_path
 from mptm.tables import Attachment
 
@@ -136,12 +136,14 @@ class DataPlane:
         if not set(PROGRAM_OF_ROLE.values()) <= set(_pins(root / "progs")):
             return None
         programs: dict[str, int] = {}
+        descriptors: dict[str, int] = {}
         maps: dict[str, Map] = {}
         try:
             for name in _pins(root / "progs"):
                 programs[name] = libbpf.open_pin(root / "progs" / name)
             for name in _pins(root / "maps"):
-                maps[name] = Map(name, libbpf.open_pin(root / "maps" / name))
+                descriptors[name] = libbpf.open_pin(root / "maps" / name)
+            maps = hashtable.open_maps(descriptors)
             data_plane = cls(instance, maps, programs, None)
         except BaseException:
             _close(maps.values(), programs.values())
@@ -151,39 +153,25 @@ class DataPlane:
 
     @classmethod
     def _load(cls, instance: str, build: str) -> DataPlane:
-        """Load the object, with the pinned tables that fit it.
-
-        A device map serves programs of one kind only, of whole frames or of frames in several buffers (xdp.frags), and
-        doesn't say of which: where the kernel refuses a pinned one, a new one takes its place.
-        """
-        try:
-            return cls._load_with(instance, build, shares_devices=True)
-        except KernelError as error:
-            if error.errno != errno.EINVAL:
-                raise
-            return cls._load_with(instance, build, shares_devices=False)
-
-    @classmethod
-    def _load_with(cls, instance: str, build: str, *, shares_devices: bool) -> DataPlane:
         root, path = instance_directory(instance), object_path(DATA_PLANE)
         with libbpf.Object(path) as loading:
             types = Types(loading.btf(), path.name)
             reused: set[str] = set()
             declared_maps = loading.maps()
-            for declared in declared_maps:
-                pin = root / "maps" / declared.name
-                if not pin.exists() or (declared.type in (DEVMAP, DEVMAP_HASH) and not shares_devices):
-                    continue
-                fd = libbpf.open_pin(pin)
-                try:
-                    if is_compatible(declared, types, fd):
-                        loading.reuse_map(declared, fd)
+            with ExitStack() as opened:
+                pinned = {
+                    each.name: opened.enter_context(_opened(root / "maps" / each.name))
+                    for each in declared_maps
+                    if (root / "maps" / each.name).exists()
+                }
+                fitting = compatible_maps(declared_maps, types, pinned)
+                for declared in declared_maps:
+                    if declared.name in fitting:
+                        loading.reuse_map(declared, pinned[declared.name])
                         reused.add(declared.name)
-                finally:
-                    os.close(fd)
             loading.load()
             programs = loading.program_fds()
-            maps = {name: Map(name, fd) for name, fd in loading.map_fds().items()}
+            maps = hashtable.open_maps(loading.map_fds())
         data_plane = cls(instance, maps, programs, build)
         data_plane.fresh_maps = frozenset(maps) - reused
         return data_plane
@@ -271,25 +259,30 @@ class DataPlane:
     def _create_at_tc(self, ifindex: int, name: str, program: str, pin: Path) -> str:
         """Attach a program at TC by a link that is pinned, or where the kernel has none by a filter; the mode."""
         program_fd = self.program_fd(program)
-        if not any(each.ifindex == ifindex for each in self._filters()):
+        present = [each for each in tc.filters() if each.ifindex == ifindex]
+        if not any(self._is_ours(each.program_id) for each in present):
             fd = libbpf.create_tcx_link(program_fd, ifindex)
             if fd >= 0:
                 _pin_link(fd, pin)
                 return "tcx"
             if -fd not in _NO_TCX:
                 raise libbpf.failure(f"{program} can't be attached to {name} at TC", fd)
+            for each in present:
+                if (owner := _owner(each.program_id)) is not None:
+                    raise ForeignProgram(
+                        f"{name} already has the TC filter of the instance {owner}",
+                        f"mptm --instance {owner} port del {name}",
+                    )
         tc.set_filter(ifindex, program_fd, program)
         return "clsact"
 
     def _ensure_segmenter(self) -> None:
         """Have what makes segments of GSO packets, with the program at its end."""
         table = self.maps[_SEGMENTER]
-        pair = segmenter.find(self.instance)
         pin = self._root / _SEGMENTER
-        if pair is None:
-            if pin.exists():
-                _detach_link(pin)
-            pair = segmenter.make(self.instance)
+        if segmenter.find(self.instance) is None and pin.exists():
+            _detach_link(pin)
+        pair = segmenter.ensure(self.instance)
         if not self._runs_segment_program(pair, pin):
             self._create_at_tc(pair.exit, segmenter.names(self.instance)[1], _SEGMENT_PROGRAM, pin)
         table.update({table.key.pack(0): table.value.pack(pair.entry)})
@@ -694,8 +687,25 @@ def _owner(program_id: int) -> str | None:
     return None
 
 
-def is_compatible(declared: libbpf.ObjectMap, types: Types, fd: int) -> bool:
-    """Whether an existing map can serve as the declared one: same kind, same size, same layout of its entries."""
+def compatible_maps(
+    declared: Iterable[libbpf.ObjectMap], types: Types, existing: Mapping[str, int]
+) -> set[str]:
+    """Names of the declared maps that an existing one of the same name can serve as.
+
+    That is one of the same kind, the same size and the same layout of its entries. Maps that make up one table are
+    taken all or none.
+    """
+    declared = list(declared)
+    found = {
+        each.name for each in declared if each.name in existing and _fits(each, types, existing[each.name])
+    }
+    parts = hashtable.PARTS & {each.name for each in declared}
+    if not parts <= found or (parts and not _has_layouts_of(types, existing[hashtable.HEADS])):
+        found -= hashtable.PARTS
+    return found
+
+
+def _fits(declared: libbpf.ObjectMap, types: Types, fd: int) -> bool:
     info = libbpf.map_info(fd)
     flags = info.flags & ~_READ_ONLY_FOR_PROGRAMS if info.type in (DEVMAP, DEVMAP_HASH) else info.flags
     if (info.type, info.key_size, info.value_size, info.max_entries, flags) != (
@@ -706,7 +716,7 @@ def is_compatible(declared: libbpf.ObjectMap, types: Types, fd: int) -> bool:
         declared.flags,
     ):
         return False
-    if not info.btf_id:
+    if not info.btf_id or info.type == ARRAY_OF_MAPS:
         return True
     return all(
         types_of(info.btf_id).layout(ours) == types.layout(theirs)
@@ -721,6 +731,15 @@ def _present_build(has_tc: bool) -> str:
     """Names the build of the objects that there are, without those for TC where none of their programs is loaded."""
     build = _digest(object_path(DATA_PLANE))
     return f"{build}+{_digest(object_path(DATA_PLANE_TC))}" if has_tc else build
+
+
+def _has_layouts_of(types: Types, heads_fd: int) -> bool:
+    """Whether segments of tables are laid out in the same way: the kernel tells nothing of them by their directory."""
+    info = libbpf.map_info(heads_fd)
+    try:
+        return hashtable.segment_layouts(types_of(info.btf_id)) == hashtable.segment_layouts(types)
+    except NotFound:
+        return False
 
 
 def _digest(path: Path) -> str:

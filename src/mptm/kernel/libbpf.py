@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import platform
 import threading
 from collections import deque
 from functools import cache
@@ -67,6 +68,8 @@ _PROTOTYPES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "bpf_obj_get": (_INT, (_TEXT,)),
     "bpf_obj_get_info_by_fd": (_INT, (_INT, _BUFFER, _COUNT)),
     "bpf_prog_get_fd_by_id": (_INT, (_U32,)),
+    "bpf_map_get_fd_by_id": (_INT, (_U32,)),
+    "bpf_map_create": (_INT, (_INT, _TEXT, _U32, _U32, _U32, _BUFFER)),
     "bpf_btf_get_fd_by_id": (_INT, (_U32,)),
     "bpf_link_create": (_INT, (_INT, _INT, _INT, _BUFFER)),
     "bpf_link_update": (_INT, (_INT, _INT, _BUFFER)),
@@ -276,6 +279,11 @@ def map_info(fd: int) -> MapInfo:
     )
 
 
+def open_map(map_id: int) -> int:
+    """Descriptor of the map with this id. Raises KernelError."""
+    return check(library().bpf_map_get_fd_by_id(map_id), f"map {map_id} can't be opened")
+
+
 def program_info(fd: int) -> ProgramInfo:
     """What the kernel says of a program."""
     info = _ProgramInfo()
@@ -472,3 +480,23 @@ class Object:
     def map_fds(self) -> dict[str, int]:
         """Descriptors of the loaded maps by name; the caller's to close."""
         return {each.name: os.dup(self._library.bpf_map__fd(each.handle)) for each in self.maps()}
+
+
+_PRIVATE_EXPEDITED, _REGISTER_PRIVATE_EXPEDITED = 1 << 3, 1 << 4
+_MEMBARRIER_X86_64, _MEMBARRIER = 324, 283  # system call numbers: x86_64, and what has the generic ones
+
+
+@cache
+def _membarrier() -> Any:
+    library = ctypes.CDLL(None, use_errno=True)
+    number = _MEMBARRIER_X86_64 if platform.machine() == "x86_64" else _MEMBARRIER
+    return lambda command: library.syscall(number, command, 0, 0)
+
+
+def memory_barrier() -> None:
+    """Let all CPUs see what this process stored up to here before what it stores after this: membarrier(2)."""
+    if _membarrier()(_PRIVATE_EXPEDITED) == 0:
+        return
+    _membarrier()(_REGISTER_PRIVATE_EXPEDITED)
+    if _membarrier()(_PRIVATE_EXPEDITED):
+        raise failure("memory can't be written in order (membarrier)", ctypes.get_errno())

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     Bytes = numpy.typing.NDArray[numpy.uint8]
 
-ARRAY, PERCPU_HASH, PERCPU_ARRAY, DEVMAP, DEVMAP_HASH = 2, 5, 6, 14, 25
+ARRAY, PERCPU_HASH, PERCPU_ARRAY, ARRAY_OF_MAPS, DEVMAP, DEVMAP_HASH = 2, 5, 6, 12, 14, 25
 """`enum bpf_map_type`, the ones that behave in a way of their own."""
 
 _ARRAYS = frozenset((ARRAY, PERCPU_ARRAY))

@@ -44,11 +44,12 @@ def find(instance: str) -> Pair | None:
         return None
 
 
-def make(instance: str) -> Pair:
-    """Make the pair, which there is none of yet. Raises KernelError."""
+def ensure(instance: str) -> Pair:
+    """Have the pair, and have it as it must be, whoever made it or was killed before it was. Raises KernelError."""
     entry, exit_ = names(instance)
     with open_netlink() as netlink:
-        netlink.link("add", ifname=entry, kind="veth", mtu=_MTU, peer={"ifname": exit_, "mtu": _MTU})
+        if find(instance) is None:
+            netlink.link("add", ifname=entry, kind="veth", mtu=_MTU, peer={"ifname": exit_, "mtu": _MTU})
         pair = Pair(*map(socket.if_nametoindex, (entry, exit_)))
         no_addresses = {
             "attrs": [("AF_INET6", {"attrs": [("IFLA_INET6_ADDR_GEN_MODE", _ADDR_GEN_MODE_NONE)]})]
@@ -56,8 +57,9 @@ def make(instance: str) -> Pair:
         for ifindex in pair:
             with suppress(KernelError):  # without IPv6 there is nothing to switch off
                 netlink.link("set", index=ifindex, IFLA_AF_SPEC=no_addresses)
-            netlink.link("set", index=ifindex, state="up")
-    _offload_nothing(entry)
+        _offload_nothing(entry)
+        for ifindex in pair:
+            netlink.link("set", index=ifindex, mtu=_MTU, state="up")
     return pair
 
 

@@ -76,15 +76,20 @@ class _Options(ctypes.Structure):
 
 @dataclass(frozen=True)
 class Run:
-    """What came out: the XDP verdict, the packet as the program left it, nanoseconds of one run on average."""
+    """What came out: the XDP verdict, the packet as the program left it, nanoseconds of one run on average.
+
+    `mark` is that of the packet afterwards, at TC.
+    """
 
     verdict: int
     data: bytes
     duration_ns: int
+    mark: int = 0
 
 
 def run(program_fd: int, packet: bytes, *, ifindex: int = 1, repeat: int = 1) -> Run:
-    """Run an XDP program on a packet (14 to about 3500 bytes) as if it came in at interface `ifindex`.
+    """Run an XDP program on a packet (14 bytes or more; from about 3500 on in several buffers) as if it came in at
+    interface `ifindex`.
 
     With `repeat` > 1 each run gets the packet as the one before left it. A redirect is a verdict only: nothing is
     sent. Raises KernelError.
@@ -109,7 +114,9 @@ def run(program_fd: int, packet: bytes, *, ifindex: int = 1, repeat: int = 1) ->
     return Run(options.retval, data_out.raw[: options.data_size_out], options.duration)
 
 
-def run_at_tc(program_fd: int, packet: bytes, *, ifindex: int, gso_size: int = 0, flags: int = 0) -> Run:
+def run_at_tc(
+    program_fd: int, packet: bytes, *, ifindex: int, gso_size: int = 0, mark: int = 0, flags: int = 0
+) -> Run:
     """The same with a program for TC and a packet that is an skb; the verdict is that which XDP has for it.
 
     With `gso_size` it is a GSO packet with segments of that many bytes. `ifindex` is one of the thread's namespace.
@@ -117,7 +124,7 @@ def run_at_tc(program_fd: int, packet: bytes, *, ifindex: int, gso_size: int = 0
     """
     data_in = ctypes.create_string_buffer(packet, len(packet))
     data_out = ctypes.create_string_buffer(len(packet) + _GROWTH)
-    context, after = _SkbContext(ifindex=ifindex, gso_size=gso_size), _SkbContext()
+    context, after = _SkbContext(ifindex=ifindex, gso_size=gso_size, mark=mark), _SkbContext()
     options = _Options(
         sz=ctypes.sizeof(_Options),
         data_in=ctypes.addressof(data_in),
@@ -136,7 +143,7 @@ def run_at_tc(program_fd: int, packet: bytes, *, ifindex: int, gso_size: int = 0
         f"the kernel doesn't run a packet of {len(packet)} bytes at TC",
     )
     verdict = _PASS if after.mark == MARK_PASS else _TC_VERDICTS[options.retval]
-    return Run(verdict, data_out.raw[: options.data_size_out], options.duration)
+    return Run(verdict, data_out.raw[: options.data_size_out], options.duration, after.mark)
 
 
 def send(program_fd: int, packet: bytes, *, ifindex: int, count: int, batch_size: int = 64) -> None:

@@ -14,14 +14,14 @@ from types import TracebackType
 from typing import Self
 
 from mptm.errors import MptmError
-from mptm.kernel import libbpf, testrun
+from mptm.kernel import hashtable, libbpf, testrun
 from mptm.kernel.btf import Types
-from mptm.kernel.dataplane import PROGRAM_OF_ROLE, DataPlane, is_compatible
+from mptm.kernel.dataplane import PROGRAM_OF_ROLE, DataPlane, compatible_maps
 from mptm.kernel.maps import Map
 from mptm.kernel.objects import TRACED, object_path
 from mptm.tables import Tables
 
-SHARED = frozenset(each.name for each in fields(Tables)) | {"generation"}
+SHARED = frozenset(each.name for each in fields(Tables)) | hashtable.PARTS
 """Tables of the data plane that the traced programs read; all others are their own."""
 
 RECORDS = "trace_records"
@@ -71,16 +71,16 @@ class TracedPrograms:
         path = object_path(TRACED)
         with libbpf.Object(path) as loading:
             types = Types(loading.btf(), path.name)
-            for declared in loading.maps():
-                if declared.name not in SHARED:
-                    continue
-                table = data_plane.maps.get(declared.name)
-                if table is None or not is_compatible(declared, types, table.fd):
+            shared = [each for each in loading.maps() if each.name in SHARED]
+            theirs = {name: each.fd for name, each in data_plane.maps.items()}
+            fitting = compatible_maps(shared, types, theirs)
+            for declared in shared:
+                if declared.name not in fitting:
                     raise MptmError(
                         f"the loaded data plane is of another build, whose table {declared.name} this one can't read",
                         "`mptm restore` switches to this build",
                     )
-                loading.reuse_map(declared, table.fd)
+                loading.reuse_map(declared, theirs[declared.name])
             loading.load()
             maps = {name: Map(name, fd) for name, fd in loading.map_fds().items()}
             loaded = cls(maps, loading.program_fds())
