@@ -32,7 +32,7 @@ from traffic import (
     transfer,
 )
 
-from mptm.intent import Intent, Route
+from mptm.intent import Route
 from mptm.kernel import netns
 from mptm.lab.topology import Lab, configure
 
