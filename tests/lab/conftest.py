@@ -9,9 +9,11 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from apart import set_apart
+from traffic import at_hook
 
 from mptm.lab.topology import Lab
 
+HOOK = os.environ.get("MPTM_TEST_HOOK")
 _numbers = itertools.count(1)
 TEST_SECONDS = 480
 """Time limit of a test. The longest make hundreds of changes: 216 s were seen on a busy machine."""
@@ -31,6 +33,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="network namespaces and BPF need root"))
         if item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(TEST_SECONDS))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def hook_of_ports() -> Iterator[None]:
+    """MPTM_TEST_HOOK=tc, or auto: the ports of all labs are at that hook, whatever the lab's files say."""
+    with pytest.MonkeyPatch.context() as patch:
+        if HOOK is not None:
+            as_in_file = Lab.intent
+            patch.setattr(Lab, "intent", lambda lab, name: at_hook(as_in_file(lab, name), HOOK))
+        yield
 
 
 @pytest.fixture(scope="session")

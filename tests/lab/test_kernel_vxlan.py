@@ -94,7 +94,8 @@ def lab(lab_prefix: Callable[[], str], underlay: int) -> Iterator[Lab]:
             ],
         )
         # So that what is captured, and sent again, is what a wire would carry: with checksums.
-        built.exec("node2", ["ethtool", "-K", "eth0", "tx", "off"])
+        for node in NODES:
+            built.exec(node, ["ethtool", "-K", "eth0", "tx", "off"])
         configure(built.namespace("node1"), [f"link set veth-c1 mtu {mtu}"])
         for container in CONTAINERS:
             configure(built.namespace(container), [f"link set eth0 mtu {mtu}"])

@@ -23,6 +23,7 @@ from traffic import (
     Capture,
     Datagrams,
     address_of,
+    at_hook,
     carried_by,
     drops,
     kept,
@@ -31,7 +32,7 @@ from traffic import (
     transfer,
 )
 
-from mptm.intent import Intent, Route
+from mptm.intent import Route
 from mptm.kernel import netns
 from mptm.lab.topology import Lab, configure
 
@@ -49,12 +50,6 @@ def lab(lab_prefix: Callable[[], str]) -> Iterator[Lab]:
     """The containers' links could carry more than fits a tunnel."""
     with Lab(lab_prefix(), container_mtu=1600) as built:
         yield built
-
-
-def at_hook(intent: Intent, hook: str) -> Intent:
-    for port in intent.ports.values():
-        intent = intent.replace(replace(port, hook=hook))
-    return intent
 
 
 def bring_up(lab: Lab, variant: str, underlay: int, hooks: tuple[str, str]) -> None:

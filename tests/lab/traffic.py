@@ -27,6 +27,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from msgspec.structs import replace
 from packets import carriers, required_options
 from scapy.layers.inet import IP
 from scapy.layers.inet6 import IPv6
@@ -89,6 +90,13 @@ def carried_by(
         **options,
     }
     return intent.replace(tunnel_from_dict(tunnel))
+
+
+def at_hook(intent: Intent, hook: str) -> Intent:
+    """The intent with all its ports at a hook."""
+    for port in intent.ports.values():
+        intent = intent.replace(replace(port, hook=hook))
+    return intent
 
 
 def mptm(lab: Lab, node: str, *arguments: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:

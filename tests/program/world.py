@@ -64,8 +64,12 @@ conf.neighbor.resolve = _refuse_to_ask  # scapy would send ARP requests out of t
 
 def can_be_run(packet: bytes) -> bool:
     """Whether BPF_PROG_TEST_RUN takes the packet: at TC none whose IP header is cut short."""
-    least = {b"\x08\x00": 20, b"\x86\xdd": 40}.get(packet[12:14], 0)
-    return HOOK != "tc" or len(packet) >= 14 + least
+    return HOOK != "tc" or len(packet) >= least_len(packet)
+
+
+def least_len(packet: bytes) -> int:
+    """Bytes of a frame that BPF_PROG_TEST_RUN wants at TC, by its EtherType."""
+    return 14 + {b"\x08\x00": 20, b"\x86\xdd": 40}.get(packet[12:14], 0)
 
 
 def run_one(data_plane: DataPlane, role: str, packet: bytes, ifindex: int) -> testrun.Run:

@@ -20,7 +20,7 @@ from scapy.layers.inet6 import ICMPv6ND_NS, ICMPv6NDOptSrcLLAddr, IPv6
 from scapy.layers.l2 import ARP, Ether
 from scapy.packet import Raw
 from scenes import Outcome, Recorder, Recording, Scene, replay
-from world import OUR_MAC, OURS, REMOTE, THEIRS, VERDICTS
+from world import OUR_MAC, OURS, REMOTE, THEIRS, VERDICTS, least_len
 
 from mptm.intent import Route
 
@@ -96,7 +96,8 @@ def mangle(chance: random.Random, packet: bytes) -> bytes:
     changed = bytearray(packet)
     for _ in range(chance.randint(1, 3)):
         changed[chance.randrange(min(len(changed), HEADERS_LEN))] = chance.randrange(256)
-    return bytes(changed[: chance.choice((len(changed), chance.randint(MINIMUM, len(changed))))])
+    end = chance.choice((len(changed), chance.randint(MINIMUM, len(changed))))
+    return bytes(changed[: max(end, least_len(bytes(changed)))])
 
 
 def of_workload(chance: random.Random) -> list[bytes]:
