@@ -738,7 +738,8 @@ class _SteeringCompilation(_Steering):
         for network in {
             before.network for before, after in changes if isinstance(before, Route) and not after
         }:
-            self._put_back_gateway(self.intent.networks[network], removed)
+            self._add_gateway_hosts(self.intent.networks[network])
+        self._keep_gateways_of(removed)
         kept: dict[str, set[Any]] = {}
         if self.bundled or unbundled:
             for table, key in map(self._place, self.intent.flows.values()):
@@ -775,9 +776,8 @@ class _SteeringCompilation(_Steering):
         link, held = self.facts.links.get(port), self.allocations.ports.get(port)
         return link is not None and held is not None and link.ifindex == held.ifindex
 
-    def _put_back_gateway(self, network: Network, removed: dict[str, list[Any]]) -> None:
-        """The gateway is there for its address again where a route for just that went."""
-        self._add_gateway_hosts(network)
+    def _keep_gateways_of(self, removed: dict[str, list[Any]]) -> None:
+        """A gateway is there for its address again where a route for just that went, else nothing changes for it."""
         for table in ("hosts_v4", "hosts_v6"):
             entries = getattr(self.tables, table)
             for key in [key for key in entries if self._is_gateway(entries[key])]:

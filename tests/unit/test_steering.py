@@ -208,6 +208,22 @@ def test_an_interface_that_is_another_one_by_now_is_seen_where_something_leads_t
     assert kernel.planes["default"].attached["veth-a"].ifindex == 40
 
 
+def test_a_gateway_is_back_when_routes_of_two_networks_go_at_once(node, kernel):
+    before = kernel.planes["default"].bytes()["hosts_v4"]
+    routes = [
+        Route(network="blue", prefix="10.1.0.254/32", via="t"),
+        Route(network="red", prefix="10.1.0.1/32", via="r"),
+    ]
+    node.edit(lambda intent: intent.add(routes[0]).add(routes[1]))
+    assert kernel.planes["default"].bytes()["hosts_v4"] != before
+    for order in (routes, routes[::-1]):
+        node.edit(
+            lambda intent, order=order: intent.remove("route", order[0].key).remove("route", order[1].key)
+        )
+        assert kernel.planes["default"].bytes()["hosts_v4"] == before
+        node.edit(lambda intent: intent.add(routes[0]).add(routes[1]))
+
+
 @pytest.mark.parametrize("lost", ["unloaded", "upgrade"])
 def test_a_data_plane_that_is_not_as_it_was_is_brought_up_whole(node, kernel, lost):
     if lost == "unloaded":
