@@ -14,9 +14,12 @@ OBJECTS := $(patsubst bpf/%.bpf.c,build/%.o,$(wildcard bpf/*.bpf.c))
 HEADERS := $(shell find bpf -name '*.h')
 BENCH_OBJECTS := $(patsubst bench/%.bpf.c,build/%.o,$(wildcard bench/*.bpf.c))
 C_FILES := $(wildcard bpf/*.bpf.c bench/*.bpf.c) $(HEADERS)
-# Those of the first kind share nothing and mostly wait, so several run at once; those of the second use links and CPUs.
+# Those of the first kind share nothing, so many run at once; those of the second wait for traffic, each process with
+# namespaces of its own (tests/lab/apart.py).
 TESTS   := $(wildcard tests/unit tests/program)
 TRAFFIC := $(wildcard tests/lab)
+# Those of tests/program that send packets: once more, at the other hook.
+AT_TC   := $(filter-out %/test_kernel_layer.py %/test_trace.py %/test_dissect.py %/test_tc.py,$(wildcard tests/program/test_*.py))
 
 .PHONY: help
 help: ## this list
@@ -27,10 +30,11 @@ demo: setup ## the two-node lab on real traffic: GENEVE and VXLAN side by side, 
 	@$(VENV)/mptm lab demo
 
 .PHONY: test
-test: setup peers lint ## lint, types, unit, program and lab tests, and the quick part of the matrix of peers
+test: setup peers bench-objects lint ## lint, types, unit, program and lab tests, and the quick part of the matrix of peers
 	@$(VENV)/python -m pytest --numprocesses 4 $(TESTS)
-	@$(VENV)/python -m pytest $(TRAFFIC)
-	@$(VENV)/python -m pytest tests/interop -k 'not linux'
+	@MPTM_TEST_HOOK=tc $(VENV)/python -m pytest --numprocesses 4 $(AT_TC)
+	@$(VENV)/python -m pytest --numprocesses 3 --dist worksteal $(TRAFFIC)
+	@$(if $(filter test-interop,$(MAKECMDGOALS)),: the whole matrix is asked for as well,$(VENV)/python -m pytest tests/interop -k 'not linux')
 
 .PHONY: fuzz
 fuzz: setup ## random packets through programs and reference model (MINUTES=10, SEED=N to begin there)
@@ -67,8 +71,12 @@ docs: setup ## docs/protocols.md and README's table of protocols, from the regis
 	@$(VENV)/python scripts/document_protocols.py
 
 .PHONY: bench
-bench: setup $(BENCH_OBJECTS) ## nanoseconds per packet and packets per second (ARGS=--quick: in a minute)
-	@$(VENV)/python bench/run.py $(ARGS)
+bench: setup peers bench-objects .venv/.bench-installed ## MPTM beside its peers, 15 minutes (ARGS=--quick: two)
+	@$(VENV)/python -m bench $(ARGS)
+
+.PHONY: bench-objects
+bench-objects: $(BENCH_OBJECTS)
+	@:
 
 .PHONY: setup
 setup: packages build .venv/.installed ## packages, BPF objects and the virtual environment
@@ -84,6 +92,9 @@ peers: packages ## what tests talk to (Open vSwitch) or boot other kernels with 
 
 .venv/.installed: pyproject.toml hatch_build.py scripts/setup.sh | packages build
 	@scripts/setup.sh venv
+
+.venv/.bench-installed: .venv/.installed
+	@scripts/setup.sh bench
 
 .PHONY: build
 build: $(OBJECTS) ## the BPF objects, build/*.o

@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -77,3 +77,14 @@ def ip(namespace: str, commands: Sequence[str]) -> None:
 def ethtool(namespace: str, *arguments: str) -> None:
     """`ethtool` in a namespace. Raises MptmError."""
     run_in(namespace, ["ethtool", *arguments])
+
+
+@contextlib.contextmanager
+def on_one_cpu() -> Iterator[None]:
+    """The last CPU that this thread may use, so that a run doesn't move in the middle."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {max(before)})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)

@@ -3,20 +3,28 @@
  * Both ends of a benchmark chain.
  *
  * bench_generate   run on live frames (BPF_F_TEST_XDP_LIVE_FRAMES): writes the packet and sends it
- * bench_sink       attached at the far end: counts what arrives, keeps samples, drops
+ * bench_sink       attached at the far end in XDP: counts what arrives, keeps samples, drops
+ * bench_sink_tc    the same at TC, for what arrives as an skb
+ *
+ * And between them, in one of the chains:
+ *
+ * bench_redirect_tc   sends every packet on, at TC: to an interface, or to the far end of a veth
  */
+#include <stdbool.h>
 #include <linux/bpf.h>
 #include <linux/if_ether.h>
 #include <linux/in.h>
 #include <linux/ip.h>
+#include <linux/pkt_cls.h>
 #include <linux/udp.h>
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 
-#define FRAME_WORDS   8 /* of 8 bytes: the smallest Ethernet frame */
+#define FRAME_WORDS   8 /* of 8 bytes: the smallest Ethernet frame, and the start of a longer one */
+#define CPUS	      64
 #define FLOWS	      1024
 #define SAMPLES	      256
-#define SAMPLE_EVERY  1024
+#define SAMPLE_EVERY  256
 #define FIRST_PORT    1024
 #define SOURCE_OFFSET (ETH_HLEN + sizeof(struct iphdr))
 #define PORT_OFFSET   (SOURCE_OFFSET + 2)
@@ -35,12 +43,17 @@ struct received {
 	__u64 packets_between;
 };
 
-/* The packet to send, written before a run; and how many were sent, by one CPU at a time. */
+/* The packet to send, and the destination port that the sink counts; written before a run. */
 struct {
 	struct frame frame;
-	__u64 sent;
-	__be16 destination_port; /* what the sink counts */
+	__be16 destination_port;
 } settings SEC(".bss");
+
+/* How many packets each CPU has sent, a cache line each. */
+struct {
+	__u64 sent;
+	__u64 unused[7];
+} senders[CPUS] SEC(".bss.senders");
 
 /* 0 -> what arrived. User space resets before a run, the sink writes, user space reads. */
 struct {
@@ -58,10 +71,24 @@ struct {
 	__type(value, struct frame);
 } samples SEC(".maps");
 
-/* Frames come back as the last round left them: every byte is written each time. */
+struct target {
+	__u32 ifindex;
+	__u32 is_peer; /* received at the far end of that veth at once */
+};
+
+/* ingress ifindex -> where packets go on to. User space writes, bench_redirect_tc reads. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 16);
+	__type(key, __u32);
+	__type(value, struct target);
+} targets SEC(".maps");
+
+/* Frames come back as the last round left them: the start is written each time. */
 SEC("xdp") int bench_generate(struct xdp_md *ctx)
 {
 	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
+	__u32 cpu = bpf_get_smp_processor_id() % CPUS;
 	__u64 *words = data;
 
 	if (data + sizeof(struct frame) > end)
@@ -69,27 +96,27 @@ SEC("xdp") int bench_generate(struct xdp_md *ctx)
 #pragma unroll
 	for (int i = 0; i < FRAME_WORDS; i++)
 		words[i] = settings.frame.words[i];
-	*(__be16 *)(data + SOURCE_OFFSET) = bpf_htons(FIRST_PORT + settings.sent % FLOWS);
-	*(__u64 *)(data + NUMBER_OFFSET) = settings.sent++;
+	*(__be16 *)(data + SOURCE_OFFSET) = bpf_htons(FIRST_PORT + senders[cpu].sent % FLOWS);
+	*(__u64 *)(data + NUMBER_OFFSET) = senders[cpu].sent++;
 	return XDP_TX;
 }
 
-SEC("xdp") int bench_sink(struct xdp_md *ctx)
+/* Counts a frame; false: it isn't one of ours. */
+static __always_inline bool count(const void *data, const void *end, __u32 len)
 {
-	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
 	struct received *counters;
 	const __u64 *words = data;
 	struct frame *sample;
 	__u32 slot = 0;
 
 	if (data + sizeof(struct frame) > end || *(__be16 *)(data + PORT_OFFSET) != settings.destination_port)
-		return XDP_PASS;
+		return false;
 	counters = bpf_map_lookup_elem(&received, &slot);
 	if (!counters)
-		return XDP_ABORTED;
-	counters->bytes += end - data;
+		return true;
+	counters->bytes += len;
 	if (counters->packets++ % SAMPLE_EVERY)
-		return XDP_DROP;
+		return true;
 	counters->last_ns = bpf_ktime_get_ns();
 	if (!counters->first_ns)
 		counters->first_ns = counters->last_ns;
@@ -97,11 +124,36 @@ SEC("xdp") int bench_sink(struct xdp_md *ctx)
 	slot = counters->packets / SAMPLE_EVERY % SAMPLES;
 	sample = bpf_map_lookup_elem(&samples, &slot);
 	if (!sample)
-		return XDP_ABORTED;
+		return true;
 #pragma unroll
 	for (int i = 0; i < FRAME_WORDS; i++)
 		sample->words[i] = words[i];
-	return XDP_DROP;
+	return true;
+}
+
+SEC("xdp") int bench_sink(struct xdp_md *ctx)
+{
+	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
+
+	return count(data, end, end - data) ? XDP_DROP : XDP_PASS;
+}
+
+SEC("tc") int bench_sink_tc(struct __sk_buff *skb)
+{
+	if (skb->data + sizeof(struct frame) > skb->data_end && bpf_skb_pull_data(skb, sizeof(struct frame)))
+		return TC_ACT_OK;
+	return count((void *)(long)skb->data, (void *)(long)skb->data_end, skb->len) ? TC_ACT_SHOT
+										     : TC_ACT_OK;
+}
+
+SEC("tc") int bench_redirect_tc(struct __sk_buff *skb)
+{
+	__u32 ifindex = skb->ifindex;
+	struct target *target = bpf_map_lookup_elem(&targets, &ifindex);
+
+	if (!target)
+		return TC_ACT_OK;
+	return target->is_peer ? bpf_redirect_peer(target->ifindex, 0) : bpf_redirect(target->ifindex, 0);
 }
 
 char LICENSE[] SEC("license") = "GPL";

@@ -34,6 +34,10 @@ enum lookup_flag {
 	LOOKUP_PREFIXES = 2,
 };
 
+enum port_flag {
+	PORT_HAS_PEER = 1, /* a veth whose other end is in another namespace: TC hands packets over to it */
+};
+
 /* ports: one slot per attached interface, found by linear probing from ifindex % MPTM_PORT_SLOTS. */
 struct port {
 	__u32 ifindex; /* 0: the slot is free */
@@ -42,7 +46,8 @@ struct port {
 	__u8 role;     /* enum port_role */
 	__u8 lookups;  /* enum lookup_flag, of the port's network */
 	__u8 mac[6];   /* the gateway MAC: what ARP and neighbour solicitations are answered with */
-	__u8 reserved[12];
+	__u8 flags;    /* enum port_flag */
+	__u8 reserved[11];
 };
 
 enum next_hop_kind {
@@ -226,11 +231,22 @@ struct patch {
 };
 
 enum tunnel_flag {
-	TUNNEL_TO_STACK = 1, /* after encapsulation XDP_PASS instead of a redirect: the kernel routes it */
+	TUNNEL_TO_STACK = 1, /* after encapsulation passed on instead of a redirect: the kernel routes it */
 	TUNNEL_L3 =
 	    2, /* carries IP packets: the inner Ethernet header and VLAN tags are dropped, not `strip` */
 	TUNNEL_UNTAGGED =
 	    4, /* carries frames without their VLAN tags; PATCH_INNER_MACS behind `outer` moves the rest */
+	TUNNEL_CANT_SEND = 128, /* in use without a template; what would go into it is counted for it */
+};
+
+/* What the kernel can be told of the outer headers at TC, so that it makes the segments of a GSO packet
+ * behind them. */
+enum gso_kind {
+	GSO_SEGMENTS = 0, /* nothing: the segments are made before */
+	GSO_UDP = 1,	  /* a UDP header, and what is the same in each segment */
+	GSO_GRE = 2,	  /* a GRE header without checksum and sequence number */
+	GSO_IP = 3,	  /* the inner IP header follows the outer one */
+	GSO_LINK = 4,	  /* there is no outer IP header, so there is nothing to tell */
 };
 
 /* Inner IP versions that an L3 tunnel carries. */
@@ -244,7 +260,7 @@ enum inner_family {
 struct tunnel {
 	__u8 outer[MPTM_OUTER_SIZE]; /* as it goes on the wire, patched fields zero, IPv4 checksum for that */
 	struct patch patches[MPTM_PATCHES];
-	__u32 outer_len; /* bytes of outer in use; even; 0: the slot is free */
+	__u32 outer_len; /* bytes of outer in use; even; 0: free, or TUNNEL_CANT_SEND */
 	__u32 strip;	 /* bytes of the inner frame that are dropped first */
 	__u32 patch_count;
 	__u32 max_len; /* longest outgoing frame: egress MTU + link-layer header */
@@ -255,7 +271,9 @@ struct tunnel {
 	__u8 ttl_mask; /* 0xff: TTL / hop limit of the inner packet, 0: the template's */
 	__u8 inner_families; /* enum inner_family, of an L3 tunnel */
 	__u8 split_horizon;  /* packets of a tunnel with the same number aren't relayed into this; 0: none */
-	__u8 reserved[64];
+	__u8 gso;	     /* enum gso_kind */
+	__u8 outer_version;  /* of the outer IP header; 0: there is none */
+	__u8 reserved[62];
 };
 
 /* ---- decapsulation: listener -> parser -> termination ---------------------------------------------- */
@@ -413,6 +431,7 @@ enum reason {
 	REASON_SPLIT_HORIZON = 44, /* relay into the tunnel it came by, or one of the same split horizon */
 	REASON_HOP_LIMIT = 45,	   /* relay of a packet whose TTL or hop limit is used up */
 	REASON_GROUP_EMPTY = 46,   /* the group has no tunnel for the flow */
+	REASON_GSO = 47,	   /* a GSO packet that nobody makes the segments of */
 	REASON_INNER_TAG = 48,	   /* the inner frame has a VLAN tag, which NVGRE forbids */
 	REASON_CHECKSUM_SPAN = 49, /* a checksum to be verified covers more than the first 16 KB */
 	REASON_ANSWER = 50,	   /* an answer could not be completed in the packet's place */

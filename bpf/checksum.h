@@ -12,6 +12,7 @@
 #define SUM_MAX		  (SUM_OFFSET_MASK + 1)
 #define SUM_CHUNK	  512 /* bytes at most that one helper call adds up */
 #define TCP_CHECKSUM_END  18  /* where its checksum field ends, in a TCP header */
+#define UDP_CHECKSUM_END  8
 #define ICMP_CHECKSUM_END 4
 #define SUM_CHUNKS	  (SUM_OFFSET_MASK / SUM_CHUNK + 1)
 
@@ -19,7 +20,7 @@
 #define SUM_STEP(size)                                                                                       \
 	do {                                                                                                 \
 		if (len & (size)) {                                                                          \
-			at = (void *)(long)ctx->data + (offset & SUM_OFFSET_MASK);                           \
+			at = packet_start(ctx) + (offset & SUM_OFFSET_MASK);                                 \
 			if (at + (size) > packet_end(ctx))                                                   \
 				return -1;                                                                   \
 			sum = bpf_csum_diff(NULL, 0, at, size, sum);                                         \
@@ -31,7 +32,7 @@
 #define SUM_TAIL(type, size, word)                                                                           \
 	do {                                                                                                 \
 		if (len & (size)) {                                                                          \
-			type *value = (void *)(long)ctx->data + (offset & SUM_OFFSET_MASK);                  \
+			type *value = packet_start(ctx) + (offset & SUM_OFFSET_MASK);                        \
 			if ((void *)(value + 1) > packet_end(ctx))                                           \
 				return -1;                                                                   \
 			sum = fold_checksum((__u64)sum + (word));                                            \
@@ -39,14 +40,48 @@
 		}                                                                                            \
 	} while (0)
 
+/* 0 -> a piece of a packet that isn't in reach, per CPU, while it is summed up. Data plane writes and reads.
+ */
+struct sum_piece {
+	__u8 bytes[SUM_CHUNK +
+		   sizeof(__u32)]; /* as verifiers see it, rounding a length up to words may go there */
+};
+TABLE_ARRAY(sum_pieces, BPF_MAP_TYPE_PERCPU_ARRAY, 1, struct sum_piece);
+
+/* The sum of bytes that are in reach only in part: they are copied piece by piece. */
+static __always_inline int sum_pieces_of(hook_ctx *ctx, __u32 offset, __u32 len)
+{
+	__u32 zero = 0, sum = 0, size;
+	struct sum_piece *piece = bpf_map_lookup_elem(&sum_pieces, &zero);
+
+	if (!piece || !len)
+		return piece ? 0 : -1;
+	for (__u32 i = 0; i < SUM_CHUNKS && len > SUM_CHUNK; i++) {
+		if (!read_bytes(ctx, offset, piece->bytes, SUM_CHUNK))
+			return -1;
+		sum = bpf_csum_diff(NULL, 0, (__be32 *)piece->bytes, SUM_CHUNK, sum);
+		offset += SUM_CHUNK;
+		len -= SUM_CHUNK;
+	}
+	size = ((len - 1) & (SUM_CHUNK - 1)) + 1;
+	*(__u32 *)&piece->bytes[(size - 1) & (SUM_CHUNK - sizeof(__u32))] = 0;
+	if (!read_bytes(ctx, offset, piece->bytes, size))
+		return -1;
+	sum = bpf_csum_diff(NULL, 0, (__be32 *)piece->bytes, (size + 3) & ~3U, sum);
+	return fold_checksum(sum);
+}
+
 /* Sum of `len` bytes at `offset`, which end within the first SUM_MAX: who calls has seen to it. */
-static __always_inline int sum_bytes_inline(const struct xdp_md *ctx, __u32 offset, __u32 len)
+static __always_inline int sum_bytes_inline(hook_ctx *ctx, __u32 offset, __u32 len)
 {
 	__u32 sum = 0;
 	void *at;
 
+	pull_packet(ctx, offset + len);
+	if (!is_in_reach(ctx, offset + len))
+		return sum_pieces_of(ctx, offset, len);
 	for (__u32 i = 0; i < SUM_CHUNKS && len >= SUM_CHUNK; i++) {
-		at = (void *)(long)ctx->data + (offset & SUM_OFFSET_MASK);
+		at = packet_start(ctx) + (offset & SUM_OFFSET_MASK);
 		if (at + SUM_CHUNK > packet_end(ctx))
 			return -1;
 		sum = bpf_csum_diff(NULL, 0, at, SUM_CHUNK, sum);
@@ -66,7 +101,7 @@ static __always_inline int sum_bytes_inline(const struct xdp_md *ctx, __u32 offs
 }
 
 /* The same as a global function: the verifier sees the loop once. */
-__noinline int sum_bytes(struct xdp_md *ctx, __u32 offset, __u32 len)
+__noinline int sum_bytes(hook_ctx *ctx, __u32 offset, __u32 len)
 {
 	return sum_bytes_inline(ctx, offset, len);
 }
@@ -76,7 +111,7 @@ __noinline int sum_bytes(struct xdp_md *ctx, __u32 offset, __u32 len)
  * (Linux, Documentation/networking/checksum-offloads.rst, "LCO"). -1: its checksum says nothing of the
  * payload.
  */
-static __always_inline int sum_checksummed_ip(const struct xdp_md *ctx, const struct packet *packet, __u32 at)
+static __always_inline int sum_checksummed_ip(const hook_ctx *ctx, const struct packet *packet, __u32 at)
 {
 	void *end = packet_end(ctx);
 	__u32 transport_at = at + packet->end - packet->l3_offset, header_len = sizeof(struct ipv6hdr);
@@ -84,7 +119,7 @@ static __always_inline int sum_checksummed_ip(const struct xdp_md *ctx, const st
 	__u64 pseudo;
 
 	if (packet->family == 4) {
-		struct iphdr *ip = (void *)(long)ctx->data + (at & SUM_OFFSET_MASK);
+		struct iphdr *ip = packet_start(ctx) + (at & SUM_OFFSET_MASK);
 
 		if ((void *)(ip + 1) > end ||
 		    ip->frag_off & bpf_htons(IPV4_OFFSET_BITS | IPV4_MORE_FRAGMENTS))
@@ -99,7 +134,7 @@ static __always_inline int sum_checksummed_ip(const struct xdp_md *ctx, const st
 		/* The header's sum and the message's are both all ones. */
 		return packet->family == 4 && transport_at - at - header_len >= ICMP_CHECKSUM_END ? 0 : -1;
 	case IPPROTO_UDP:
-		udp_checksum = (void *)(long)ctx->data + ((at + header_len) & SUM_OFFSET_MASK) + 6;
+		udp_checksum = packet_start(ctx) + ((at + header_len) & SUM_OFFSET_MASK) + 6;
 		if ((void *)(udp_checksum + 1) > end || !*udp_checksum ||
 		    udp_checksum[-1] != bpf_htons(transport_at - at - header_len))
 			return -1;
@@ -119,7 +154,7 @@ static __always_inline int sum_checksummed_ip(const struct xdp_md *ctx, const st
 	if (packet->family == 4)
 		return (__u16)~fold_checksum(pseudo);
 	{
-		__u32 *words = (void *)(long)ctx->data + (at & SUM_OFFSET_MASK);
+		__u32 *words = packet_start(ctx) + (at & SUM_OFFSET_MASK);
 
 		if ((void *)(words + 2) > end)
 			return -1;
@@ -132,8 +167,7 @@ static __always_inline int sum_checksummed_ip(const struct xdp_md *ctx, const st
  * inner_at with its IP header at l3_at: by the inner transport checksum where it has one, else byte by byte.
  * A global function, and calls none: together the frames of who calls are near what BPF allows.
  */
-__noinline int sum_outer(struct xdp_md *ctx, const struct packet *packet, __u32 offset, __u32 l3_at,
-			 __u32 len)
+__noinline int sum_outer(hook_ctx *ctx, const struct packet *packet, __u32 offset, __u32 l3_at, __u32 len)
 {
 	int sum, tail = 0;
 

@@ -18,6 +18,7 @@
 #include "decap/vxlan.h"
 #include "drop.h"
 #include "lookup.h"
+#include "room.h"
 
 #define ECN_MASK    0x03
 #define ECN_NOT_ECT 0x00
@@ -25,7 +26,7 @@
 #define ECN_ECT_0   0x02
 #define ECN_CE	    0x03
 
-static __always_inline enum reason parse_tunnel_header(struct xdp_md *ctx, const struct outer *outer,
+static __always_inline enum reason parse_tunnel_header(hook_ctx *ctx, const struct outer *outer,
 						       struct inner *inner)
 {
 	switch (outer->parser) {
@@ -61,14 +62,15 @@ static __always_inline enum reason parse_tunnel_header(struct xdp_md *ctx, const
 }
 
 /*
- * Whose packet is this, and which tunnel header does it have? Fills in *outer and *inner, both zero before,
- * as far as the packet goes. outer->parser stays PARSER_NONE for what we don't listen for.
+ * Whose packet is this, and which tunnel header does it have? Fills in *outer and *inner, both zero before
+ * but for outer->frame_len, as far as the packet goes. outer->parser stays PARSER_NONE for what we don't
+ * listen for.
  */
-static __always_inline enum reason parse_arrival(struct xdp_md *ctx, struct outer *outer, struct inner *inner)
+static __always_inline enum reason parse_arrival(hook_ctx *ctx, struct outer *outer, struct inner *inner)
 {
 	enum reason reason;
 
-	parse_outer(ctx, frame_len(ctx), outer);
+	parse_outer(ctx, outer->frame_len, outer);
 	if (!outer->parser) {
 		trace(TRACE_NOT_LISTENING, outer->protocol, outer->number, outer->family);
 		return REASON_NONE;
@@ -109,13 +111,69 @@ static __always_inline int find_termination(const struct outer *outer, struct in
 	return found;
 }
 
+/* An inner transport checksum that is to be filled in later: the sum of the pseudo header stands there. */
+static __always_inline bool is_unfinished(const hook_ctx *ctx, const struct packet *packet, __u32 l3_at)
+{
+	__u32 *words = (void *)packet_start(ctx) + (l3_at & SUM_OFFSET_MASK),
+	      header_len = sizeof(struct ipv6hdr);
+	void *end = packet_end(ctx);
+	__u64 pseudo = bpf_htons(packet->protocol);
+	__be16 *field;
+
+	if ((void *)(words + sizeof(struct iphdr) / sizeof(*words)) > end)
+		return false;
+	if (packet->family == 4)
+		header_len = (*(__u8 *)words & 0xf) * 4;
+#pragma unroll
+	for (int i = 0; i < 4; i++)
+		pseudo += (__u64)packet->source[i] + packet->destination[i];
+	pseudo += bpf_htons(packet->end - packet->l3_offset - header_len);
+	field = (void *)packet_start(ctx) + ((l3_at + header_len) & SUM_OFFSET_MASK) +
+		(packet->protocol == IPPROTO_TCP ? TCP_CHECKSUM_END : UDP_CHECKSUM_END) - sizeof(*field);
+	return (packet->protocol == IPPROTO_TCP || packet->protocol == IPPROTO_UDP) &&
+	       (void *)(field + 1) <= end && *field == fold_checksum(pseudo);
+}
+
+/*
+ * The sum from `offset` to `end` that there will be once the transport checksum of the inner frame or packet
+ * at inner_at is filled in; -1: that isn't what it waits for. A global function: off the fast path.
+ */
+__noinline int sum_finished(hook_ctx *ctx, __u32 offset, __u32 end, __u32 inner_at, __u32 kind)
+{
+	struct packet packet = {};
+	__u32 l3_at = inner_at;
+	bool is_parsed;
+
+	if (end < inner_at)
+		return -1;
+	is_parsed = kind == INNER_IP ? parse_ip_packet(ctx, inner_at, end - inner_at, &packet)
+				     : parse_frame(ctx, inner_at, end - inner_at, &packet);
+	if (kind != INNER_IP)
+		l3_at += packet.l3_offset;
+	if (!is_parsed || !packet.family || !is_unfinished(ctx, &packet, l3_at))
+		return -1;
+	return sum_outer(ctx, &packet, offset, l3_at, end);
+}
+
+/* Sum of what an outer UDP checksum counts in front of the UDP header (RFC 768, RFC 8200 §8.1). */
+static __always_inline __u64 sum_pseudo_header(const struct outer *outer, __u32 len)
+{
+	/* ::ffff:0:0/96 in front of IPv4 addresses would count, so only their last word does. */
+	const __u32 *source = (const void *)outer->source, *destination = (const void *)outer->destination;
+	__u64 pseudo = (__u64)source[3] + destination[3] + bpf_htons(len) + bpf_htons(IPPROTO_UDP);
+
+	if (outer->family == 6)
+		pseudo += (__u64)source[0] + source[1] + source[2] + destination[0] + destination[1] +
+			  destination[2];
+	return pseudo;
+}
+
 /*
  * Whether the outer UDP checksum is what the termination wants, an enum reason: RFC 768, RFC 8200 §8.1, RFC
  * 6935. A global function: off the fast path.
  */
-__noinline int check_udp_checksum(struct xdp_md *ctx, const struct outer *outer, __u32 flags)
+__noinline int check_udp_checksum(hook_ctx *ctx, const struct outer *outer, __u32 flags)
 {
-	const __u32 *source, *destination;
 	__u32 at, len;
 	struct udphdr *udp;
 	__u64 pseudo;
@@ -130,17 +188,32 @@ __noinline int check_udp_checksum(struct xdp_md *ctx, const struct outer *outer,
 		return REASON_UDP_CHECKSUM;
 	if (!udp->check)
 		return flags & REQUIRE_UDP_CHECKSUM ? REASON_UDP_CHECKSUM : REASON_NONE;
+	if (gso_size(ctx))
+		return REASON_NONE;
 	if (at + len > SUM_MAX)
 		return REASON_CHECKSUM_SPAN;
-	/* ::ffff:0:0/96 in front of IPv4 addresses would count, so only their last word does. */
-	source = (const void *)outer->source;
-	destination = (const void *)outer->destination;
-	pseudo = (__u64)source[3] + destination[3] + bpf_htons(len) + bpf_htons(IPPROTO_UDP);
-	if (outer->family == 6)
-		pseudo += (__u64)source[0] + source[1] + source[2] + destination[0] + destination[1] +
-			  destination[2];
+	pseudo = sum_pseudo_header(outer, len);
 	sum = sum_bytes(ctx, at, len);
 	return sum >= 0 && fold_checksum(pseudo + (__u32)sum) == 0xffff ? REASON_NONE : REASON_UDP_CHECKSUM;
+}
+
+/* The same of a checksum that is wrong as long as the inner one isn't filled in. */
+static __always_inline enum reason check_unfinished_udp(hook_ctx *ctx, const struct outer *outer,
+							const struct termination *accepted,
+							const struct inner *inner)
+{
+	__u32 at = outer->payload_offset - sizeof(struct udphdr),
+	      len = outer->payload_len + sizeof(struct udphdr);
+	__u32 inner_at = inner->payload.offset + accepted->cookie_len + accepted->sublayer_len;
+	struct udphdr *udp = packet_at(ctx, at);
+	int sum;
+
+	if ((void *)(udp + 1) > packet_end(ctx) || !udp->check)
+		return REASON_UDP_CHECKSUM;
+	sum = sum_finished(ctx, at, at + len, inner_at, inner->payload.kind);
+	return sum >= 0 && fold_checksum(sum_pseudo_header(outer, len) + (__u32)sum) == 0xffff
+		   ? REASON_NONE
+		   : REASON_UDP_CHECKSUM;
 }
 
 static __always_inline __u8 accept_flag(const struct payload *payload, const struct packet *packet)
@@ -151,31 +224,38 @@ static __always_inline __u8 accept_flag(const struct payload *payload, const str
 }
 
 /* What only the termination knows how to check: cookies and checksums. */
-static __always_inline enum reason check_accepted(struct xdp_md *ctx, const struct termination *accepted,
+static __always_inline enum reason check_accepted(hook_ctx *ctx, const struct termination *accepted,
 						  const struct outer *outer, struct inner *inner)
 {
 	int reason = REASON_NONE;
 
 	if (accepted->flags & VERIFY_UDP_CHECKSUM && outer->protocol == IPPROTO_UDP)
 		reason = check_udp_checksum(ctx, outer, accepted->flags);
+	if (HAS_UNFINISHED_SUMS && reason == REASON_UDP_CHECKSUM)
+		reason = check_unfinished_udp(ctx, outer, accepted, inner);
 	if (reason)
 		return reason;
 	if (inner->parser == PARSER_L2TP_IP || inner->parser == PARSER_L2TP_UDP)
 		return parse_l2tp_cookie(ctx, accepted, inner);
-	if (!inner->checksum_at || accepted->flags & ACCEPT_BAD_CHECKSUM)
+	/* A GSO packet has the checksum of none of its segments: whoever put them together has verified
+	 * those. */
+	if (!inner->checksum_at || accepted->flags & ACCEPT_BAD_CHECKSUM || gso_size(ctx))
 		return REASON_NONE;
 	if (inner->payload.end > SUM_MAX)
 		return REASON_CHECKSUM_SPAN;
-	if (sum_bytes(ctx, inner->checksum_at, inner->payload.end - inner->checksum_at) != 0xffff)
-		return REASON_GRE_CHECKSUM;
-	return REASON_NONE;
+	if (sum_bytes(ctx, inner->checksum_at, inner->payload.end - inner->checksum_at) == 0xffff)
+		return REASON_NONE;
+	if (HAS_UNFINISHED_SUMS && sum_finished(ctx, inner->checksum_at, inner->payload.end,
+						inner->payload.offset, inner->payload.kind) == 0xffff)
+		return REASON_NONE;
+	return REASON_GRE_CHECKSUM;
 }
 
 /*
  * Reads the inner frame or packet into *packet, which is zero before. What is behind an IP packet that has no
  * frame of its own is not taken for a part of it, as the kernel does it (ip_rcv).
  */
-static __always_inline enum reason parse_inner(const struct xdp_md *ctx, struct inner *inner,
+static __always_inline enum reason parse_inner(const hook_ctx *ctx, struct inner *inner,
 					       const struct outer *outer, struct packet *packet)
 {
 	__u32 len;
@@ -212,7 +292,7 @@ static __always_inline int combine_ecn(__u8 inner, __u8 outer)
 }
 
 /* Writes the ECN field of the frame at the start of the packet; an IPv4 checksum follows (RFC 1624). */
-static __always_inline bool write_ecn(const struct xdp_md *ctx, const struct packet *packet, __u8 ecn)
+static __always_inline bool write_ecn(hook_ctx *ctx, const struct packet *packet, __u8 ecn)
 {
 	void *at = packet_at(ctx, packet->l3_offset);
 
@@ -226,13 +306,23 @@ static __always_inline bool write_ecn(const struct xdp_md *ctx, const struct pac
 					   bpf_htons(tos));
 		ip->tos = tos;
 	} else {
-		__be32 *word = at;
+		__be32 *word = at, before, after;
 
 		if ((void *)(word + 1) > packet_end(ctx))
 			return false;
-		*word = (*word & ~bpf_htonl(ECN_MASK << 20)) | bpf_htonl((__u32)ecn << 20);
+		before = *word;
+		after = (before & ~bpf_htonl(ECN_MASK << 20)) | bpf_htonl((__u32)ecn << 20);
+		*word = after;
+		update_sum(ctx, before, after);
 	}
 	return true;
+}
+
+/* Where the frame that is to leave begins, if only in thought: its Ethernet header may be yet to be written.
+ */
+static __always_inline __u32 inner_frame_at(const struct payload *payload)
+{
+	return payload->offset - (payload->kind == INNER_IP ? ETH_HLEN : 0);
 }
 
 /*
@@ -240,17 +330,17 @@ static __always_inline bool write_ecn(const struct xdp_md *ctx, const struct pac
  * frame; an inner packet without an Ethernet header gets one, from `gateway_mac` to a MAC that the delivery
  * writes. False: the packet could not be cut.
  */
-static __always_inline bool strip_outer(struct xdp_md *ctx, const struct payload *payload,
-					struct packet *packet, __u64 len, int ecn, const __u8 *gateway_mac)
+static __always_inline bool strip_outer(hook_ctx *ctx, const struct payload *payload, struct packet *packet,
+					__u64 len, int ecn, const __u8 *gateway_mac)
 {
-	int strip = (int)payload->offset - (payload->kind == INNER_IP ? ETH_HLEN : 0);
+	__u32 strip = inner_frame_at(payload);
 	struct ethhdr *eth;
 
-	if (len > payload->end && bpf_xdp_adjust_tail(ctx, (int)payload->end - (int)len))
+	if (len > payload->end && !adjust_tail(ctx, (int)payload->end - (int)len))
 		return false;
-	if (bpf_xdp_adjust_head(ctx, strip))
+	if (!cut_outer(ctx, packet, strip, payload->kind == INNER_ETHERNET, payload->keeps_macs))
 		return false;
-	eth = (void *)(long)ctx->data;
+	eth = packet_start(ctx);
 	if ((void *)(eth + 1) > packet_end(ctx))
 		return false;
 	if (payload->kind == INNER_IP) {

@@ -40,20 +40,20 @@ static __noinline void count_reason(__u32 reason, __u32 scope, __u32 id, __u64 b
 static __always_inline int drop_on_port(enum reason reason, __u32 ifindex, __u64 bytes)
 {
 	count_reason(reason, SCOPE_PORT, ifindex, bytes);
-	return XDP_DROP;
+	return VERDICT_DROP;
 }
 
 static __always_inline int drop_on_tunnel(enum reason reason, __u32 counter, __u64 bytes)
 {
 	count_reason(reason, SCOPE_TUNNEL, counter, bytes);
-	return XDP_DROP;
+	return VERDICT_DROP;
 }
 
 /* Refused by us, left to the kernel as it came. */
 static __always_inline int refuse_on_port(enum reason reason, __u32 ifindex, __u64 bytes)
 {
 	count_reason(reason, SCOPE_PORT, ifindex, bytes);
-	return XDP_PASS;
+	return VERDICT_PASS;
 }
 
 #endif

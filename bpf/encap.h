@@ -11,6 +11,8 @@
 #include "drop.h"
 #include "forward.h"
 #include "lookup.h"
+#include "room.h"
+#include "segments.h"
 #include "trace.h"
 
 #define EPHEMERAL_FIRST	    0xc000 /* 49152: RFC 7348 §5, RFC 8926 §3.3 */
@@ -31,9 +33,9 @@
 		}                                                                                            \
 	} while (0)
 
-static __always_inline bool copy_template(const struct xdp_md *ctx, const struct tunnel *tunnel, __u32 len)
+static __always_inline bool copy_template(const hook_ctx *ctx, const struct tunnel *tunnel, __u32 len)
 {
-	void *to = (void *)(long)ctx->data, *end = packet_end(ctx);
+	void *to = packet_start(ctx), *end = packet_end(ctx);
 	const void *from = tunnel->outer;
 
 	COPY_STEP(__u64, 128);
@@ -86,7 +88,7 @@ static __always_inline __be32 next_sequence(__u32 counter)
 }
 
 /* The checksum from `from` to the end of the packet, in which the field itself is zero. */
-static __always_inline bool patch_checksum(struct xdp_md *ctx, __u32 offset, __u32 from,
+static __always_inline bool patch_checksum(hook_ctx *ctx, __u32 offset, __u32 from,
 					   const struct packet *packet, const struct patching *patching)
 {
 	int sum = sum_outer(ctx, packet, from, patching->l3_offset, patching->len);
@@ -99,7 +101,7 @@ static __always_inline bool patch_checksum(struct xdp_md *ctx, __u32 offset, __u
 }
 
 /* RFC 8200 §8.1: over IPv6 a datagram's checksum counts the addresses too, and is never sent as zero. */
-static __always_inline bool patch_udp6_checksum(struct xdp_md *ctx, __u32 offset, const struct packet *packet,
+static __always_inline bool patch_udp6_checksum(hook_ctx *ctx, __u32 offset, const struct packet *packet,
 						const struct patching *patching)
 {
 	int sum = sum_outer(ctx, packet, offset, patching->l3_offset, patching->len);
@@ -120,12 +122,12 @@ static __always_inline bool patch_udp6_checksum(struct xdp_md *ctx, __u32 offset
 	return true;
 }
 
-static __always_inline bool apply_patch(struct xdp_md *ctx, const struct patch *patch,
-					const struct packet *packet, const struct patching *patching)
+static __always_inline bool apply_patch(hook_ctx *ctx, const struct patch *patch, const struct packet *packet,
+					const struct patching *patching)
 {
 	void *end = packet_end(ctx);
 	__u32 offset = patch->offset & (MPTM_OUTER_SIZE - 1);
-	void *field = (void *)(long)ctx->data + offset;
+	void *field = packet_start(ctx) + offset;
 	__be16 value = bpf_htons(patching->len + patch->bias);
 
 	switch (patch->op) {
@@ -207,7 +209,7 @@ struct sending {
 	__u8 mac[ETH_ALEN];
 };
 
-#define TOO_BIG -1 /* no XDP verdict */
+#define TOO_BIG -2 /* no verdict of a hook */
 
 static __always_inline void write_inner_mac(struct ethhdr *eth, struct packet *packet, const __u8 *mac)
 {
@@ -217,24 +219,27 @@ static __always_inline void write_inner_mac(struct ethhdr *eth, struct packet *p
 
 /*
  * Puts the frame at the start of the packet into a tunnel and sends it. Nothing is modified unless the packet
- * can go. Returns the XDP verdict, or TOO_BIG for a packet that doesn't fit; drops are counted, and so is
+ * can go. Returns the verdict, or TOO_BIG for a packet that doesn't fit; drops are counted, and so is
  * that.
  */
-static __always_inline int encap_inline(struct xdp_md *ctx, struct packet *packet, struct sending *sending)
+static __always_inline int encap_inline(hook_ctx *ctx, struct packet *packet, struct sending *sending)
 {
 	__u32 slot = sending->slot;
 	struct tunnel *tunnel = bpf_map_lookup_elem(&tunnels, &slot);
 	struct patching patching = {};
-	__u32 strip, frame_bytes = packet->len, inner_bytes, overhead, port_slot;
+	__u32 strip, frame_bytes = packet->len, inner_bytes, overhead, inner_longest, longest, port_slot;
 	struct port *ingress;
 	struct ethhdr *eth;
+	enum room room;
 	bool is_l3;
 
 	if (!tunnel || !tunnel->outer_len)
-		return drop_on_tunnel(REASON_TUNNEL_DOWN, tunnel ? tunnel->counter : slot, packet->len);
+		return tunnel && tunnel->flags & TUNNEL_CANT_SEND
+			   ? drop_on_tunnel(REASON_TUNNEL_DOWN, tunnel->counter, packet->len)
+			   : drop_on_port(REASON_TUNNEL_DOWN, ctx->ingress_ifindex, packet->len);
 	is_l3 = tunnel->flags & TUNNEL_L3;
 	if (is_l3 && !is_carried(tunnel, packet))
-		return sending->is_answer ? XDP_DROP
+		return sending->is_answer ? VERDICT_DROP
 					  : drop_on_tunnel(REASON_INNER_FAMILY, tunnel->counter, packet->len);
 	strip = is_l3 ? packet->l3_offset : tunnel->strip;
 	if (tunnel->flags & TUNNEL_UNTAGGED)
@@ -244,7 +249,9 @@ static __always_inline int encap_inline(struct xdp_md *ctx, struct packet *packe
 	patching.len = frame_bytes - strip + tunnel->outer_len;
 	inner_bytes = frame_bytes - strip + (is_l3 ? ETH_HLEN : tunnel->strip);
 	trace(TRACE_TUNNEL, slot, tunnel->counter, patching.len);
-	if (patching.len > tunnel->max_len) {
+	inner_longest = longest_len(ctx, 0, packet, frame_bytes);
+	longest = inner_longest - strip + tunnel->outer_len;
+	if ((int)longest > (int)tunnel->max_len) {
 		overhead = tunnel->outer_len + packet->l3_offset - strip;
 		sending->mtu = tunnel->max_len > overhead ? tunnel->max_len - overhead : 0;
 		trace(TRACE_TOO_BIG, sending->mtu, 0, 0);
@@ -252,15 +259,23 @@ static __always_inline int encap_inline(struct xdp_md *ctx, struct packet *packe
 			count_reason(REASON_TOO_BIG, SCOPE_TUNNEL, tunnel->counter, packet->len);
 		return TOO_BIG;
 	}
-	if (frame_bytes != packet->len && bpf_xdp_adjust_tail(ctx, (int)frame_bytes - (int)packet->len))
+	/* A GSO packet has no padding; cut, it would be one frame of all its bytes. */
+	if (frame_bytes != packet->len &&
+	    (gso_size(ctx) || !adjust_tail(ctx, (int)frame_bytes - (int)packet->len)))
 		return drop_on_tunnel(REASON_BAD_INNER, tunnel->counter, packet->len);
 	packet->len = frame_bytes;
-	eth = (void *)(long)ctx->data;
+	eth = packet_start(ctx);
 	if ((void *)(eth + 1) > packet_end(ctx))
 		return drop_on_tunnel(REASON_BAD_INNER, tunnel->counter, packet->len);
 	if (sending->writes_mac)
 		write_inner_mac(eth, packet, sending->mac);
-	if (bpf_xdp_adjust_head(ctx, (int)(strip - tunnel->outer_len)))
+	/* Whether segments of unknown length fit is seen when they are there. */
+	room = gso_size(ctx) && !inner_longest ? ROOM_SEGMENTS : push_outer(ctx, packet, tunnel, strip);
+	if (room == ROOM_SEGMENTS)
+		return send_segments(ctx, packet, tunnel, slot);
+	if (room == ROOM_GSO)
+		return drop_on_tunnel(REASON_GSO, tunnel->counter, packet->len);
+	if (room == ROOM_NONE)
 		return drop_on_tunnel(REASON_NO_HEADROOM, tunnel->counter, packet->len);
 	if (!copy_template(ctx, tunnel, tunnel->outer_len))
 		return drop_on_tunnel(REASON_NO_HEADROOM, tunnel->counter, packet->len);
@@ -275,28 +290,29 @@ static __always_inline int encap_inline(struct xdp_md *ctx, struct packet *packe
 			return drop_on_tunnel(REASON_NO_HEADROOM, tunnel->counter, packet->len);
 	}
 
+	finish_room(ctx, room, patching.l3_offset);
 	if (tunnel->flags & TUNNEL_TO_STACK) {
-		ingress = lookup_port(ctx->ingress_ifindex, &port_slot);
+		ingress = lookup_port(ingress_ifindex(ctx), &port_slot);
 		if (!ingress)
 			return drop_on_tunnel(REASON_PORT_GONE, tunnel->counter, packet->len);
 		count_encap(tunnel->counter, inner_bytes);
 		trace(TRACE_TO_STACK, tunnel->outer_len, patching.hash, 0);
 		return pass_to_stack(ctx, ingress);
 	}
-	if (bpf_redirect_map(&tx_ports, tunnel->egress_ifindex, XDP_DROP) != XDP_REDIRECT)
+	if (redirect_to(ctx, tunnel->egress_ifindex) != VERDICT_REDIRECT)
 		return drop_on_tunnel(REASON_EGRESS_GONE, tunnel->counter, packet->len);
 	count_encap(tunnel->counter, inner_bytes);
 	if (lookup_port(tunnel->egress_ifindex, &port_slot))
 		count_port_tx(port_slot, patching.len);
 	trace(TRACE_ENCAPSULATED, tunnel->egress_ifindex, tunnel->outer_len, patching.hash);
-	return XDP_REDIRECT;
+	return VERDICT_REDIRECT;
 }
 
 /* The same as a global function, which the verifier goes through once: for paths that are long without it. */
-__noinline int encap(struct xdp_md *ctx, struct packet *packet, struct sending *sending)
+__noinline int encap(hook_ctx *ctx, struct packet *packet, struct sending *sending)
 {
 	if (!packet || !sending)
-		return XDP_DROP;
+		return VERDICT_DROP;
 	return encap_inline(ctx, packet, sending);
 }
 

@@ -7,11 +7,15 @@
 #include "drop.h"
 #include "lookup.h"
 
-/* Whether an inner frame fits a local port; one VLAN tag doesn't count, a second one does (xdp_ok_fwd_dev).
+/* Whether the inner frame at `offset` fits a local port; one VLAN tag doesn't count, a second one does
+ * (xdp_ok_fwd_dev).
  */
-static __always_inline bool fits_port(const struct port *port, const struct packet *packet)
+static __always_inline bool fits_port(const hook_ctx *ctx, __u32 offset, const struct port *port,
+				      const struct packet *packet)
 {
-	return packet->len - packet->l3_offset <= port->mtu && packet->len <= port->mtu + ETH_HLEN + VLAN_LEN;
+	__u32 len = longest_len(ctx, offset, packet, packet->len);
+
+	return (int)(len - packet->l3_offset) <= (int)port->mtu && len <= port->mtu + ETH_HLEN + VLAN_LEN;
 }
 
 static __always_inline bool is_mac_of(const struct port *port, const __u8 *mac)
@@ -23,33 +27,41 @@ static __always_inline bool is_mac_of(const struct port *port, const __u8 *mac)
 
 /*
  * Sends the frame at the start of the packet out of a local port, to the MAC of its next hop: the sender
- * addressed whatever MAC answered its ARP. Returns the XDP verdict; drops are counted on the port.
+ * addressed whatever MAC answered its ARP. Returns the verdict; drops are counted on the port.
  */
-static __always_inline int deliver(struct xdp_md *ctx, const struct packet *packet,
-				   const struct next_hop *next_hop, __u32 port_slot)
+static __always_inline int deliver(hook_ctx *ctx, const struct packet *packet,
+				   const struct next_hop *next_hop, const struct port *port, __u32 port_slot)
 {
-	struct ethhdr *eth = (void *)(long)ctx->data;
+	struct ethhdr *eth = packet_start(ctx);
+	bool has_peer;
+	int verdict;
 
-	if ((void *)(eth + 1) > packet_end(ctx))
+	if (!port || (void *)(eth + 1) > packet_end(ctx))
 		return drop_on_port(REASON_BAD_INNER, next_hop->id, packet->len);
 	if (next_hop->flags & NEXT_HOP_MAC)
 		__builtin_memcpy(eth->h_dest, next_hop->mac, ETH_ALEN);
-	if (bpf_redirect_map(&tx_ports, next_hop->id, XDP_DROP) != XDP_REDIRECT)
+	has_peer = port->flags & PORT_HAS_PEER && packet->l3_offset == ETH_HLEN;
+	verdict = has_peer && !(eth->h_dest[0] & MAC_GROUP)
+		      ? redirect_to_peer(ctx, next_hop->id, packet->ethertype)
+		      : redirect_to(ctx, next_hop->id);
+	if (verdict != VERDICT_REDIRECT)
 		return drop_on_port(REASON_PORT_GONE, next_hop->id, packet->len);
 	count_port_tx(port_slot, packet->len);
 	trace(TRACE_DELIVERED, next_hop->id, packet->len, 0);
-	return XDP_REDIRECT;
+	return VERDICT_REDIRECT;
 }
 
 /* Gives the frame at the start of the packet to the kernel's stack, addressed to the port it came by. */
-static __always_inline int pass_to_stack(struct xdp_md *ctx, const struct port *ingress)
+static __always_inline int pass_to_stack(hook_ctx *ctx, const struct port *ingress)
 {
-	struct ethhdr *eth = (void *)(long)ctx->data;
+	__be16 ethertype;
+	struct ethhdr *eth = packet_start(ctx);
 
 	if ((void *)(eth + 1) > packet_end(ctx))
 		return drop_on_port(REASON_BAD_INNER, ingress->ifindex, frame_len(ctx));
 	__builtin_memcpy(eth->h_dest, ingress->mac, ETH_ALEN);
-	return XDP_PASS;
+	ethertype = eth->h_proto;
+	return pass_frame(ctx, ethertype);
 }
 
 #endif

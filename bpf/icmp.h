@@ -32,10 +32,10 @@ static __always_inline void write_icmp_type(struct icmp_type *icmp, __u8 type)
  * no echo request, or a fragment of one; the packet is as it came. Exchanged addresses leave a sum as it is,
  * so only type and TTL are folded in. A global function: the verifier goes through it once.
  */
-__noinline int write_echo_reply(struct xdp_md *ctx, const struct packet *packet, __u32 port_slot)
+__noinline int write_echo_reply(hook_ctx *ctx, const struct packet *packet, __u32 port_slot)
 {
 	struct port *port = bpf_map_lookup_elem(&ports, &port_slot);
-	struct ethhdr *eth = (void *)(long)ctx->data;
+	struct ethhdr *eth = packet_start(ctx);
 	struct icmp_type *icmp;
 	void *at;
 

@@ -6,6 +6,9 @@
 #ifndef MPTM_MAPS_H
 #define MPTM_MAPS_H
 
+#include <linux/bpf.h>
+#include <bpf/bpf_helpers.h>
+
 #include "abi.h"
 
 #define MPTM_ENTRIES	       (1 << 18) /* per kernel hash */
@@ -94,6 +97,9 @@ struct {
 	__type(key, __u32);
 	__type(value, __u32);
 } tx_ports SEC(".maps");
+
+/* 0 -> ifindex of the veth that makes segments of GSO packets at TC; 0: none. Control plane writes. */
+TABLE_ARRAY(segmenter, BPF_MAP_TYPE_ARRAY, 1, __u32);
 
 /* counter slot -> packets and bytes. Data plane writes, control plane reads and resets. */
 TABLE_ARRAY(tunnel_counters, BPF_MAP_TYPE_PERCPU_ARRAY, MPTM_TUNNELS, struct tunnel_counters);

@@ -2,9 +2,9 @@
 /*
  * The path of a packet through MPTM, both ways, top to bottom.
  *
- * mptm_encap_xdp   on access ports: workload -> network -> next hop -> tunnel or local port
- * mptm_decap_xdp   on uplinks: underlay -> listener -> parser -> termination -> network -> local port or
- * tunnel
+ * mptm_encap_xdp, mptm_encap_tc   on access ports: workload -> network -> next hop -> tunnel or local port
+ * mptm_decap_xdp, mptm_decap_tc   on uplinks: underlay -> listener -> parser -> termination -> network ->
+ * local port or tunnel
  *
  * Nothing is modified before the decision is made: what is not ours leaves the hook exactly as it came.
  */
@@ -27,12 +27,12 @@
 #include "trace.h"
 
 /* Sends what was written in place of a packet of an access port back out of that port. */
-static __always_inline int answer(struct xdp_md *ctx, __u32 ifindex, __u32 slot)
+static __always_inline int answer(hook_ctx *ctx, __u32 ifindex, __u32 slot)
 {
 	count_port_tx(slot, frame_len(ctx));
 	trace(TRACE_ANSWERED, ifindex, 0, 0);
 	/* XDP_TX would not do: a veth whose other end has no XDP program leaves the frame in its ring. */
-	return bpf_redirect_map(&tx_ports, ifindex, XDP_DROP);
+	return redirect_to(ctx, ifindex);
 }
 
 /* The MAC address that whoever is behind `port` is told for a next hop. */
@@ -42,48 +42,48 @@ static __always_inline const __u8 *mac_for(const struct next_hop *next_hop, cons
 }
 
 /* An access port's ARP request or neighbour solicitation: answered out of the same port, or the kernel's. */
-static __always_inline int answer_question(struct xdp_md *ctx, const struct packet *packet,
+static __always_inline int answer_question(hook_ctx *ctx, const struct packet *packet,
 					   struct question *question, const struct port *port, __u32 slot)
 {
 	struct next_hop *next_hop = lookup_target(port->network, port->lookups, question);
 	int written;
 
 	if (!next_hop)
-		return XDP_PASS;
+		return VERDICT_PASS;
 	switch (next_hop->kind) {
 	case NEXT_HOP_PORT:
 		if (next_hop->id == port->ifindex)
-			return XDP_PASS;
+			return VERDICT_PASS;
 		break;
 	case NEXT_HOP_TUNNEL:
 	case NEXT_HOP_GROUP:
 	case NEXT_HOP_GATEWAY:
 		break;
 	default:
-		return XDP_PASS;
+		return VERDICT_PASS;
 	}
 	question->is_own = next_hop->kind == NEXT_HOP_GATEWAY;
 	__builtin_memcpy(question->answer_mac, mac_for(next_hop, port), ETH_ALEN);
 	written = write_answer(ctx, packet, question);
 	if (written != 1)
 		return written == SPOILED ? drop_on_port(REASON_ANSWER, port->ifindex, packet->len)
-					  : XDP_PASS;
+					  : VERDICT_PASS;
 	return answer(ctx, port->ifindex, slot);
 }
 
 /* A packet that didn't fit, and was counted: its sender behind the access port is told where it may be. */
-static __always_inline int answer_too_big(struct xdp_md *ctx, const struct packet *packet, __u32 mtu,
+static __always_inline int answer_too_big(hook_ctx *ctx, const struct packet *packet, __u32 mtu,
 					  const struct port *port, __u32 slot)
 {
 	if (!write_too_big(ctx, packet, port->network, mtu, slot)) {
 		trace(TRACE_UNANSWERED, 0, 0, 0);
-		return XDP_DROP;
+		return VERDICT_DROP;
 	}
 	return answer(ctx, port->ifindex, slot);
 }
 
 /* From an access port into the tunnel, or a tunnel of the group, of the next hop. */
-static __always_inline int send(struct xdp_md *ctx, struct packet *packet, const struct next_hop *next_hop,
+static __always_inline int send(hook_ctx *ctx, struct packet *packet, const struct next_hop *next_hop,
 				const struct port *port, __u32 port_slot)
 {
 	struct sending sending = {.writes_mac = next_hop->flags & NEXT_HOP_MAC};
@@ -99,24 +99,25 @@ static __always_inline int send(struct xdp_md *ctx, struct packet *packet, const
 	return answer_too_big(ctx, packet, sending.mtu, port, port_slot);
 }
 
-SEC("xdp") int mptm_encap_xdp(struct xdp_md *ctx)
+static __always_inline int encap_frame(hook_ctx *ctx)
 {
 	struct question question;
 	struct packet packet = {};
 	struct next_hop *next_hop;
 	struct port *port, *local_port;
-	__u32 slot, local_slot;
+	__u32 slot, local_slot, len;
 
-	port = lookup_port(ctx->ingress_ifindex, &slot);
+	port = lookup_port(ingress_ifindex(ctx), &slot);
 	if (!port || port->role != PORT_ACCESS) {
-		trace(TRACE_NO_PORT, ctx->ingress_ifindex, 0, 0);
-		return XDP_PASS;
+		trace(TRACE_NO_PORT, ingress_ifindex(ctx), 0, 0);
+		return VERDICT_PASS;
 	}
 	trace(TRACE_PORT, port->ifindex, port->role, port->network);
-	count_port_rx(slot, frame_len(ctx));
-	if (!parse_frame(ctx, 0, frame_len(ctx), &packet)) {
-		trace(TRACE_UNPARSED, frame_len(ctx), 0, 0);
-		return XDP_PASS;
+	len = frame_len(ctx);
+	count_port_rx(slot, len);
+	if (!parse_frame(ctx, 0, len, &packet)) {
+		trace(TRACE_UNPARSED, len, 0, 0);
+		return VERDICT_PASS;
 	}
 	trace_address(TRACE_PACKET, packet.family, packet.protocol, packet.len, packet.destination);
 	trace_address(TRACE_SOURCE, packet.ports, packet.ethertype, packet.tos, packet.source);
@@ -127,62 +128,67 @@ SEC("xdp") int mptm_encap_xdp(struct xdp_md *ctx)
 
 	next_hop = lookup_next_hop(port->network, port->lookups, &packet);
 	if (!next_hop)
-		return XDP_PASS;
+		return VERDICT_PASS;
 	switch (next_hop->kind) {
 	case NEXT_HOP_TUNNEL:
 	case NEXT_HOP_GROUP:
 		return send(ctx, &packet, next_hop, port, slot);
 	case NEXT_HOP_PORT:
 		if (next_hop->id == port->ifindex)
-			return XDP_PASS;
+			return VERDICT_PASS;
 		local_port = lookup_port(next_hop->id, &local_slot);
 		if (!local_port)
 			return drop_on_port(REASON_PORT_GONE, next_hop->id, packet.len);
-		if (fits_port(local_port, &packet))
-			return deliver(ctx, &packet, next_hop, local_slot);
+		if (fits_port(ctx, 0, local_port, &packet))
+			return deliver(ctx, &packet, next_hop, local_port, local_slot);
 		trace(TRACE_TOO_BIG, local_port->mtu, 0, 0);
 		count_reason(REASON_PORT_TOO_BIG, SCOPE_PORT, next_hop->id, packet.len);
 		return answer_too_big(ctx, &packet, local_port->mtu, port, slot);
 	case NEXT_HOP_GATEWAY:
-		return write_echo_reply(ctx, &packet, slot) ? answer(ctx, port->ifindex, slot) : XDP_PASS;
+		return write_echo_reply(ctx, &packet, slot) ? answer(ctx, port->ifindex, slot) : VERDICT_PASS;
 	case NEXT_HOP_DROP:
 		return drop_on_port(REASON_ROUTE_DROP, port->ifindex, packet.len);
 	default:
-		return XDP_PASS;
+		return VERDICT_PASS;
 	}
 }
 
-/* Whether a frame is addressed to the port's own MAC: others pass by, on a port that hears them. */
-static __always_inline bool is_for(const struct xdp_md *ctx, const struct port *port)
+HOOK_PROGRAM(mptm_encap)
 {
-	struct ethhdr *eth = (void *)(long)ctx->data;
+	return enter_hook(ctx) ? leave_hook(ctx, encap_frame(ctx)) : VERDICT_PASS;
+}
+
+/* Whether a frame is addressed to the port's own MAC: others pass by, on a port that hears them. */
+static __always_inline bool is_for(const hook_ctx *ctx, const struct port *port)
+{
+	struct ethhdr *eth = packet_start(ctx);
 
 	return (void *)(eth + 1) <= packet_end(ctx) && is_mac_of(port, eth->h_dest);
 }
 
 /* Whether whoever sent this addressed us, and isn't just passing by. */
-static __always_inline bool is_ours(const struct xdp_md *ctx, const struct port *port,
-				    const struct outer *outer)
+static __always_inline bool is_ours(const hook_ctx *ctx, const struct port *port, const struct outer *outer)
 {
 	return outer->family ? is_local(outer->destination) : is_for(ctx, port);
 }
 
 /* A packet with a problem, and no tunnel known for it: a drop when it is for us, else left as it came. */
-static __always_inline int reject(const struct xdp_md *ctx, const struct port *port,
-				  const struct outer *outer, enum reason reason)
+static __always_inline int reject(const hook_ctx *ctx, const struct port *port, const struct outer *outer,
+				  enum reason reason)
 {
-	return is_ours(ctx, port, outer) ? drop_on_port(reason, port->ifindex, frame_len(ctx)) : XDP_PASS;
+	return is_ours(ctx, port, outer) ? drop_on_port(reason, port->ifindex, frame_len(ctx)) : VERDICT_PASS;
 }
 
 /* A sound packet that we don't take: counted when it is addressed to us, and left as it came either way. */
-static __always_inline int refuse(const struct xdp_md *ctx, const struct port *port,
-				  const struct outer *outer, enum reason reason)
+static __always_inline int refuse(const hook_ctx *ctx, const struct port *port, const struct outer *outer,
+				  enum reason reason)
 {
-	return is_ours(ctx, port, outer) ? refuse_on_port(reason, port->ifindex, frame_len(ctx)) : XDP_PASS;
+	return is_ours(ctx, port, outer) ? refuse_on_port(reason, port->ifindex, frame_len(ctx))
+					 : VERDICT_PASS;
 }
 
 /* A known sender asks whether we are there: answered out of the same uplink, or the host's. */
-static __always_inline int answer_echo(struct xdp_md *ctx, const struct outer *outer, const struct port *port,
+static __always_inline int answer_echo(hook_ctx *ctx, const struct outer *outer, const struct port *port,
 				       __u32 slot)
 {
 	int written = write_gtpu_echo(ctx, outer);
@@ -212,8 +218,8 @@ TABLE_ARRAY(arrivals, BPF_MAP_TYPE_PERCPU_ARRAY, 1, struct arrival);
  * Is it a tunnel packet, from somebody who may send it, and what is inside? The termination, with *arrival,
  * zero before, filled in; NULL: *verdict says what becomes of the packet.
  */
-static __always_inline struct termination *accept(struct xdp_md *ctx, const struct port *port,
-						  __u32 port_slot, struct arrival *arrival, int *verdict)
+static __always_inline struct termination *accept(hook_ctx *ctx, const struct port *port, __u32 port_slot,
+						  struct arrival *arrival, int *verdict)
 {
 	struct outer *outer = &arrival->outer;
 	struct inner *inner = &arrival->inner;
@@ -222,7 +228,7 @@ static __always_inline struct termination *accept(struct xdp_md *ctx, const stru
 	struct termination *termination;
 	__u32 slot;
 
-	*verdict = XDP_PASS;
+	*verdict = VERDICT_PASS;
 	if (!outer->parser)
 		return NULL;
 	if (outer->family && !is_for(ctx, port)) {
@@ -269,7 +275,7 @@ static __always_inline struct termination *accept(struct xdp_md *ctx, const stru
 }
 
 /* Sends the frame at the start of the packet, which is an answer, back through the tunnel that asked. */
-static __always_inline int answer_tunnel(struct xdp_md *ctx, struct packet *packet,
+static __always_inline int answer_tunnel(hook_ctx *ctx, struct packet *packet,
 					 const struct termination *accepted, struct sending *sending)
 {
 	int verdict;
@@ -278,11 +284,11 @@ static __always_inline int answer_tunnel(struct xdp_md *ctx, struct packet *pack
 	sending->slot = accepted->tunnel;
 	sending->writes_mac = 0;
 	verdict = encap(ctx, packet, sending);
-	return verdict == TOO_BIG ? XDP_DROP : verdict;
+	return verdict == TOO_BIG ? VERDICT_DROP : verdict;
 }
 
 /* Out of one tunnel, into the next, whose slot is in *sending; `port_slot` is of what the packet came by. */
-static __always_inline int relay(struct xdp_md *ctx, struct packet *packet, const struct next_hop *next_hop,
+static __always_inline int relay(hook_ctx *ctx, struct packet *packet, const struct next_hop *next_hop,
 				 const struct termination *accepted, struct sending *sending, __u32 port_slot)
 {
 	int verdict;
@@ -298,16 +304,15 @@ static __always_inline int relay(struct xdp_md *ctx, struct packet *packet, cons
 	if (!accepted->can_reply || !write_too_big(ctx, packet, accepted->network, sending->mtu, port_slot) ||
 	    !parse_again(ctx, packet)) {
 		trace(TRACE_UNANSWERED, 0, 0, 0);
-		return XDP_DROP;
+		return VERDICT_DROP;
 	}
 	sending->is_answer = 1;
 	return answer_tunnel(ctx, packet, accepted, sending);
 }
 
 /* An accepted packet, on which nothing was changed yet: where does it go, and off it goes. */
-static __always_inline int forward(struct xdp_md *ctx, const struct port *port,
-				   const struct termination *accepted, struct arrival *arrival,
-				   __u32 port_slot)
+static __always_inline int forward(hook_ctx *ctx, const struct port *port, const struct termination *accepted,
+				   struct arrival *arrival, __u32 port_slot)
 {
 	const struct payload *payload = &arrival->inner.payload;
 	struct packet *packet = &arrival->packet;
@@ -315,7 +320,7 @@ static __always_inline int forward(struct xdp_md *ctx, const struct port *port,
 	struct port *local_port = NULL;
 	struct sending sending = {};
 	struct next_hop *next_hop;
-	__u64 len = frame_len(ctx);
+	__u32 len = arrival->outer.frame_len;
 	__u32 local_slot = 0;
 	enum reason reason;
 	int to = -1;
@@ -328,7 +333,7 @@ static __always_inline int forward(struct xdp_md *ctx, const struct port *port,
 			    : lookup_next_hop(accepted->network, accepted->lookups, packet);
 	/* With `remote: any` a VLAN may have others on it, whose frames are theirs. */
 	if (!next_hop && payload->keeps_macs && !is_mac_of(port, packet->macs.destination))
-		return XDP_PASS;
+		return VERDICT_PASS;
 	if (!next_hop || next_hop->kind == NEXT_HOP_GATEWAY)
 		return drop_on_tunnel(REASON_NO_ROUTE, accepted->counter, len);
 	switch (next_hop->kind) {
@@ -336,7 +341,7 @@ static __always_inline int forward(struct xdp_md *ctx, const struct port *port,
 		local_port = lookup_port(next_hop->id, &local_slot);
 		if (!local_port)
 			return drop_on_port(REASON_PORT_GONE, next_hop->id, packet->len);
-		if (!fits_port(local_port, packet))
+		if (!fits_port(ctx, inner_frame_at(payload), local_port, packet))
 			return drop_on_port(REASON_PORT_TOO_BIG, next_hop->id, packet->len);
 		break;
 	case NEXT_HOP_PASS:
@@ -371,7 +376,7 @@ static __always_inline int forward(struct xdp_md *ctx, const struct port *port,
 	}
 	if (!question)
 		return to >= 0 ? relay(ctx, packet, next_hop, accepted, &sending, port_slot)
-			       : deliver(ctx, packet, next_hop, local_slot);
+			       : deliver(ctx, packet, next_hop, local_port, local_slot);
 	/* The asker is behind the tunnel: the answer goes back through it. */
 	__builtin_memcpy(question->answer_mac, mac_for(next_hop, port), ETH_ALEN);
 	if (write_answer(ctx, packet, question) != 1)
@@ -381,7 +386,7 @@ static __always_inline int forward(struct xdp_md *ctx, const struct port *port,
 	return answer_tunnel(ctx, packet, accepted, &sending);
 }
 
-SEC("xdp") int mptm_decap_xdp(struct xdp_md *ctx)
+static __always_inline int decap_frame(hook_ctx *ctx)
 {
 	struct termination *accepted;
 	struct arrival *arrival;
@@ -389,22 +394,30 @@ SEC("xdp") int mptm_decap_xdp(struct xdp_md *ctx)
 	__u32 slot, zero = 0;
 	int verdict;
 
-	port = lookup_port(ctx->ingress_ifindex, &slot);
+	port = lookup_port(ingress_ifindex(ctx), &slot);
 	arrival = bpf_map_lookup_elem(&arrivals, &zero);
 	if (!port || port->role != PORT_UPLINK || !arrival) {
-		trace(TRACE_NO_PORT, ctx->ingress_ifindex, 0, 0);
-		return XDP_PASS;
+		trace(TRACE_NO_PORT, ingress_ifindex(ctx), 0, 0);
+		return VERDICT_PASS;
 	}
 	trace(TRACE_PORT, port->ifindex, port->role, port->network);
-	count_port_rx(slot, frame_len(ctx));
 	__builtin_memset(arrival, 0, offsetof(struct arrival, question));
+	arrival->outer.frame_len = frame_len(ctx);
+	count_port_rx(slot, arrival->outer.frame_len);
 	accepted = accept(ctx, port, slot, arrival, &verdict);
 	return accepted ? forward(ctx, port, accepted, arrival, slot) : verdict;
+}
+
+HOOK_PROGRAM(mptm_decap)
+{
+	return enter_hook(ctx) ? leave_hook(ctx, decap_frame(ctx)) : VERDICT_PASS;
 }
 
 /* Never loaded: keeps the enums in the object's BTF, where Python reads them. */
 struct {
 	enum port_role port_role;
+	enum port_flag port_flag;
+	enum gso_kind gso_kind;
 	enum lookup_flag lookup_flag;
 	enum next_hop_kind next_hop_kind;
 	enum next_hop_flag next_hop_flag;

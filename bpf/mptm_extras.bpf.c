@@ -17,12 +17,12 @@ struct {
 	__type(value, __u32);
 } redirect_ports SEC(".maps");
 
-SEC("xdp") int mptm_redirect(struct xdp_md *ctx)
+SEC("xdp.frags") int mptm_redirect(struct xdp_md *ctx)
 {
 	return bpf_redirect_map(&redirect_ports, ctx->ingress_ifindex, XDP_PASS);
 }
 
-SEC("xdp") int mptm_pass(struct xdp_md *ctx __attribute__((unused)))
+SEC("xdp.frags") int mptm_pass(struct xdp_md *ctx __attribute__((unused)))
 {
 	return XDP_PASS;
 }

@@ -69,7 +69,7 @@ struct question {
 	__u8 answer_mac[ETH_ALEN]; /* filled in by who knows the answer */
 };
 
-static __always_inline bool parse_arp(const struct xdp_md *ctx, __u64 offset, struct question *question)
+static __always_inline bool parse_arp(const hook_ctx *ctx, __u64 offset, struct question *question)
 {
 	struct arp_packet *arp = packet_at(ctx, offset);
 
@@ -101,7 +101,7 @@ static __always_inline bool is_solicited_node(const struct in6_addr *address)
  * Whether the neighbour solicitation whose IPv6 header is at `offset` is one that RFC 4861 §7.1.1 lets us
  * answer. A global function: the verifier goes through its options once.
  */
-__noinline int check_nd_solicit(struct xdp_md *ctx, __u32 offset)
+__noinline int check_nd_solicit(hook_ctx *ctx, __u32 offset)
 {
 	struct ipv6hdr *ip = packet_at(ctx, offset);
 	__u32 at = offset + sizeof(*ip) + sizeof(struct nd_solicit), message_len, end;
@@ -142,7 +142,7 @@ __noinline int check_nd_solicit(struct xdp_md *ctx, __u32 offset)
 	return at == end && !(is_probe && has_source_mac);
 }
 
-static __always_inline bool parse_nd_solicit(struct xdp_md *ctx, __u64 offset, const struct packet *packet,
+static __always_inline bool parse_nd_solicit(hook_ctx *ctx, __u64 offset, const struct packet *packet,
 					     struct question *question)
 {
 	struct nd_solicit *solicit = packet_at(ctx, offset + sizeof(struct ipv6hdr));
@@ -162,7 +162,7 @@ static __always_inline bool parse_nd_solicit(struct xdp_md *ctx, __u64 offset, c
 }
 
 /* What the frame at `offset` asks of its neighbours, read into *question; NULL: nothing. */
-static __always_inline struct question *parse_question(struct xdp_md *ctx, __u64 offset,
+static __always_inline struct question *parse_question(hook_ctx *ctx, __u64 offset,
 						       const struct packet *packet, struct question *question)
 {
 	offset += packet->l3_offset;
@@ -184,7 +184,7 @@ static __always_inline struct next_hop *lookup_target(__u32 network, __u8 lookup
 	return lookup_address(network, question->is_probe ? 0 : lookups, question->family, question->target);
 }
 
-static __always_inline int write_arp_reply(struct xdp_md *ctx, __u64 offset, const struct question *question)
+static __always_inline int write_arp_reply(hook_ctx *ctx, __u64 offset, const struct question *question)
 {
 	struct arp_packet *arp = packet_at(ctx, offset);
 
@@ -198,7 +198,7 @@ static __always_inline int write_arp_reply(struct xdp_md *ctx, __u64 offset, con
 	return 1;
 }
 
-static __always_inline int write_nd_advert(struct xdp_md *ctx, __u64 offset, const struct question *question,
+static __always_inline int write_nd_advert(hook_ctx *ctx, __u64 offset, const struct question *question,
 					   __u32 len)
 {
 	__u32 new_len = offset + sizeof(struct ipv6hdr) + sizeof(struct nd_advert);
@@ -213,7 +213,7 @@ static __always_inline int write_nd_advert(struct xdp_md *ctx, __u64 offset, con
 	__u64 sum = bpf_htonl(sizeof(advert)) + (__u64)bpf_htonl(IPPROTO_ICMPV6);
 	struct ipv6hdr *ip;
 
-	if (bpf_xdp_adjust_tail(ctx, (int)new_len - (int)len))
+	if (!adjust_tail(ctx, (int)new_len - (int)len))
 		return 0;
 	ip = packet_at(ctx, offset);
 	if ((void *)(ip + 1) + sizeof(advert) > packet_end(ctx))
@@ -244,7 +244,7 @@ static __always_inline int write_nd_advert(struct xdp_md *ctx, __u64 offset, con
  * 0: could not be answered; the packet is as it came. SPOILED: it can only be dropped. A global function, so
  * the verifier sees it once.
  */
-__noinline int write_answer(struct xdp_md *ctx, const struct packet *packet, const struct question *question)
+__noinline int write_answer(hook_ctx *ctx, const struct packet *packet, const struct question *question)
 {
 	struct ethhdr *eth;
 	int written;
@@ -255,7 +255,7 @@ __noinline int write_answer(struct xdp_md *ctx, const struct packet *packet, con
 					: write_nd_advert(ctx, packet->l3_offset, question, packet->len);
 	if (written != 1)
 		return written;
-	eth = (void *)(long)ctx->data;
+	eth = packet_start(ctx);
 	if ((void *)(eth + 1) > packet_end(ctx))
 		return SPOILED;
 	__builtin_memcpy(eth->h_dest, packet->macs.source, ETH_ALEN);

@@ -17,12 +17,14 @@
 #include <bpf/bpf_helpers.h>
 
 #include "abi.h"
+#include "hook.h"
 
 #define OFFSET_MASK   0x3ff		  /* bound of every variable offset into a packet, for the verifier */
 #define OFFSET_MAX    (OFFSET_MASK - 127) /* what a parser goes to, and still reads a header behind */
 #define VLAN_LEN      4
 #define INNER_TAGS    2
 #define MACS_LEN      (2 * ETH_ALEN)
+#define L2_MAX	      (ETH_HLEN + INNER_TAGS * VLAN_LEN)
 #define PORTS_LEN     4
 #define MAC_GROUP     0x01 /* in the first byte: broadcast or multicast */
 #define IPV6_FRAGMENT 44
@@ -71,26 +73,9 @@ struct packet {
 	__be32 destination[4] __attribute__((aligned(8)));
 };
 
-/*
- * Length of the frame in bytes. The barrier keeps clang 14 from narrowing the subtraction to 32-bit pointer
- * loads, which the verifier refuses.
- */
-static __always_inline __u64 frame_len(const struct xdp_md *ctx)
+static __always_inline void *packet_at(const hook_ctx *ctx, __u64 offset)
 {
-	__u64 data = ctx->data, data_end = ctx->data_end;
-
-	asm volatile("" : "+r"(data), "+r"(data_end));
-	return data_end - data;
-}
-
-static __always_inline void *packet_at(const struct xdp_md *ctx, __u64 offset)
-{
-	return (void *)(long)ctx->data + (offset & OFFSET_MASK);
-}
-
-static __always_inline void *packet_end(const struct xdp_md *ctx)
-{
-	return (void *)(long)ctx->data_end;
+	return packet_start(ctx) + (offset & OFFSET_MASK);
 }
 
 static __always_inline bool is_vlan(__be16 ethertype)
@@ -123,7 +108,7 @@ static __always_inline __u16 fold_checksum(__u64 sum)
 	return (sum & 0xffff) + (sum >> 16);
 }
 
-static __always_inline bool parse_ipv4(const struct xdp_md *ctx, struct packet *packet, void *at)
+static __always_inline bool parse_ipv4(const hook_ctx *ctx, struct packet *packet, void *at)
 {
 	void *end = packet_end(ctx);
 	struct iphdr *ip = at;
@@ -152,7 +137,7 @@ static __always_inline bool parse_ipv4(const struct xdp_md *ctx, struct packet *
 	return true;
 }
 
-static __always_inline bool parse_ipv6(const struct xdp_md *ctx, struct packet *packet, void *at)
+static __always_inline bool parse_ipv6(const hook_ctx *ctx, struct packet *packet, void *at)
 {
 	void *end = packet_end(ctx);
 	struct ipv6hdr *ip = at;
@@ -182,8 +167,7 @@ static __always_inline bool parse_ipv6(const struct xdp_md *ctx, struct packet *
  * Parses the frame at `offset` that is `len` bytes long. False: too short for what it says it is.
  * A frame that carries no IP is parsed, with family 0.
  */
-static __always_inline bool parse_frame(const struct xdp_md *ctx, __u64 offset, __u32 len,
-					struct packet *packet)
+static __always_inline bool parse_frame(const hook_ctx *ctx, __u64 offset, __u32 len, struct packet *packet)
 {
 	struct ethhdr *eth = packet_at(ctx, offset);
 	void *end = packet_end(ctx);
@@ -217,7 +201,7 @@ static __always_inline bool parse_frame(const struct xdp_md *ctx, __u64 offset, 
  * Reads the frame at the start of the packet, after something else was written there; 0: it is cut short. A
  * global function: off the fast path.
  */
-__noinline int parse_again(struct xdp_md *ctx, struct packet *packet)
+__noinline int parse_again(hook_ctx *ctx, struct packet *packet)
 {
 	if (!packet)
 		return 0;
@@ -229,7 +213,7 @@ __noinline int parse_again(struct xdp_md *ctx, struct packet *packet)
  * Parses the IP packet at `offset`, `len` bytes long, as if it were a frame with an Ethernet header that is
  * yet to be written. False: no IP packet, or too short for what it says it is.
  */
-static __always_inline bool parse_ip_packet(const struct xdp_md *ctx, __u64 offset, __u32 len,
+static __always_inline bool parse_ip_packet(const hook_ctx *ctx, __u64 offset, __u32 len,
 					    struct packet *packet)
 {
 	__u8 *first = packet_at(ctx, offset);
@@ -244,6 +228,34 @@ static __always_inline bool parse_ip_packet(const struct xdp_md *ctx, __u64 offs
 	}
 	packet->ethertype = bpf_htons(ETH_P_IPV6);
 	return parse_ipv6(ctx, packet, first);
+}
+
+#define TCP_DATA_OFFSET_AT 12
+
+/*
+ * Length of the longest frame that the frame at `offset` becomes on the wire: `len`, but of a GSO packet that
+ * of a segment, or 0 where only who makes the segments knows. Ethernet headers that are not there count.
+ */
+static __always_inline __u32 longest_len(const hook_ctx *ctx, __u32 offset, const struct packet *packet,
+					 __u32 len)
+{
+	__u32 size = gso_size(ctx), header_len = sizeof(struct ipv6hdr);
+	__u8 *at;
+
+	if (!size)
+		return len;
+	if (packet->family == 4) {
+		at = packet_at(ctx, offset + packet->l3_offset);
+		if ((void *)(at + 1) > packet_end(ctx))
+			return 0;
+		header_len = (*at & 0xf) * 4;
+	}
+	if (packet->protocol == IPPROTO_UDP)
+		return packet->l3_offset + header_len + sizeof(struct udphdr) + size;
+	at = packet_at(ctx, offset + packet->l3_offset + header_len + TCP_DATA_OFFSET_AT);
+	if (packet->protocol != IPPROTO_TCP || (void *)(at + 1) > packet_end(ctx))
+		return 0;
+	return packet->l3_offset + header_len + (*at >> 4) * 4 + size;
 }
 
 /* Hash of the inner flow: addresses, protocol and, where there are any, ports. One flow, one value. */

@@ -25,7 +25,7 @@ static __always_inline enum reason check_relay(const struct termination *accepte
 }
 
 /* TTL or hop limit of the frame at the start of the packet less one; an IPv4 checksum follows (RFC 1624). */
-static __always_inline bool decrement_ttl(const struct xdp_md *ctx, struct packet *packet)
+static __always_inline bool decrement_ttl(hook_ctx *ctx, struct packet *packet)
 {
 	void *at = packet_at(ctx, packet->l3_offset);
 
@@ -43,6 +43,7 @@ static __always_inline bool decrement_ttl(const struct xdp_md *ctx, struct packe
 		if ((void *)(ip + 1) > packet_end(ctx))
 			return false;
 		ip->hop_limit--;
+		update_sum(ctx, bpf_htonl(packet->ttl), bpf_htonl(packet->ttl - 1));
 	}
 	packet->ttl--;
 	trace(TRACE_RELAYED, packet->ttl, 0, 0);

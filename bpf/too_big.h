@@ -11,6 +11,7 @@
 #include "icmp.h"
 #include "maps.h"
 #include "packet.h"
+#include "room.h"
 
 #define ICMP_UNREACHABLE	   3
 #define ICMP_FRAGMENTATION_NEEDED  4
@@ -25,7 +26,6 @@
 #define ICMPV6_FIRST_INFORMATIONAL 128
 #define IPV4_MTU_MIN		   68	/* RFC 791 §3.2 */
 #define IPV6_MTU_MIN		   1280 /* RFC 8200 §5; who is told less ignores it (RFC 8201 §4) */
-#define L2_MAX			   (ETH_HLEN + INNER_TAGS * VLAN_LEN)
 #define ANSWERS_PER_SECOND	   100
 #define ANSWER_INTERVAL_NS	   (1000000000ULL / ANSWERS_PER_SECOND)
 #define ANSWER_BURST		   10
@@ -61,7 +61,7 @@ static __always_inline bool is_icmp_error(__u8 type)
  * RFC 1122 §3.2.2: no errors about errors, about fragments that aren't the first, about what went to groups,
  * or to who is no single host. RFC 4443 §2.4: the same, but for groups, whose packets may well be too big.
  */
-static __always_inline bool deserves_answer(const struct xdp_md *ctx, const struct packet *packet)
+static __always_inline bool deserves_answer(const hook_ctx *ctx, const struct packet *packet)
 {
 	void *at = packet_at(ctx, packet->l3_offset);
 	__u8 *type;
@@ -87,8 +87,7 @@ static __always_inline bool deserves_answer(const struct xdp_md *ctx, const stru
 	       (*type >= ICMPV6_FIRST_INFORMATIONAL && *type != ICMPV6_REDIRECT);
 }
 
-static __always_inline bool write_fragmentation_needed(struct xdp_md *ctx, __u32 at,
-						       const struct packet *packet,
+static __always_inline bool write_fragmentation_needed(hook_ctx *ctx, __u32 at, const struct packet *packet,
 						       const struct gateway *gateway, __u32 mtu, __u32 quoted)
 {
 	__u32 icmp_at = at + sizeof(struct iphdr);
@@ -124,7 +123,7 @@ static __always_inline bool write_fragmentation_needed(struct xdp_md *ctx, __u32
 	return true;
 }
 
-static __always_inline bool write_packet_too_big(struct xdp_md *ctx, __u32 at, const struct packet *packet,
+static __always_inline bool write_packet_too_big(hook_ctx *ctx, __u32 at, const struct packet *packet,
 						 const struct gateway *gateway, __u32 mtu, __u32 quoted)
 {
 	__u32 icmp_at = at + sizeof(struct ipv6hdr), len = sizeof(struct icmp_error) + quoted;
@@ -162,7 +161,7 @@ static __always_inline bool write_packet_too_big(struct xdp_md *ctx, __u32 at, c
  * none, may have none now, or its network has no gateway address; the packet is then to be dropped. A global
  * function: the verifier sees it once.
  */
-__noinline int write_too_big(struct xdp_md *ctx, const struct packet *packet, __u32 network, __u32 mtu,
+__noinline int write_too_big(hook_ctx *ctx, const struct packet *packet, __u32 network, __u32 mtu,
 			     __u32 port_slot)
 {
 	struct {
@@ -193,7 +192,7 @@ __noinline int write_too_big(struct xdp_md *ctx, const struct packet *packet, __
 	if (quoted > packet->end - l3_offset)
 		quoted = packet->end - l3_offset;
 
-	rest = (void *)(long)ctx->data + MACS_LEN;
+	rest = packet_start(ctx) + MACS_LEN;
 #pragma unroll
 	for (int i = 0; i < 5; i++) {
 		if ((void *)(rest + i + 1) > packet_end(ctx))
@@ -202,10 +201,9 @@ __noinline int write_too_big(struct xdp_md *ctx, const struct packet *packet, __
 	}
 	__builtin_memcpy(l2.macs.destination, packet->macs.source, ETH_ALEN);
 	__builtin_memcpy(l2.macs.source, port->mac, ETH_ALEN);
-	if (bpf_xdp_adjust_tail(ctx, (int)(l3_offset + quoted) - (int)packet->len) ||
-	    bpf_xdp_adjust_head(ctx, -(int)header_len))
+	if (!adjust_tail(ctx, (int)(l3_offset + quoted) - (int)packet->len) || !push_front(ctx, header_len))
 		return 0;
-	start = (void *)(long)ctx->data;
+	start = packet_start(ctx);
 	if (start + sizeof(l2) > packet_end(ctx))
 		return 0;
 	/* All that a header with two tags would have; what belongs to a shorter one's IP header is written

@@ -238,7 +238,7 @@ def summary() -> str:
     """All protocols, a row each."""
     heading = (
         "protocol", "`--protocol`", "specified in", "over", "arrives at", "told apart by", "carries",
-        "overhead over IPv4, IPv6", "inner MTU",
+        "overhead over IPv4, IPv6", "inner MTU", "GSO at TC",
     )  # fmt: skip
     rows = []
     for protocol in in_order():
@@ -255,6 +255,7 @@ def summary() -> str:
                 payloads_of(protocol),
                 pair(protocol, {v: str(each.template.overhead()) for v, each in made.items()}),
                 pair(protocol, {v: str(each.template.inner_mtu(EGRESS_MTU)) for v, each in made.items()}),
+                pair(protocol, {v: each.template.gso_text for v, each in made.items()}),
             )
         )
     return table(heading, *rows)

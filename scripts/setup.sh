@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 # Sets this checkout up: `setup.sh packages` installs the Debian/Ubuntu packages that are missing (nothing
 # is touched when none is), `setup.sh peers` those that tests talk to or boot other kernels with, `setup.sh venv` makes .venv with the project
-# in it.
+# in it, `setup.sh bench` adds what the benchmark draws with.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -109,11 +109,18 @@ setup_venv() {
 	touch .venv/.installed
 }
 
+setup_bench() {
+	say "installing what the benchmark draws with into .venv"
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'
+	touch .venv/.bench-installed
+}
+
 mkdir -p build
 log=build/setup.log
 case "${1:-}" in
 packages) setup_packages ;;
 peers) setup_peers ;;
 venv) setup_venv ;;
-*) fail "usage: setup.sh packages|peers|venv" ;;
+bench) setup_bench ;;
+*) fail "usage: setup.sh packages|peers|venv|bench" ;;
 esac

@@ -30,8 +30,9 @@ struct geneve_option {
  * Walks the options at `offset`: REASON_NONE when none is critical and the last ends where the area ends.
  * A global function: the verifier goes through the loop once, not once per way to get there.
  */
-__noinline int check_geneve_options(struct xdp_md *ctx, __u32 offset, __u32 words)
+__noinline int check_geneve_options(hook_ctx *ctx, __u32 offset, __u32 words)
 {
+	pull_packet(ctx, PULL_LEN_MAX);
 	for (__u32 i = 0; i < GENEVE_OPTIONS_MAX && words; i++) {
 		struct geneve_option *option = packet_at(ctx, offset);
 		__u32 option_words;
@@ -49,8 +50,7 @@ __noinline int check_geneve_options(struct xdp_md *ctx, __u32 offset, __u32 word
 	return REASON_NONE;
 }
 
-static __always_inline enum reason parse_geneve(struct xdp_md *ctx, const struct outer *outer,
-						struct inner *inner)
+static __always_inline enum reason parse_geneve(hook_ctx *ctx, const struct outer *outer, struct inner *inner)
 {
 	struct geneve_header *geneve = packet_at(ctx, outer->payload_offset);
 	__u32 option_words, header_len;

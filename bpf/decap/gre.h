@@ -39,7 +39,7 @@ struct erspan_header {
 	__be32 rest;
 };
 
-static __always_inline enum reason parse_erspan(const struct xdp_md *ctx, const struct outer *outer,
+static __always_inline enum reason parse_erspan(const hook_ctx *ctx, const struct outer *outer,
 						struct inner *inner, __u16 flags, __be16 ethertype,
 						__u32 offset)
 {
@@ -66,7 +66,7 @@ static __always_inline enum reason parse_erspan(const struct xdp_md *ctx, const 
 	return REASON_NONE;
 }
 
-static __always_inline enum reason parse_gre(const struct xdp_md *ctx, const struct outer *outer,
+static __always_inline enum reason parse_gre(const hook_ctx *ctx, const struct outer *outer,
 					     struct inner *inner)
 {
 	struct gre_header *gre = packet_at(ctx, outer->payload_offset);

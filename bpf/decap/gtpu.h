@@ -35,13 +35,12 @@ struct gtpu_optional {
 	__u8 next_extension;
 };
 
-static __always_inline enum reason parse_gtpu(const struct xdp_md *ctx, const struct outer *outer,
-					      struct inner *inner)
+static __always_inline enum reason parse_gtpu(hook_ctx *ctx, const struct outer *outer, struct inner *inner)
 {
 	struct gtpu_header *gtpu = packet_at(ctx, outer->payload_offset);
 	__u32 offset = outer->payload_offset + sizeof(*gtpu), end;
 	struct gtpu_optional *optional;
-	__u8 next = 0;
+	__u8 next = 0, flags;
 
 	if ((void *)(gtpu + 1) > packet_end(ctx) || outer->payload_len < sizeof(*gtpu))
 		return REASON_GTPU_TRUNCATED;
@@ -57,11 +56,14 @@ static __always_inline enum reason parse_gtpu(const struct xdp_md *ctx, const st
 	end = offset + bpf_ntohs(gtpu->len);
 	if (end > outer->payload_offset + outer->payload_len)
 		return REASON_GTPU_HEADER;
-	if (gtpu->flags & GTPU_OPTIONAL) {
+	flags = gtpu->flags;
+	if (flags & GTPU_EXTENSION)
+		pull_packet(ctx, PULL_LEN_MAX);
+	if (flags & GTPU_OPTIONAL) {
 		optional = packet_at(ctx, offset);
 		if ((void *)(optional + 1) > packet_end(ctx) || offset + sizeof(*optional) > end)
 			return REASON_GTPU_TRUNCATED;
-		if (gtpu->flags & GTPU_EXTENSION)
+		if (flags & GTPU_EXTENSION)
 			next = optional->next_extension;
 		offset += sizeof(*optional);
 	}
@@ -132,7 +134,7 @@ static __always_inline void turn_ipv6(struct ipv6hdr *ip, __u32 payload_len)
  * Turns an echo request into its response (§7.2.2). 0: it is the host's, and as it came; SPOILED: it can
  * only be dropped. A global function: the verifier goes through it once.
  */
-__noinline int write_gtpu_echo(struct xdp_md *ctx, const struct outer *outer)
+__noinline int write_gtpu_echo(hook_ctx *ctx, const struct outer *outer)
 {
 	__u32 at, udp_at, len = sizeof(struct udphdr) + sizeof(struct gtpu_echo);
 	struct gtpu_optional *optional;
@@ -161,9 +163,9 @@ __noinline int write_gtpu_echo(struct xdp_md *ctx, const struct outer *outer)
 		    outer->payload_len >= sizeof(*header) + sizeof(*optional))
 			sequence = optional->sequence;
 	}
-	if (bpf_xdp_adjust_tail(ctx, (int)(at + sizeof(*echo)) - (int)frame_len(ctx)))
+	if (!adjust_tail(ctx, (int)(at + sizeof(*echo)) - (int)frame_len(ctx)))
 		return 0;
-	eth = (void *)(long)ctx->data;
+	eth = packet_start(ctx);
 	echo = packet_at(ctx, at);
 	udp = packet_at(ctx, udp_at);
 	if ((void *)(eth + 1) > packet_end(ctx) || (void *)(echo + 1) > packet_end(ctx) ||

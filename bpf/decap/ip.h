@@ -55,7 +55,7 @@ static __always_inline enum reason parse_ip_in_ip(const struct outer *outer, str
 	return REASON_NONE;
 }
 
-static __always_inline enum reason parse_etherip_at(const struct xdp_md *ctx, const struct outer *outer,
+static __always_inline enum reason parse_etherip_at(const hook_ctx *ctx, const struct outer *outer,
 						    struct inner *inner, __u32 offset)
 {
 	__be16 *header = packet_at(ctx, offset);
@@ -67,18 +67,18 @@ static __always_inline enum reason parse_etherip_at(const struct xdp_md *ctx, co
 	return REASON_NONE;
 }
 
-static __always_inline enum reason parse_etherip(const struct xdp_md *ctx, const struct outer *outer,
+static __always_inline enum reason parse_etherip(const hook_ctx *ctx, const struct outer *outer,
 						 struct inner *inner)
 {
 	identify(inner, PARSER_ETHERIP, 0);
 	return parse_etherip_at(ctx, outer, inner, outer->payload_offset);
 }
 
-static __always_inline enum reason parse_gue(const struct xdp_md *ctx, const struct outer *outer,
-					     struct inner *inner)
+static __always_inline enum reason parse_gue(hook_ctx *ctx, const struct outer *outer, struct inner *inner)
 {
 	struct gue_header *gue = packet_at(ctx, outer->payload_offset);
 	__u32 offset;
+	__u8 protocol;
 
 	identify(inner, PARSER_GUE, 0);
 	if ((void *)(gue + 1) > packet_end(ctx) || outer->payload_len < sizeof(*gue))
@@ -90,17 +90,20 @@ static __always_inline enum reason parse_gue(const struct xdp_md *ctx, const str
 	if (gue->variant_len >> GUE_VARIANT_SHIFT || gue->variant_len & GUE_CONTROL || gue->flags)
 		return REASON_GUE_HEADER;
 	offset = outer->payload_offset + sizeof(*gue) + (gue->variant_len & GUE_LEN_MASK) * 4;
+	protocol = gue->protocol;
 	if (!is_within(outer, offset))
 		return REASON_GUE_HEADER;
-	if (gue->protocol == IPPROTO_ETHERIP)
+	if (offset != outer->payload_offset + sizeof(*gue))
+		pull_packet(ctx, PULL_LEN_MAX);
+	if (protocol == IPPROTO_ETHERIP)
 		return parse_etherip_at(ctx, outer, inner, offset);
-	if (gue->protocol == IPPROTO_ETHERNET)
+	if (protocol == IPPROTO_ETHERNET)
 		return REASON_GUE_HEADER;
-	return set_payload_by_protocol(inner, outer, gue->protocol, offset) ? REASON_NONE : REASON_GUE_HEADER;
+	return set_payload_by_protocol(inner, outer, protocol, offset) ? REASON_NONE : REASON_GUE_HEADER;
 }
 
 /* The tunnel id is the label at the bottom of the stack. */
-static __always_inline enum reason parse_mpls(const struct xdp_md *ctx, const struct outer *outer,
+static __always_inline enum reason parse_mpls(const hook_ctx *ctx, const struct outer *outer,
 					      struct inner *inner)
 {
 	__u32 offset = outer->payload_offset;
@@ -122,8 +125,7 @@ static __always_inline enum reason parse_mpls(const struct xdp_md *ctx, const st
 }
 
 /* Segments that are left are somebody else's business: only the last one decapsulates. */
-static __always_inline enum reason parse_srv6(const struct xdp_md *ctx, const struct outer *outer,
-					      struct inner *inner)
+static __always_inline enum reason parse_srv6(hook_ctx *ctx, const struct outer *outer, struct inner *inner)
 {
 	struct segment_routing_header *srh = packet_at(ctx, outer->payload_offset);
 	__u32 offset = outer->payload_offset;
@@ -140,6 +142,7 @@ static __always_inline enum reason parse_srv6(const struct xdp_md *ctx, const st
 			return REFUSED_CONTROL;
 		next = srh->next_header;
 		offset += sizeof(*srh) + srh->len * 8;
+		pull_packet(ctx, PULL_LEN_MAX);
 	}
 	identify(inner, PARSER_SRV6, 0);
 	if (!is_within(outer, offset))

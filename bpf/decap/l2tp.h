@@ -12,7 +12,7 @@
 #define L2TP_UDP_FLAGS_MASK 0x800f
 
 /* Over IP the session id comes first; over UDP a word with flags and version precedes it. */
-static __always_inline enum reason parse_l2tp(const struct xdp_md *ctx, const struct outer *outer,
+static __always_inline enum reason parse_l2tp(const hook_ctx *ctx, const struct outer *outer,
 					      struct inner *inner, bool over_udp)
 {
 	__be32 *words = packet_at(ctx, outer->payload_offset);
@@ -32,8 +32,8 @@ static __always_inline enum reason parse_l2tp(const struct xdp_md *ctx, const st
 }
 
 /* Checks the cookie and moves behind it and the sublayer. */
-static __always_inline enum reason parse_l2tp_cookie(const struct xdp_md *ctx,
-						     const struct termination *accepted, struct inner *inner)
+static __always_inline enum reason parse_l2tp_cookie(const hook_ctx *ctx, const struct termination *accepted,
+						     struct inner *inner)
 {
 	__be32 *cookie = packet_at(ctx, inner->payload.offset);
 	const __be32 *wanted = (const void *)accepted->cookie;

@@ -14,6 +14,7 @@
 struct outer {
 	__u8 source[16];
 	__u8 destination[16];
+	__u32 frame_len;      /* of the packet as it came */
 	__u32 payload_offset; /* of the tunnel header, from the start of the packet */
 	__u32 payload_len; /* bytes from there on, by the outer headers: padding of the frame is not in it */
 	__u16 number;	   /* UDP destination port, IP protocol or EtherType */
@@ -39,7 +40,7 @@ static __always_inline bool is_ipv4_header_sound(const struct iphdr *ip)
 }
 
 /* Reads the UDP header at payload_offset and moves behind it. */
-static __always_inline void parse_outer_udp(const struct xdp_md *ctx, struct outer *outer)
+static __always_inline void parse_outer_udp(const hook_ctx *ctx, struct outer *outer)
 {
 	struct udphdr *udp = packet_at(ctx, outer->payload_offset);
 	__u32 udp_len;
@@ -58,7 +59,7 @@ static __always_inline void parse_outer_udp(const struct xdp_md *ctx, struct out
 	outer->payload_len = udp_len - sizeof(*udp);
 }
 
-static __always_inline void parse_outer_ip(const struct xdp_md *ctx, struct outer *outer)
+static __always_inline void parse_outer_ip(const hook_ctx *ctx, struct outer *outer)
 {
 	if (outer->protocol == IPPROTO_UDP) {
 		parse_outer_udp(ctx, outer);
@@ -72,7 +73,7 @@ static __always_inline void parse_outer_ip(const struct xdp_md *ctx, struct oute
  * IPv4 with options is left to the kernel: no tunnel endpoint sends it. A header of ours that is wrong
  * otherwise is a problem that only counts when somebody of ours is addressed.
  */
-static __always_inline void parse_outer_ipv4(const struct xdp_md *ctx, __u64 len, struct outer *outer)
+static __always_inline void parse_outer_ipv4(const hook_ctx *ctx, __u64 len, struct outer *outer)
 {
 	struct iphdr *ip = packet_at(ctx, ETH_HLEN);
 	__u32 total_len;
@@ -123,7 +124,7 @@ struct encapsulation_limit {
 #define OPTION_ENCAPSULATION_LIMIT 4
 
 /* Moves behind a header with the encapsulation limit, as Linux sends it by default. */
-static __always_inline void skip_encapsulation_limit(const struct xdp_md *ctx, struct outer *outer)
+static __always_inline void skip_encapsulation_limit(const hook_ctx *ctx, struct outer *outer)
 {
 	struct encapsulation_limit *header = packet_at(ctx, outer->payload_offset);
 
@@ -137,7 +138,7 @@ static __always_inline void skip_encapsulation_limit(const struct xdp_md *ctx, s
 }
 
 /* Moves behind a fragment header; behind one that isn't the first's there is nothing to tell whose it is. */
-static __always_inline bool parse_fragment_header(const struct xdp_md *ctx, struct outer *outer)
+static __always_inline bool parse_fragment_header(const hook_ctx *ctx, struct outer *outer)
 {
 	struct fragment_header *header = packet_at(ctx, outer->payload_offset);
 
@@ -150,7 +151,7 @@ static __always_inline bool parse_fragment_header(const struct xdp_md *ctx, stru
 	return true;
 }
 
-static __always_inline void parse_outer_ipv6(const struct xdp_md *ctx, __u64 len, struct outer *outer)
+static __always_inline void parse_outer_ipv6(const hook_ctx *ctx, __u64 len, struct outer *outer)
 {
 	struct ipv6hdr *ip = packet_at(ctx, ETH_HLEN);
 
@@ -173,10 +174,10 @@ static __always_inline void parse_outer_ipv6(const struct xdp_md *ctx, __u64 len
 }
 
 /* Finds out whose packet this is: fills in *outer as far as the packet goes, which must be zero before. */
-static __always_inline void parse_outer(const struct xdp_md *ctx, __u64 len, struct outer *outer)
+static __always_inline void parse_outer(const hook_ctx *ctx, __u64 len, struct outer *outer)
 {
-	struct ethhdr *eth = (void *)(long)ctx->data;
-	__u32 ifindex = ctx->ingress_ifindex;
+	struct ethhdr *eth = packet_start(ctx);
+	__u32 ifindex = ingress_ifindex(ctx);
 
 	if ((void *)(eth + 1) > packet_end(ctx))
 		return;

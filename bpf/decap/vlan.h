@@ -11,7 +11,7 @@
 #define VLAN_VID_MASK 0x0fff
 #define VLAN_VID_BITS 12
 
-static __always_inline enum reason parse_vlan(const struct xdp_md *ctx, const struct outer *outer,
+static __always_inline enum reason parse_vlan(const hook_ctx *ctx, const struct outer *outer,
 					      struct inner *inner)
 {
 	struct vlan_tag *tag = packet_at(ctx, outer->payload_offset);

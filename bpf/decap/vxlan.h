@@ -39,7 +39,7 @@ struct nsh_header {
 	__be32 path; /* service path identifier (24 bits), service index (8) */
 };
 
-static __always_inline enum reason parse_vxlan(const struct xdp_md *ctx, const struct outer *outer,
+static __always_inline enum reason parse_vxlan(const hook_ctx *ctx, const struct outer *outer,
 					       struct inner *inner)
 {
 	struct vxlan_header *vxlan = packet_at(ctx, outer->payload_offset);
@@ -64,12 +64,12 @@ static __always_inline bool set_payload_by_gpe(struct inner *inner, const struct
 	return protocol == GPE_IPV4 || protocol == GPE_IPV6 || protocol == GPE_ETHERNET;
 }
 
-static __always_inline enum reason parse_nsh(const struct xdp_md *ctx, const struct outer *outer,
-					     struct inner *inner, __u32 vni, __u32 offset)
+static __always_inline enum reason parse_nsh(hook_ctx *ctx, const struct outer *outer, struct inner *inner,
+					     __u32 vni, __u32 offset)
 {
 	struct nsh_header *nsh = packet_at(ctx, offset);
 	__u16 first;
-	__u8 md_type;
+	__u8 md_type, next_protocol;
 	__u32 header_len;
 
 	identify(inner, PARSER_NSH, vni);
@@ -84,12 +84,14 @@ static __always_inline enum reason parse_nsh(const struct xdp_md *ctx, const str
 		return REASON_NSH_HEADER;
 	if (!is_within(outer, offset + header_len))
 		return REASON_NSH_HEADER;
-	if (!set_payload_by_gpe(inner, outer, nsh->next_protocol, offset + header_len))
+	next_protocol = nsh->next_protocol;
+	pull_packet(ctx, PULL_LEN_MAX);
+	if (!set_payload_by_gpe(inner, outer, next_protocol, offset + header_len))
 		return REASON_NSH_HEADER;
 	return REASON_NONE;
 }
 
-static __always_inline enum reason parse_vxlan_gpe(const struct xdp_md *ctx, const struct outer *outer,
+static __always_inline enum reason parse_vxlan_gpe(hook_ctx *ctx, const struct outer *outer,
 						   struct inner *inner)
 {
 	struct vxlan_header *vxlan = packet_at(ctx, outer->payload_offset);

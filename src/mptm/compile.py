@@ -9,24 +9,30 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import ipaddress
+import socket
 import struct
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
-from ipaddress import IPv4Address, IPv4Network
-from typing import Any, TypeVar
+from ipaddress import IPv4Address
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
 from mptm import hashing, tables
-from mptm.errors import TableFull
+from mptm.errors import MptmError, TableFull
 from mptm.facts import Facts, Link, Path
 from mptm.fields import mac_bytes
-from mptm.intent import Flow, Group, Intent, Network, Port, Route, Tunnel, find_protocol
+from mptm.hooks import choose_hook
+from mptm.intent import Bundle, Flow, Group, Intent, Network, NextHop, Port, Route, Tunnel, find_protocol
 from mptm.protocols.base import IpOptions, Listener, ListenerKind, Parser, Protocol, UdpOptions
 from mptm.tables import Attachment, Tables
 from mptm.template import InnerFamily, Template
+
+if TYPE_CHECKING:
+    from mptm.bundles import BundleFlows, Records
 
 PORT_SLOTS = 4096
 PORT_PROBES = 8
@@ -40,6 +46,7 @@ GROUP_SLOTS = 256
 IPV4_MTU_MIN, IPV6_MTU_MIN = 68, 1280
 """Of every link: RFC 791 §3.2, RFC 8200 §5."""
 
+IPV4_LEN = 4
 NO_MAC = bytes(6)
 UP = "up"
 RECEIVE_ONLY = "receive-only"
@@ -77,12 +84,19 @@ class NextHopFlag(IntEnum):
     RELAY = 2
 
 
+class PortFlag(IntEnum):
+    """Mirrors `enum port_flag` of bpf/abi.h."""
+
+    HAS_PEER = 1
+
+
 class TunnelFlag(IntEnum):
     """What is special about a tunnel."""
 
     TO_STACK = 1
     L3 = 2
     UNTAGGED = 4
+    CANT_SEND = 128
 
 
 class TerminationFlag(IntEnum):
@@ -96,6 +110,10 @@ class TerminationFlag(IntEnum):
     ACCEPT_IPV6 = 32
 
 
+SteeringChange = tuple[Route | Flow | Bundle | None, Route | Flow | Bundle | None]
+"""What was and what is."""
+
+NO_FLOWS: Mapping[str, BundleFlows] = MappingProxyType({})
 ECHO_PARSERS = frozenset((Parser.GTPU_ECHO,))
 ACCEPT_ANY = TerminationFlag.ACCEPT_ETHERNET | TerminationFlag.ACCEPT_IPV4 | TerminationFlag.ACCEPT_IPV6
 
@@ -115,8 +133,24 @@ class PortAllocation(msgspec.Struct, frozen=True):
     slot: int
 
 
+class TableUse(msgspec.Struct, frozen=True):
+    """How many entries a network has in tables that are only looked at where there are any."""
+
+    flows: int = 0
+    prefixes: int = 0
+    bundles: int = 0
+    """How many bundles have flows of the network."""
+
+    @property
+    def lookups(self) -> int:
+        """The flags that stand in its ports and terminations."""
+        return (LookupFlag.FLOWS if self.flows or self.bundles else 0) | (
+            LookupFlag.PREFIXES if self.prefixes else 0
+        )
+
+
 class Allocations(msgspec.Struct, frozen=True, kw_only=True):
-    """Which slot everything has. Plain data, stored between commands.
+    """Which slot everything has, and how much stands where. Plain data, stored between commands.
 
     tunnels, groups, ports
                          by name
@@ -124,6 +158,7 @@ class Allocations(msgspec.Struct, frozen=True, kw_only=True):
     next_slot            tunnel slots are given out round and round, so that a freed one is used last
     next_counter, next_group
                          the same for tunnel_counters and groups
+    uses                 by network; None: an older version stored it
     """
 
     tunnels: dict[str, TunnelAllocation] = {}
@@ -133,6 +168,38 @@ class Allocations(msgspec.Struct, frozen=True, kw_only=True):
     next_slot: int = 0
     next_counter: int = 0
     next_group: int = 0
+    uses: dict[str, TableUse] | None = None
+
+
+@dataclass(frozen=True)
+class CompiledBundle:
+    """The flows of a bundle: `records` (mptm.bundles.RECORDS) by IP version, and what their numbers mean."""
+
+    networks: tuple[int, ...]
+    next_hops: tuple[tables.NextHop, ...]
+    records: Mapping[int, Records]
+
+
+@dataclass(frozen=True)
+class CompiledSteering:
+    """What a change of routes, flows and bundles comes to.
+
+    tables      entries that are there from now on, of flows, hosts and prefixes
+    removed     keys of entries that aren't any more, by table
+    bundled     flows of bundles that are there from now on
+    unbundled   flows that are in no bundle any more
+    kept        keys of flows that aren't touched by the last two, by table
+    The rest is as in Compiled, for what changed.
+    """
+
+    tables: Tables
+    removed: dict[str, list[Any]]
+    bundled: list[CompiledBundle]
+    unbundled: list[CompiledBundle]
+    kept: dict[str, set[Any]]
+    allocations: Allocations
+    warnings: list[str]
+    states: dict[tuple[str, str], str]
 
 
 @dataclass(frozen=True)
@@ -141,8 +208,9 @@ class Compiled:
 
     warnings    sentences on what can't be as wanted
     templates   by the name of each tunnel that can send
-    states      by (kind, key) for ports, tunnels, groups, routes and flows: "up", "receive-only", or what is the
-                matter: "missing interface", "down: ...", "degraded: ...", "conflict: ..."
+    states      by (kind, key) for all but networks: "up", "receive-only", or what is the matter: "missing interface",
+                "down: ...", "degraded: ...", "conflict: ..."
+    bundled     the flows of bundles; those in `tables` go before them
     """
 
     tables: Tables
@@ -151,6 +219,7 @@ class Compiled:
     warnings: list[str]
     states: dict[tuple[str, str], str]
     templates: dict[str, Template]
+    bundled: list[CompiledBundle]
 
 
 @dataclass(frozen=True)
@@ -188,9 +257,33 @@ class _Way:
     state: str
 
 
-def compile_tables(intent: Intent, facts: Facts, previous: Allocations) -> Compiled:
-    """The tables for a valid intent. What the machine lacks is left out, with a warning. Raises TableFull."""
-    return _Compilation(intent, facts, previous).run()
+def compile_tables(
+    intent: Intent, facts: Facts, previous: Allocations, flows: Mapping[str, BundleFlows] = NO_FLOWS
+) -> Compiled:
+    """The tables for a valid intent. What the machine lacks is left out, with a warning. Raises TableFull.
+
+    `flows` are those of the bundles, by content.
+    """
+    return _Compilation(intent, facts, previous, flows).run()
+
+
+def compile_steering(
+    intent: Intent,
+    changes: Iterable[SteeringChange],
+    facts: Facts,
+    previous: Allocations,
+    flows: Mapping[str, BundleFlows] = NO_FLOWS,
+    find_bundled: Callable[[Flow], NextHop | None] = lambda _: None,
+) -> CompiledSteering | None:
+    """What routes, flows and bundles come to that changed, where `previous` holds for the rest of a valid intent.
+
+    changes         each as it was and as it is, None: it wasn't or isn't there; of each key one
+    facts           need only have the links
+    flows           those of the bundles that changed, before and after, by content
+    find_bundled    yields what the intent's bundles say of a flow; MptmError: one can't be read
+    None: more has to be done than that, `compile_tables` knows what.
+    """
+    return _SteeringCompilation(intent, facts, previous, flows).run(list(changes), find_bundled)
 
 
 def allocate(
@@ -221,6 +314,7 @@ def allocate(
         next_slot=next_slot,
         next_counter=next_counter,
         next_group=next_group,
+        uses=_table_uses(intent),
     )
 
 
@@ -280,7 +374,8 @@ def tunnel_record(
     """The entry of a tunnel; with outer_len 0 where it can't send."""
     split_horizon = tunnel.split_horizon or 0
     if template is None or path is None:
-        return tables.Tunnel(b"", (), 0, 0, 0, 0, 0, counter, 0, 0, 0, 0, split_horizon)
+        flags = int(TunnelFlag.CANT_SEND)
+        return tables.Tunnel(b"", (), 0, 0, 0, 0, 0, counter, flags, 0, 0, 0, split_horizon)
     to_stack = isinstance(tunnel.options, IpOptions) and tunnel.options.to_stack
     flags = (TunnelFlag.TO_STACK if to_stack else 0) | (TunnelFlag.L3 if template.is_l3 else 0)
     flags |= TunnelFlag.UNTAGGED if template.untagged else 0
@@ -298,6 +393,8 @@ def tunnel_record(
         ttl_mask=template.ttl_mask,
         inner_families=int(template.inner_families or 0),
         split_horizon=split_horizon,
+        gso=int(template.gso),
+        outer_version=template.outer_version,
     )
 
 
@@ -482,19 +579,228 @@ def _allocate_terminations(keys: Iterable[str], previous: Allocations) -> dict[s
 # ---- tables ----------------------------------------------------------------------------------------------
 
 
-class _Compilation:
-    """One run of `compile_tables`."""
+class _Steering:
+    """What routes and flows come to, where slots and the states of tunnels and groups are known."""
 
-    def __init__(self, intent: Intent, facts: Facts, previous: Allocations) -> None:
+    def __init__(
+        self, intent: Intent, facts: Facts, allocations: Allocations, flows: Mapping[str, BundleFlows]
+    ) -> None:
         self.intent = intent
         self.facts = facts
+        self.allocations = allocations
+        self.flows = flows
+        self.bundled: list[CompiledBundle] = []
         self.tables = Tables()
         self.warnings: list[str] = []
         self.states: dict[tuple[str, str], str] = {}
+
+    def _network_id(self, name: str | None) -> int:
+        return self.intent.networks[name].id if name is not None else 0
+
+    def _network_ids(self, flows: BundleFlows) -> tuple[int, ...]:
+        return tuple(map(self._network_id, flows.networks))
+
+    def _add_bundle(self, bundle: Bundle) -> None:
+        flows = self.flows.get(bundle.content)
+        if flows is None:
+            problem = "its flows can't be read"
+            self._set_state(bundle, f"down: {problem}", f"{bundle.label()} has no effect: {problem}")
+            return
+        next_hops = tuple(map(self._next_hop, flows.next_hops))
+        states = [self.states.pop((each.kind, each.key)) for each in flows.next_hops]
+        problems = [state for state in states if state != UP]
+        self._set_state(bundle, UP)
+        if problems:
+            all_down = len(problems) == len(states)
+            self._set_state(bundle, problems[0] if all_down else problems[0].replace("down", "degraded", 1))
+        self.bundled.append(CompiledBundle(self._network_ids(flows), next_hops, flows.records))
+
+    def _add(self, obj: Route | Flow) -> None:
+        table, key = self._place(obj)
+        getattr(self.tables, table)[key] = self._next_hop(obj)
+
+    def _place(self, obj: Route | Flow) -> tuple[str, Any]:
+        """The table that a route or flow stands in, and its key there."""
+        network = self._network_id(obj.network)
+        if isinstance(obj, Flow):
+            source, destination = _packed(obj.source), _packed(obj.destination)
+            if len(source) == IPV4_LEN:
+                return "flows_v4", tables.FlowKeyV4(network, source, destination)
+            return "flows_v6", tables.FlowKeyV6(network, source, destination)
+        text, _, length = obj.prefix.partition("/")
+        address, prefix_len = _packed(text), int(length)
+        if prefix_len == 8 * len(address):
+            if len(address) == IPV4_LEN:
+                return "hosts_v4", tables.HostKeyV4(network, address)
+            return "hosts_v6", tables.HostKeyV6(network, address)
+        if len(address) == IPV4_LEN:
+            return "prefixes_v4", tables.PrefixKeyV4(prefix_len, network, address)
+        return "prefixes_v6", tables.PrefixKeyV6(prefix_len, network, address)
+
+    def _add_gateway_hosts(self, network: Network) -> None:
+        """The gateway's addresses, where no route for just one of them goes before it."""
+        next_hop = tables.NextHop(NextHopKind.GATEWAY, 0, NO_MAC, 0)
+        for version, address in network.gateways.items():
+            if version == 4:
+                key = tables.HostKeyV4(network.id, address.packed)
+                self.tables.hosts_v4.setdefault(key, next_hop)
+            else:
+                self.tables.hosts_v6.setdefault(tables.HostKeyV6(network.id, address.packed), next_hop)
+
+    def _next_hop(self, obj: Route | Flow | NextHop) -> tables.NextHop:
+        mac = mac_bytes(obj.mac) if obj.mac else None
+        self._set_state(obj, UP)
+        if obj.via is not None:
+            if self._is_down("tunnel", obj.via):
+                self._set_state(obj, f"down: tunnel {obj.via} is down")
+            slot = self.allocations.tunnels[obj.via].slot
+            return tables.NextHop(NextHopKind.TUNNEL, _flags_of(obj), mac or NO_MAC, slot)
+        if obj.group is not None:
+            if self._is_down("group", obj.group):
+                self._set_state(obj, f"down: group {obj.group} is down")
+            slot = self.allocations.groups[obj.group]
+            return tables.NextHop(NextHopKind.GROUP, _flags_of(obj), mac or NO_MAC, slot)
+        if obj.port is not None:
+            link = self.facts.links.get(obj.port)
+            if link is None:
+                self._set_state(
+                    obj,
+                    f"down: missing interface {obj.port}",
+                    f"{obj.label()} drops its packets: there is no interface {obj.port}",
+                )
+                return tables.NextHop(NextHopKind.DROP, 0, NO_MAC, 0)
+            mac = mac or link.peer_mac
+            if mac is None:
+                problem = f"the MAC address of the workload behind {obj.port} can't be found out"
+                self._set_state(
+                    obj,
+                    f"down: {problem}",
+                    f"{obj.label()} drops its packets: {problem} (give it with --mac)",
+                )
+                return tables.NextHop(NextHopKind.DROP, 0, NO_MAC, 0)
+            return tables.NextHop(NextHopKind.PORT, NextHopFlag.MAC, mac, link.ifindex)
+        kind = NextHopKind.DROP if obj.drop else NextHopKind.PASS
+        return tables.NextHop(kind, 0, NO_MAC, 0)
+
+    def _set_state(
+        self,
+        obj: Port | Tunnel | Group | Route | Flow | Bundle | NextHop,
+        state: str,
+        warning: str | None = None,
+    ) -> None:
+        self.states[obj.kind, obj.key] = state
+        if warning is not None:
+            self.warnings.append(warning)
+
+    def _is_down(self, kind: str, name: str) -> bool:
+        """Whether a tunnel or group, where its state is known, leads nowhere."""
+        return self.states.get((kind, name), UP).startswith("down")
+
+
+class _SteeringCompilation(_Steering):
+    """One run of `compile_steering`."""
+
+    def run(
+        self, changes: Sequence[SteeringChange], find_bundled: Callable[[Flow], NextHop | None]
+    ) -> CompiledSteering | None:
+        """See there."""
+        uses = self._uses_after(changes)
+        ports = {each.port for _, after in changes if after for each in _next_hops_of(after)}
+        if uses is None or not all(map(self._is_where_it_was, ports)):
+            return None
+        bundles = [obj for pair in changes for obj in pair if isinstance(obj, Bundle)]
+        if any(bundle.content not in self.flows for bundle in bundles):
+            return None  # what isn't known can't be taken away
+        arriving = [self.flows[after.content] for _, after in changes if isinstance(after, Bundle)]
+        removed: dict[str, list[Any]] = {}
+        unbundled: list[CompiledBundle] = []
+        for before, after in changes:
+            if isinstance(before, Bundle):
+                gone = self.flows[before.content]
+                for flows in arriving:
+                    gone = gone.without(flows)
+                unbundled.append(CompiledBundle(self._network_ids(gone), (), gone.records))
+            if isinstance(after, Bundle):
+                self._add_bundle(after)
+            elif after is not None:
+                self._add(after)
+            elif before is not None and not isinstance(before, Bundle):
+                table, key = self._place(before)
+                try:
+                    bundled = find_bundled(before) if isinstance(before, Flow) else None
+                except MptmError:
+                    return None
+                if bundled is None:
+                    removed.setdefault(table, []).append(key)
+                else:
+                    getattr(self.tables, table)[key] = self._next_hop(bundled)
+                    del self.states[bundled.kind, bundled.key]
+        for network in {
+            before.network for before, after in changes if isinstance(before, Route) and not after
+        }:
+            self._put_back_gateway(self.intent.networks[network], removed)
+        kept: dict[str, set[Any]] = {}
+        if self.bundled or unbundled:
+            for table, key in map(self._place, self.intent.flows.values()):
+                kept.setdefault(table, set()).add(key)
+        allocations = msgspec.structs.replace(self.allocations, uses=uses)
+        return CompiledSteering(
+            self.tables,
+            removed,
+            self.bundled,
+            unbundled,
+            kept,
+            allocations,
+            self.warnings,
+            self.states,
+        )
+
+    def _uses_after(self, changes: Iterable[SteeringChange]) -> dict[str, TableUse] | None:
+        """The use of tables from now on; None: not known, or ports and terminations have to be told."""
+        if self.allocations.uses is None:
+            return None
+        uses = dict(self.allocations.uses)
+        for before, after in changes:
+            for obj, more in ((before, -1), (after, 1)):
+                if obj is not None:
+                    _add_use(uses, obj, more)
+        none, were = TableUse(), self.allocations.uses
+        told = any(uses.get(name, none).lookups != were.get(name, none).lookups for name in {*uses, *were})
+        return None if told else uses
+
+    def _is_where_it_was(self, port: str | None) -> bool:
+        """Whether an interface that something leads to is the one that the tables know."""
+        if port is None:
+            return True
+        link, held = self.facts.links.get(port), self.allocations.ports.get(port)
+        return link is not None and held is not None and link.ifindex == held.ifindex
+
+    def _put_back_gateway(self, network: Network, removed: dict[str, list[Any]]) -> None:
+        """The gateway is there for its address again where a route for just that went."""
+        self._add_gateway_hosts(network)
+        for table in ("hosts_v4", "hosts_v6"):
+            entries = getattr(self.tables, table)
+            for key in [key for key in entries if self._is_gateway(entries[key])]:
+                if key in removed.get(table, ()):
+                    removed[table].remove(key)
+                else:
+                    del entries[key]
+
+    @staticmethod
+    def _is_gateway(next_hop: tables.NextHop) -> bool:
+        return next_hop.kind == NextHopKind.GATEWAY
+
+
+class _Compilation(_Steering):
+    """One run of `compile_tables`."""
+
+    def __init__(
+        self, intent: Intent, facts: Facts, previous: Allocations, flows: Mapping[str, BundleFlows]
+    ) -> None:
         self.ways = {name: _way(tunnel, facts) for name, tunnel in intent.tunnels.items()}
         self.templates = {name: way.template for name, way in self.ways.items() if way.template is not None}
-        self.allocations = allocate(intent, facts, self.templates, previous)
-        self.lookups = _lookups(intent)
+        super().__init__(intent, facts, allocate(intent, facts, self.templates, previous), flows)
+        self.lookups = {name: use.lookups for name, use in (self.allocations.uses or {}).items()}
 
     def run(self) -> Compiled:
         """All tables, ports first: what refers to them comes after."""
@@ -510,17 +816,22 @@ class _Compilation:
         self.tables.listeners = _listener_rows(self.intent)
         self._add_terminations()
         for route in self.intent.routes.values():
-            self._add_route(route)
+            self._add(route)
         for network in self.intent.networks.values():
             self._add_gateway(network)
         for flow in self.intent.flows.values():
-            self._add_flow(flow)
+            self._add(flow)
+        for bundle in self.intent.bundles.values():
+            self._add_bundle(bundle)
         return Compiled(
-            self.tables, attachments, self.allocations, self.warnings, self.states, self.templates
+            self.tables,
+            attachments,
+            self.allocations,
+            self.warnings,
+            self.states,
+            self.templates,
+            self.bundled,
         )
-
-    def _network_id(self, name: str | None) -> int:
-        return self.intent.networks[name].id if name is not None else 0
 
     def _add_port(self, port: Port) -> Attachment | None:
         link = self.facts.links.get(port.name)
@@ -537,13 +848,15 @@ class _Compilation:
             role=PortRole[port.role.upper()],
             lookups=self.lookups.get(port.network or "", 0),
             mac=mac or NO_MAC,
+            flags=PortFlag.HAS_PEER if link.has_far_peer else 0,
         )
         self.tables.tx_ports[link.ifindex] = link.ifindex
         if link.up:
             self._set_state(port, UP)
         else:
             self._set_state(port, "down: the interface is down", f"interface {port.name} is down")
-        return Attachment(link.ifindex, port.name, port.role, port.mode)
+        choice = choose_hook(port, self.intent, self.facts)
+        return Attachment(link.ifindex, port.name, port.role, port.mode, choice.hook)
 
     def _add_tunnel(self, tunnel: Tunnel) -> None:
         way, held = self.ways[tunnel.name], self.allocations.tunnels[tunnel.name]
@@ -660,78 +973,15 @@ class _Compilation:
             has_v4=int(v4 is not None),
             has_v6=int(v6 is not None),
         )
-        next_hop = tables.NextHop(NextHopKind.GATEWAY, 0, NO_MAC, 0)
-        if v4:
-            self.tables.hosts_v4.setdefault(tables.HostKeyV4(network.id, v4.packed), next_hop)
-        if v6:
-            self.tables.hosts_v6.setdefault(tables.HostKeyV6(network.id, v6.packed), next_hop)
-
-    def _add_route(self, route: Route) -> None:
-        prefix = ipaddress.ip_network(route.prefix)
-        network, next_hop = self._network_id(route.network), self._next_hop(route)
-        address = prefix.network_address.packed
-        if prefix.prefixlen == prefix.max_prefixlen and isinstance(prefix, IPv4Network):
-            self.tables.hosts_v4[tables.HostKeyV4(network, address)] = next_hop
-        elif prefix.prefixlen == prefix.max_prefixlen:
-            self.tables.hosts_v6[tables.HostKeyV6(network, address)] = next_hop
-        elif isinstance(prefix, IPv4Network):
-            self.tables.prefixes_v4[tables.PrefixKeyV4(prefix.prefixlen, network, address)] = next_hop
-        else:
-            self.tables.prefixes_v6[tables.PrefixKeyV6(prefix.prefixlen, network, address)] = next_hop
-
-    def _add_flow(self, flow: Flow) -> None:
-        source, destination = ipaddress.ip_address(flow.source), ipaddress.ip_address(flow.destination)
-        network, next_hop = self._network_id(flow.network), self._next_hop(flow)
-        if source.version == 4:
-            self.tables.flows_v4[tables.FlowKeyV4(network, source.packed, destination.packed)] = next_hop
-        else:
-            self.tables.flows_v6[tables.FlowKeyV6(network, source.packed, destination.packed)] = next_hop
-
-    def _next_hop(self, obj: Route | Flow) -> tables.NextHop:
-        mac = mac_bytes(obj.mac) if obj.mac else None
-        self._set_state(obj, UP)
-        if obj.via is not None:
-            state = self.states["tunnel", obj.via]
-            if state.startswith("down"):
-                self._set_state(obj, f"down: tunnel {obj.via} is down")
-            slot = self.allocations.tunnels[obj.via].slot
-            return tables.NextHop(NextHopKind.TUNNEL, _flags_of(obj), mac or NO_MAC, slot)
-        if obj.group is not None:
-            if self.states["group", obj.group].startswith("down"):
-                self._set_state(obj, f"down: group {obj.group} is down")
-            slot = self.allocations.groups[obj.group]
-            return tables.NextHop(NextHopKind.GROUP, _flags_of(obj), mac or NO_MAC, slot)
-        if obj.port is not None:
-            link = self.facts.links.get(obj.port)
-            if link is None:
-                self._set_state(
-                    obj,
-                    f"down: missing interface {obj.port}",
-                    f"{obj.label()} drops its packets: there is no interface {obj.port}",
-                )
-                return tables.NextHop(NextHopKind.DROP, 0, NO_MAC, 0)
-            mac = mac or link.peer_mac
-            if mac is None:
-                problem = f"the MAC address of the workload behind {obj.port} can't be found out"
-                self._set_state(
-                    obj,
-                    f"down: {problem}",
-                    f"{obj.label()} drops its packets: {problem} (give it with --mac)",
-                )
-                return tables.NextHop(NextHopKind.DROP, 0, NO_MAC, 0)
-            return tables.NextHop(NextHopKind.PORT, NextHopFlag.MAC, mac, link.ifindex)
-        kind = NextHopKind.DROP if obj.drop else NextHopKind.PASS
-        return tables.NextHop(kind, 0, NO_MAC, 0)
-
-    def _set_state(
-        self, obj: Port | Tunnel | Group | Route | Flow, state: str, warning: str | None = None
-    ) -> None:
-        self.states[obj.kind, obj.key] = state
-        if warning is not None:
-            self.warnings.append(warning)
+        self._add_gateway_hosts(network)
 
 
-def _flags_of(obj: Route | Flow) -> int:
+def _packed(address: str) -> bytes:
+    """The 4 or 16 bytes of an address that was checked before; `ipaddress` takes ten times as long."""
+    return socket.inet_pton(socket.AF_INET6 if ":" in address else socket.AF_INET, address)
+
+
+def _flags_of(obj: Route | Flow | NextHop) -> int:
     return (NextHopFlag.MAC if obj.mac else 0) | (NextHopFlag.RELAY if obj.relay else 0)
 
 
@@ -757,13 +1007,34 @@ def _termination_flags(protocol: Protocol[Any], tunnel: Tunnel, listener: Listen
     return flags
 
 
-def _lookups(intent: Intent) -> dict[str, int]:
-    """Flags of each network: which of its tables have something in them."""
-    flags: dict[str, int] = {}
-    for flow in intent.flows.values():
-        flags[flow.network] = flags.get(flow.network, 0) | LookupFlag.FLOWS
+def _table_uses(intent: Intent) -> dict[str, TableUse]:
+    flows = Counter(flow.network for flow in intent.flows.values())
+    uses = {network: TableUse(number) for network, number in flows.items()}
     for route in intent.routes.values():
-        address, prefix_len = route.prefix.split("/")
-        if int(prefix_len) < ipaddress.ip_address(address).max_prefixlen:
-            flags[route.network] = flags.get(route.network, 0) | LookupFlag.PREFIXES
-    return flags
+        if not _is_host(route):
+            _add_use(uses, route, 1)
+    for bundle in intent.bundles.values():
+        _add_use(uses, bundle, 1)
+    return uses
+
+
+def _add_use(uses: dict[str, TableUse], obj: Route | Flow | Bundle, more: int) -> None:
+    """Count a route or flow of a network, or a bundle of several."""
+    for network in obj.networks if isinstance(obj, Bundle) else (obj.network,):
+        use = uses.get(network, TableUse())
+        uses[network] = TableUse(
+            use.flows + (more if isinstance(obj, Flow) else 0),
+            use.prefixes + (more if isinstance(obj, Route) and not _is_host(obj) else 0),
+            use.bundles + (more if isinstance(obj, Bundle) else 0),
+        )
+        if uses[network] == TableUse():
+            del uses[network]
+
+
+def _next_hops_of(obj: Route | Flow | Bundle) -> Sequence[Route | Flow | NextHop]:
+    return obj.next_hops if isinstance(obj, Bundle) else (obj,)
+
+
+def _is_host(route: Route) -> bool:
+    address, _, prefix_len = route.prefix.partition("/")
+    return int(prefix_len) == (128 if ":" in address else 32)

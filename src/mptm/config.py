@@ -27,17 +27,30 @@ from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 from mptm.errors import InvalidIntent
 from mptm.fields import Checked, fields_of, parts_of, show_value, suggestion
 from mptm.intent import KINDS, Encapsulation, Intent, Object, Tunnel, object_from_dict
+from mptm.memory import without_collection
+from mptm.progress import Advance
 
 SECTIONS: dict[str, str] = {f"{kind}s": kind for kind in KINDS}
 """Top-level key -> kind of its objects, in the order of the file."""
 
 _TAG = "tag:yaml.org,2002:"
+_TOLD_EVERY = 1000
+_SHORT = 1 << 17
+"""Characters that are read again at leisure when there is a mistake in them."""
 _DEEPEST = 8
 """Levels of nesting that are read; the format itself has four."""
 
 
+_PLAIN_WORDS = (
+    (f"{_TAG}null", re.compile(r"(?:~|null|)$"), ["~", "n", ""]),
+    (f"{_TAG}bool", re.compile(r"(?:true|false)$"), ["t", "f"]),
+    (f"{_TAG}int", re.compile(r"(?:[-+]?[0-9]+|0x[0-9a-fA-F]+)$"), list("-+0123456789")),
+)
+"""YAML 1.2's idea of plain words."""
+
+
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2's idea of plain words, and no aliases (a small file could mean a huge one)."""
+    """Plain words of YAML 1.2, and no aliases (a small file could mean a huge one)."""
 
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012
 
@@ -50,11 +63,10 @@ class _Loader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
 
-_Loader.add_implicit_resolver(f"{_TAG}null", re.compile(r"(?:~|null|)$"), ["~", "n", ""])
-_Loader.add_implicit_resolver(f"{_TAG}bool", re.compile(r"(?:true|false)$"), ["t", "f"])
-_Loader.add_implicit_resolver(
-    f"{_TAG}int", re.compile(r"(?:[-+]?[0-9]+|0x[0-9a-fA-F]+)$"), list("-+0123456789")
-)
+class _FastLoader(getattr(yaml, "CSafeLoader", _Loader)):  # type: ignore[misc]  # there or not, by the wheel
+    """The same by libyaml, ten times as fast; for text that can't have aliases."""
+
+    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012
 
 
 class _Dumper(yaml.SafeDumper):
@@ -75,10 +87,19 @@ def _represent_hexadecimal(dumper: yaml.SafeDumper, value: _Hexadecimal) -> Scal
 
 _Dumper.add_representer(_Hexadecimal, _represent_hexadecimal)
 
+for _reads_or_writes in (
+    _Loader,
+    _FastLoader,
+    _Dumper,
+):  # that text like 099 is quoted, which YAML 1.1 wouldn't
+    for _word in _PLAIN_WORDS:
+        _reads_or_writes.add_implicit_resolver(*_word)
 
-def load(text: str, source_name: str = "the file") -> Intent:
+
+def load(text: str, source_name: str = "the file", advance: Advance | None = None) -> Intent:
     """The intent that a node file describes. InvalidIntent: names the line and field of the first mistake."""
-    return _Reader(source_name).read(text)
+    with without_collection():
+        return _Reader(source_name, advance).read(text)
 
 
 def dump(intent: Intent) -> str:
@@ -105,11 +126,30 @@ def _written(obj: Checked) -> dict[str, Any]:
     }
 
 
+class _Told:
+    """Text as a file that tells how far it was read."""
+
+    def __init__(self, text: str, name: str, advance: Advance | None) -> None:
+        self.name = name  # the parser's messages have it
+        self._text = text
+        self._advance = advance
+        self._at = 0
+
+    def read(self, size: int = -1) -> str:
+        """As of a file."""
+        part = self._text[self._at :] if size < 0 else self._text[self._at : self._at + size]
+        self._at += len(part)
+        if self._advance is not None:
+            self._advance(f"reading {self.name}", self._at, len(self._text))
+        return part
+
+
 class _Reader:
     """Reads one file; knows where each object stood."""
 
-    def __init__(self, source_name: str) -> None:
+    def __init__(self, source_name: str, advance: Advance | None = None) -> None:
         self.source_name = source_name
+        self.advance = advance
         self.places: dict[tuple[str, str], tuple[int, MappingNode]] = {}
 
     def read(self, text: str) -> Intent:
@@ -141,8 +181,19 @@ class _Reader:
         return intent
 
     def _compose(self, text: str) -> Node | None:
+        text = _without_tabs(text)
+        # libyaml takes aliases, and no half of a surrogate pair; on a mistake, the other has the better words.
+        if "*" not in text and "\\u" not in text:
+            try:
+                return self._composed(text, _FastLoader)
+            except InvalidIntent:
+                if len(text) > _SHORT:
+                    raise
+        return self._composed(text, _Loader)
+
+    def _composed(self, text: str, loader: Any) -> Node | None:
         try:
-            return yaml.compose(_without_tabs(text), Loader=_Loader)
+            return yaml.compose(_Told(text, self.source_name, self.advance), Loader=loader)
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark or error.context_mark
             line = mark.line + 1 if mark else None
@@ -161,6 +212,8 @@ class _Reader:
                 node, section, f"{section} must be a list; found {_shown(node)}", "each begins with a dash"
             )
         for index, item in enumerate(node.value):
+            if self.advance is not None and index % _TOLD_EVERY == 0:
+                self.advance(f"checking {section}", index, len(node.value))
             where = f"{section}[{index}]"
             if not isinstance(item, MappingNode):
                 raise self._error(
@@ -211,8 +264,9 @@ class _Reader:
             }
         if isinstance(node, SequenceNode):
             return [self._value(value, f"{where}[{i}]", depth + 1) for i, value in enumerate(node.value)]
-        # JSON writes what is beyond 16 bits as two surrogates.
-        text = str(node.value).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        text = str(node.value)
+        if not text.isascii():  # JSON writes what is beyond 16 bits as two surrogates
+            text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         match node.tag.removeprefix(_TAG):
             case "str":
                 return text

@@ -27,6 +27,8 @@ class Link:
     up: bool = True
     peer_mac: bytes | None = None
     xdp_prog_id: int | None = None
+    has_far_peer: bool = False
+    """Whether it is a veth whose other end is in another network namespace."""
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,10 @@ import difflib
 import functools
 import ipaddress
 import re
+import socket
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self, TypeVar
 
 import msgspec
@@ -30,10 +31,15 @@ MAC_LEN = 6
 SHOWN_LENGTH = 80
 """Longest value that a message shows in full, in characters."""
 
+SUGGESTED_FROM = 2000
+"""Most names that a mistyped one is compared with: it takes a second from some ten thousand on."""
+
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 _WHOLE_NUMBER = re.compile(r"[+-]?[0-9]{1,40}|0[xX][0-9a-fA-F]{1,32}")
 """Of as many digits as any field may need: Python refuses to read numbers of thousands."""
+_BOUNDS = ("ge", "gt", "le", "lt", "multiple_of", "pattern", "min_length", "max_length", "tz")
+"""What Meta may demand of a value."""
 _TRUTH = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 
 
@@ -50,12 +56,14 @@ def mac_text(mac: bytes) -> str:
     return mac.hex(":")
 
 
+@functools.lru_cache(maxsize=1024)  # the same few names are in every route and flow
 def _normalise_name(text: str) -> str:
     if not _NAME.fullmatch(text):
         raise ValueError
     return text
 
 
+@functools.lru_cache(maxsize=1024)
 def _normalise_interface(text: str) -> str:
     if not 0 < len(text.encode()) <= INTERFACE_NAME_BYTES or text in (".", ".."):
         raise ValueError
@@ -85,8 +93,16 @@ def parse_address(text: str) -> IPAddress:
     return address
 
 
+def _is_plain_ipv4(text: str) -> bool:
+    """Whether text is an IPv4 address in its one form: what most addresses of large files are, told quickly."""
+    try:
+        return socket.inet_ntop(socket.AF_INET, socket.inet_pton(socket.AF_INET, text)) == text
+    except (OSError, ValueError):
+        return False
+
+
 def _normalise_address(text: str) -> str:
-    return str(parse_address(text))
+    return text if _is_plain_ipv4(text) else str(parse_address(text))
 
 
 def _normalise_unicast(text: str) -> str:
@@ -101,7 +117,9 @@ def _normalise_remote(text: str) -> str:
 
 
 def _normalise_prefix(text: str) -> str:
-    address, _, _ = text.partition("/")
+    address, _, length = text.partition("/")
+    if length == "32" and _is_plain_ipv4(address):
+        return text
     parse_address(address)
     try:
         return str(ipaddress.ip_network(text.strip()))
@@ -166,6 +184,8 @@ class Field(NamedTuple):
     """Shown as 0x..., as the field is written in the standards."""
     normalise: Callable[[str], str] | None
     """Brings text into its one form; ValueError or InvalidIntent where there is none."""
+    taken_as_is: type | None
+    """Values of just this type need no check but `normalise`."""
     examples: tuple[Any, ...]
     """Values that differ in kind, for documents and tests: bounds of numbers, all words; () where none are known."""
 
@@ -277,6 +297,7 @@ def fields_of(cls: type[msgspec.Struct]) -> tuple[Field, ...]:
             expected=_expected(info.type, _is_hexadecimal(info.type)),
             hexadecimal=_is_hexadecimal(info.type),
             normalise=_extra(info.type, "normalise"),
+            taken_as_is=_taken_as_is(info.type),
             examples=_examples(info.type),
         )
         for info in msgspec.structs.fields(cls)
@@ -286,6 +307,8 @@ def fields_of(cls: type[msgspec.Struct]) -> tuple[Field, ...]:
 def check_value(field: Field, value: Any) -> Any:
     """The value in its one form. InvalidIntent: it isn't what the field takes; `field` names it."""
     try:
+        if type(value) is field.taken_as_is:
+            return field.normalise(value) if field.normalise and isinstance(value, str) else value
         if isinstance(value, Checked):
             return value
         if _item_type(field.type) is not None and isinstance(value, str | int | Mapping):
@@ -300,8 +323,23 @@ def check_value(field: Field, value: Any) -> Any:
         within = f"{error.field}: " if error.field else ""
         raise InvalidIntent(f"{within}{error.message}", error.hint, field=field.name) from None
     except (msgspec.ValidationError, ValueError, OverflowError):
-        shown = show_value(value, field.hexadecimal)
-        raise InvalidIntent(f"{shown} is not {field.expected}", field=field.name) from None
+        raise InvalidIntent(_problem(field, value), field=field.name) from None
+
+
+def _problem(field: Field, value: Any) -> str:
+    """What is wrong with a value that was refused; of a list, with its first wrong item."""
+    item = _item_type(field.type)
+    if item is None or not isinstance(value, list | tuple):
+        return f"{show_value(value, field.hexadecimal)} is not {field.expected}"
+    expected = _expected(item, field.hexadecimal)
+    for each in value:
+        try:
+            converted = msgspec.convert(each, item)
+            if field.normalise and isinstance(converted, str):
+                field.normalise(converted)
+        except (msgspec.ValidationError, ValueError, OverflowError):
+            return f"{show_value(each, field.hexadecimal)} is not {expected}"
+    return f"{len(value)} items are {'too many' if value else 'too few'}, each {expected}"
 
 
 def value_from_text(field: Field, text: str) -> int | bool | str | list[int | bool | str]:
@@ -333,6 +371,19 @@ def _plain_types(annotation: Any) -> set[type]:
     if origin is Literal:
         return {type(value) for value in typing.get_args(annotation)}
     return {annotation} if isinstance(annotation, type) else set()
+
+
+def _taken_as_is(annotation: Any) -> type | None:
+    """`str` or `bool` where a field takes every value of that type, apart from what `normalise` says."""
+    origin = typing.get_origin(annotation)
+    if origin is Annotated:
+        inner, *metas = typing.get_args(annotation)
+        bounds = [getattr(meta, bound, None) for meta in metas for bound in _BOUNDS]
+        return _taken_as_is(inner) if all(bound is None for bound in bounds) else None
+    if origin in (typing.Union, types.UnionType):
+        parts = [part for part in typing.get_args(annotation) if part is not types.NoneType]
+        return _taken_as_is(parts[0]) if len(parts) == 1 else None
+    return annotation if annotation in (str, bool) else None
 
 
 def _plain(value: Any, defaults: bool) -> Any:
@@ -417,9 +468,11 @@ def labelled(error: InvalidIntent, label: str) -> InvalidIntent:
     return InvalidIntent(message, error.hint, field=error.field, line=error.line)
 
 
-def suggestion(word: str, known: Iterable[str]) -> str | None:
-    """A hint for a word that was probably mistyped."""
-    near = difflib.get_close_matches(word, list(known), n=1)
+def suggestion(word: str, known: Collection[str]) -> str | None:
+    """A hint for a word that was probably mistyped; none among too many names."""
+    if len(known) > SUGGESTED_FROM:
+        return None
+    near = difflib.get_close_matches(word, known, n=1)
     return f"did you mean {near[0]}?" if near else None
 
 

@@ -7,6 +7,7 @@
     Group     several tunnels of a network that share the flows which lead there
     Route     where a network has a prefix: via a tunnel or group, at a port, dropped, or left to the kernel
     Flow      the same for one pair of addresses; goes before routes
+    Bundle    very many flows at once, which are kept in a file (mptm.bundles); flows go before it
 
 Objects are immutable. An `Intent` holds them by key; its methods return a new one. A key is text: a name, for a route
 `<network> <prefix>`, for a flow `<network> <source> <destination>`.
@@ -24,6 +25,7 @@ from msgspec import Meta
 from mptm.errors import AlreadyExists, InUse, InvalidIntent, NotFound
 from mptm.facts import IPAddress
 from mptm.fields import (
+    SUGGESTED_FROM,
     Address,
     Checked,
     InterfaceName,
@@ -34,6 +36,7 @@ from mptm.fields import (
     UnicastAddress,
     arguments,
     fields_of,
+    hex_bytes,
     labelled,
     show_value,
     suggestion,
@@ -41,6 +44,7 @@ from mptm.fields import (
 )
 from mptm.protocols import PROTOCOLS, Protocol
 from mptm.protocols.base import IpOptions, Listener, Shadow
+from mptm.sections import changed
 
 MEMBERS_MAX = 256
 """Of a group."""
@@ -109,9 +113,17 @@ class Port(Checked, frozen=True, kw_only=True):
         Literal["auto", "native", "generic"],
         Meta(description="where XDP runs; auto: in the driver if it can"),
     ] = "auto"
+    hook: Annotated[
+        Literal["xdp", "tc", "auto"],
+        Meta(description="xdp: most packets; tc: most bytes, GSO kept whole; auto: by the kind of interface"),
+    ] = "xdp"
     mac: Annotated[
         Mac | None, Meta(description="gateway MAC that the workload is told; default: the interface's own")
     ] = None
+    offloads: Annotated[
+        bool,
+        Meta(description="set at the other end of a veth what XDP needs there: checksums, VLAN tags, GRO"),
+    ] = True
 
     @property
     def key(self) -> str:
@@ -127,6 +139,10 @@ class Port(Checked, frozen=True, kw_only=True):
         if self.role == "access" and self.network is None:
             raise InvalidIntent(
                 f"{self.label()}: an access port needs network, the one of its workload", field="network"
+            )
+        if self.hook == "tc" and self.mode != "auto":
+            raise InvalidIntent(
+                f"{self.label()}: mode {self.mode} is for XDP; with hook tc leave mode out", field="mode"
             )
         for field in ("network", "mac"):
             if self.role == "uplink" and getattr(self, field) is not None:
@@ -399,6 +415,8 @@ def encapsulation_values(text: str) -> dict[str, Any]:
         option, equals, value = part.partition("=")
         if equals:
             last = option.strip().replace("-", "_")
+            if last in words:
+                raise InvalidIntent(f"{show_value(text)} says {option.strip()} twice")
             words[last] = value.strip()
         elif last:
             words[last] += f",{part}"
@@ -521,6 +539,14 @@ class _Steered(Checked, frozen=True, kw_only=True):
         first = ("network", "prefix", "source", "destination")
         return {name: values[name] for name in first if name in values} | values
 
+    def next_hop(self) -> str:
+        """Where it leads, in words: `via to-node2 mac 02:...`."""
+        named = {"via": self.via, "group": self.group, "port": self.port}
+        where = next(
+            (f"{kind} {name}" for kind, name in named.items() if name), "drop" if self.drop else "pass"
+        )
+        return where + (" relay" if self.relay else "") + (f" mac {self.mac}" if self.mac else "")
+
     def _next_hops(self) -> dict[str, object]:
         return {
             "via": self.via,
@@ -579,10 +605,87 @@ class Flow(_Steered, frozen=True, kw_only=True):
             )
 
 
-Object = Network | Port | Tunnel | Group | Route | Flow
+class NextHop(_Steered, frozen=True, kw_only=True):
+    """Where flows of a bundle lead. Written `<network> via <tunnel>`, `<network> group <group> relay`, ..."""
 
-KINDS: dict[str, type[Object]] = {cls.kind: cls for cls in (Network, Port, Tunnel, Group, Route, Flow)}
+    kind: ClassVar[str] = "next hop"
+    expected: ClassVar[str] = "a network and a next hop, such as: blue via to-node2"
+
+    def __str__(self) -> str:
+        return f"{self.network} {self.next_hop()}"
+
+    def label(self) -> str:
+        """See Checked."""
+        return f"next hop in {self.network}"
+
+    @property
+    def key(self) -> str:
+        """As it is written."""
+        return str(self)
+
+    @classmethod
+    def from_text(cls, text: str) -> Self:
+        """From what `str` yields. InvalidIntent: it isn't like that."""
+        network, *words = text.split()
+        fields: dict[str, Any] = {"network": network}
+        rest = iter(words)
+        for word in rest:
+            if word in ("via", "group", "port", "mac"):
+                fields[word] = next(rest, None)
+            elif word in ("drop", "pass", "relay"):
+                fields[word] = True
+            else:
+                raise InvalidIntent(
+                    f"{show_value(' '.join(words))} is no next hop",
+                    "write via TUNNEL, group GROUP, port INTERFACE, drop or pass; then relay and mac MAC where wanted",
+                )
+        return cls.from_dict(fields)
+
+    @classmethod
+    def from_value(cls, value: Any) -> Self:
+        """See Checked; text will do."""
+        return cls.from_text(value) if isinstance(value, str) and value.split() else super().from_value(value)
+
+
+class Bundle(Checked, frozen=True, kw_only=True):
+    """Very many flows, made by `mptm flow load`. The flows themselves are in a file that `content` names."""
+
+    kind: ClassVar[str] = "bundle"
+
+    name: Name
+    flows: Annotated[int, Meta(ge=1, le=2**32 - 1, description="how many there are")]
+    next_hops: Annotated[tuple[NextHop, ...], Meta(description="where they lead: networks with next hops")]
+    content: Annotated[str, hex_bytes(32), Meta(description="SHA-256 of the file that they are kept in")]
+
+    @property
+    def key(self) -> str:
+        """The name."""
+        return self.name
+
+    @property
+    def network(self) -> None:
+        """A bundle isn't of one network; see its next hops."""
+        return
+
+    @property
+    def networks(self) -> set[str]:
+        """The networks of its flows."""
+        return {each.network for each in self.next_hops}
+
+    def label(self) -> str:
+        """See Checked."""
+        return f"bundle {self.name}"
+
+
+Object = Network | Port | Tunnel | Group | Route | Flow | Bundle
+
+KINDS: dict[str, type[Object]] = {
+    cls.kind: cls for cls in (Network, Port, Tunnel, Group, Route, Flow, Bundle)
+}
 """The class of each kind, in an order in which nothing refers to what comes after it."""
+
+STEERING = ("route", "flow")
+"""Kinds that only refer to others, and of which there may be very many objects."""
 
 
 def route_key(network: str, prefix: str) -> str:
@@ -611,11 +714,6 @@ def tunnel_from_dict(values: Mapping[str, Any]) -> Tunnel:
     return Tunnel.from_dict(values)
 
 
-def tunnel_to_dict(tunnel: Tunnel) -> dict[str, Any]:
-    """The flat fields of a tunnel that aren't at their default."""
-    return tunnel.to_dict()
-
-
 def object_from_dict(kind: str, values: Mapping[str, Any]) -> Object:
     """An object of a kind from its fields. InvalidIntent: a field is unknown, missing or wrong."""
     return KINDS[kind].from_dict(values)
@@ -634,12 +732,13 @@ class Problem(NamedTuple):
 class Intent(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that is wanted of one node. Never changed: methods return a new one."""
 
-    networks: dict[str, Network] = {}
-    ports: dict[str, Port] = {}
-    tunnels: dict[str, Tunnel] = {}
-    groups: dict[str, Group] = {}
-    routes: dict[str, Route] = {}
-    flows: dict[str, Flow] = {}
+    networks: Mapping[str, Network] = {}
+    ports: Mapping[str, Port] = {}
+    tunnels: Mapping[str, Tunnel] = {}
+    groups: Mapping[str, Group] = {}
+    routes: Mapping[str, Route] = {}
+    flows: Mapping[str, Flow] = {}
+    bundles: Mapping[str, Bundle] = {}
 
     @classmethod
     def of(cls, objects: Iterable[Object]) -> Intent:
@@ -657,17 +756,17 @@ class Intent(msgspec.Struct, frozen=True, kw_only=True):
         for kind in KINDS:
             yield from self.of_kind(kind).values()
 
-    def of_kind(self, kind: str) -> dict[str, Any]:
+    def of_kind(self, kind: str) -> Mapping[str, Any]:
         """The objects of a kind by key."""
-        section: dict[str, Any] = getattr(self, _section(kind))
+        section: Mapping[str, Any] = getattr(self, _section(kind))
         return section
 
     def get(self, kind: str, key: str) -> Any:
         """An object. NotFound: it isn't there; the hint names what is near or there."""
         section = self.of_kind(kind)
-        if key not in section:
+        if (found := section.get(key)) is None:
             raise NotFound(f"there is no {kind} {key}", suggestion(key, section) or _there_are(kind, section))
-        return section[key]
+        return found
 
     def add(self, obj: Object) -> Intent:
         """With one object more. AlreadyExists: its key is taken."""
@@ -688,24 +787,41 @@ class Intent(msgspec.Struct, frozen=True, kw_only=True):
         if users := [user.label() for user in self.users(kind, key)]:
             shown = ", ".join(users[:3]) + (f" and {len(users) - 3} more" if len(users) > 3 else "")
             raise InUse(f"{obj.label()} is in use by {shown}", "remove those first")
-        section = {other: value for other, value in self.of_kind(kind).items() if other != key}
-        return msgspec.structs.replace(self, **{_section(kind): section})
+        return self._changed(kind, key, None)
 
     def users(self, kind: str, key: str) -> list[Object]:
         """The objects that refer to an object."""
+        if kind in (*STEERING, Bundle.kind):  # nothing does
+            return []
         return [obj for obj in self.objects() if key in _references(obj, kind)]
 
-    def tunnels_of(self, obj: Route | Flow) -> list[Tunnel]:
+    def tunnels_of(self, obj: Route | Flow | NextHop) -> list[Tunnel]:
         """The tunnels that a route or flow may lead into, as far as they are there."""
         group = self.groups.get(obj.group or "")
         names = [obj.via or ""] if group is None else [member.tunnel for member in group.members]
         return [self.tunnels[name] for name in names if name in self.tunnels]
 
-    def validate(self) -> None:
-        """InvalidIntent: objects are wrong together; the message is the first of `problems`."""
-        for problem in self.problems():
+    def validate(self, steering: Iterable[Route | Flow | Bundle] | None = None) -> None:
+        """InvalidIntent: objects are wrong together; the message is the first of `problems`.
+
+        `steering`: nothing but these is new, and the intent `steers_freely`.
+        """
+        for problem in self.problems() if steering is None else self.steering_problems(steering):
             label = self.get(problem.kind, problem.key).label()
             raise InvalidIntent(f"{label}: {problem.message}", problem.hint, field=problem.field)
+
+    def steering_problems(self, objects: Iterable[Route | Flow | Bundle]) -> Iterator[Problem]:
+        """The same as `problems` says of these, where the rest of the intent is right and `steers_freely`."""
+        for obj in objects:
+            yield from self._references_of(obj)
+
+    @property
+    def steers_freely(self) -> bool:
+        """Whether no route or flow can make another one wrong: see `_to_stack_problems`."""
+        return not any(
+            isinstance(tunnel.options, IpOptions) and tunnel.options.to_stack
+            for tunnel in self.tunnels.values()
+        )
 
     def problems(self) -> Iterator[Problem]:
         """Everything that makes objects wrong together."""
@@ -724,17 +840,38 @@ class Intent(msgspec.Struct, frozen=True, kw_only=True):
 
     def _reference_problems(self) -> Iterator[Problem]:
         for obj in self.objects():
-            if isinstance(obj, Network):
-                continue
-            if obj.network is not None and obj.network not in self.networks:
-                yield _dangling(obj, "network", obj.network, self.networks)
-            elif isinstance(obj, Group):
-                for member in obj.members:
-                    yield from self._sending_problems(obj, "members", member.tunnel)
-            elif isinstance(obj, Route | Flow):
-                yield from self._next_hop_problems(obj)
+            yield from self._references_of(obj)
 
-    def _sending_problems(self, obj: Group | Route | Flow, field: str, name: str) -> Iterator[Problem]:
+    def _references_of(self, obj: Object) -> Iterator[Problem]:
+        if isinstance(obj, Network):
+            return
+        if obj.network is not None and obj.network not in self.networks:
+            yield _dangling(obj, "network", obj.network, self.networks)
+        elif isinstance(obj, Group):
+            for member in obj.members:
+                yield from self._sending_problems(obj, "members", member.tunnel)
+        elif isinstance(obj, Route | Flow):
+            yield from self._next_hop_problems(obj)
+        elif isinstance(obj, Bundle):
+            for next_hop in obj.next_hops:
+                for problem in self._bundled_problems(next_hop):
+                    yield problem._replace(kind=obj.kind, key=obj.key, field="next_hops")
+
+    def _bundled_problems(self, obj: NextHop) -> Iterator[Problem]:
+        if obj.network not in self.networks:
+            yield _dangling(obj, "network", obj.network, self.networks)
+            return
+        yield from self._next_hop_problems(obj)
+        for tunnel in self.tunnels_of(obj):
+            if isinstance(tunnel.options, IpOptions) and tunnel.options.to_stack:
+                message = (
+                    f"tunnel {tunnel.name} hands packets to the kernel (to_stack): not for flows of a bundle"
+                )
+                yield Problem(obj.kind, obj.key, "via", message, "use routes or flows")
+
+    def _sending_problems(
+        self, obj: Group | Route | Flow | NextHop, field: str, name: str
+    ) -> Iterator[Problem]:
         """What keeps an object from leading into a tunnel."""
         tunnel = self.tunnels.get(name)
         if tunnel is None:
@@ -746,7 +883,7 @@ class Intent(msgspec.Struct, frozen=True, kw_only=True):
             message = f"tunnel {name} has remote any: it only receives"
             yield Problem(obj.kind, obj.key, field, message, "give the tunnel a remote to send to")
 
-    def _next_hop_problems(self, obj: Route | Flow) -> Iterator[Problem]:
+    def _next_hop_problems(self, obj: Route | Flow | NextHop) -> Iterator[Problem]:
         if obj.via is not None:
             yield from self._sending_problems(obj, "via", obj.via)
         if obj.group is not None:
@@ -862,31 +999,37 @@ class Intent(msgspec.Struct, frozen=True, kw_only=True):
         return Problem("tunnel", loser.key, "remote" if sends else "accept", message, hint)
 
     def _with(self, obj: Object) -> Intent:
-        section = _section(obj.kind)
-        return msgspec.structs.replace(self, **{section: {**self.of_kind(obj.kind), obj.key: obj}})
+        return self._changed(obj.kind, obj.key, obj)
+
+    def _changed(self, kind: str, key: str, obj: Object | None) -> Intent:
+        return msgspec.structs.replace(self, **{_section(kind): changed(self.of_kind(kind), {key: obj})})
 
 
 def _section(kind: str) -> str:
     return f"{kind}s"
 
 
-def _references(obj: Object, kind: str) -> set[str]:
+def _references(obj: Object | NextHop, kind: str) -> set[str]:
     """Names of the objects of a kind that an object refers to."""
     if kind == "tunnel" and isinstance(obj, Group):
         return {member.tunnel for member in obj.members}
+    if isinstance(obj, Bundle):
+        return set().union(*(_references(each, kind) for each in obj.next_hops))
     field = {"network": "network", "tunnel": "via", "group": "group", "port": "port"}.get(kind)
     found = None if field is None or obj.kind == kind else getattr(obj, field, None)
     return set() if found is None else {found}
 
 
-def _there_are(kind: str, section: Iterable[str]) -> str:
+def _there_are(kind: str, section: Collection[str]) -> str:
+    if len(section) > SUGGESTED_FROM:
+        return f"`mptm {kind} list` shows the {len(section)} that there are"
     names = sorted(section)
     if not names:
         return f"there are no {kind}s yet; `mptm {kind} add --help` says how to make one"
     return f"there are {', '.join(names[:8])}" + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 
-def _dangling(obj: Object, field: str, name: str, section: Mapping[str, object]) -> Problem:
+def _dangling(obj: Object | NextHop, field: str, name: str, section: Mapping[str, object]) -> Problem:
     kind = "tunnel" if field in ("via", "members") else field
     hint = suggestion(name, section) or _there_are(kind, section)
     return Problem(obj.kind, obj.key, field, f"there is no {kind} {name}", hint)

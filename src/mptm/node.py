@@ -3,7 +3,8 @@
 
 Every change runs one path: lock, read the store, finish what an interrupted command left, change the intent, look at
 the machine, compile, write the store, synchronise the data plane, mark it applied. When synchronisation fails, the
-intent of before is put back and synchronised.
+intent of before is put back and synchronised. A change of routes and flows alone goes the same way, but each step
+reads, compiles and writes only them (`Node._steer`).
 """
 
 from __future__ import annotations
@@ -23,11 +24,14 @@ from mptm import sync
 from mptm.errors import Busy, InvalidIntent, MptmError, NotFound, Unresolved
 from mptm.facts import Facts, Link, Path
 from mptm.fields import parts_of, suggestion
+from mptm.sections import changes_between
 from mptm.store import Snapshot, Store, state_directory
 
 if TYPE_CHECKING:
+    from mptm.bundles import BundleFlows
     from mptm.compile import Allocations, Compiled
-    from mptm.intent import Intent, Object, Tunnel
+    from mptm.intent import Bundle, Flow, Intent, NextHop, Object, Tunnel
+    from mptm.offloads import Feature, Finding, Offloads, OtherEnd, PortNeeds, Settled
     from mptm.template import Template
     from mptm.trace import Trace, Tracer
 
@@ -44,8 +48,16 @@ PROGRESS_AFTER_SECONDS = 1.0
 TABLE_FULL = "(table full)"
 """What stands for the port or tunnel of drops that there was no room to count apart."""
 
+OFFLOADS = "offloads"
+"""Where the store remembers what was set at other ends of veths."""
+
 NETNS_IDENTITY = "netns_id"
 """Where the store remembers the network namespace of an instance that isn't bound to one by name."""
+
+UNLIMITED_MTU = 65535
+
+DOWN = "down"
+"""Where the store remembers which tunnels and groups weren't up."""
 
 CAP_NET_ADMIN, CAP_SYS_ADMIN = 12, 21
 """Bits of capabilities(7)."""
@@ -67,6 +79,21 @@ class Kernel(Protocol):
         self, tunnels: Iterable[Tunnel], *, resolve_timeout_seconds: float, afresh: bool = False
     ) -> Facts:
         """Links, and the way to each tunnel's remote; `afresh`: ask neighbours that were silent for long again."""
+
+    def find_other_ends(self, ifindexes: Iterable[int]) -> dict[int, OtherEnd]:
+        """The other ends of those interfaces that are veths, by the interface's number."""
+
+    def set_features(self, end: OtherEnd, features: Mapping[str, bool]) -> None:
+        """Ask for features of an interface to be on or off. Raises KernelError."""
+
+    def read_features(self, ifindex: int) -> dict[str, Feature]:
+        """The features of an interface by name. Raises KernelError."""
+
+    def can_send(self, ifindex: int) -> bool | None:
+        """Whether XDP can send out of an interface; None: the kernel doesn't say."""
+
+    def bring_gro_devices_to(self, instance: str, ports: Iterable[int]) -> set[int]:
+        """Have idle tunnel devices for these UDP ports only; the ports that have one. Raises KernelError."""
 
     def inside(self, netns: str) -> AbstractContextManager[None]:
         """Be in a network namespace for a while."""
@@ -123,6 +150,36 @@ class SystemKernel:
         from mptm.kernel.netlink import gather_facts
 
         return gather_facts(tunnels, resolve_timeout_seconds=resolve_timeout_seconds, afresh=afresh)
+
+    def find_other_ends(self, ifindexes: Iterable[int]) -> dict[int, OtherEnd]:
+        """See Kernel."""
+        from mptm.kernel.offloads import find_other_ends
+
+        return find_other_ends(ifindexes)
+
+    def set_features(self, end: OtherEnd, features: Mapping[str, bool]) -> None:
+        """See Kernel."""
+        from mptm.kernel.offloads import set_features
+
+        set_features(end, features)
+
+    def read_features(self, ifindex: int) -> dict[str, Feature]:
+        """See Kernel."""
+        from mptm.kernel.offloads import read_features
+
+        return read_features(ifindex)
+
+    def can_send(self, ifindex: int) -> bool | None:
+        """See Kernel."""
+        from mptm.kernel.offloads import can_send
+
+        return can_send(ifindex)
+
+    def bring_gro_devices_to(self, instance: str, ports: Iterable[int]) -> set[int]:
+        """See Kernel."""
+        from mptm.kernel.gro import bring_to
+
+        return bring_to(instance, ports)
 
     def inside(self, netns: str) -> AbstractContextManager[None]:
         """See Kernel."""
@@ -206,6 +263,8 @@ class Plan:
     """Names of tunnels that stay down because their remote can't be reached."""
     down: tuple[ObjectState, ...] = ()
     """What isn't as it is wanted: the tunnels above, ports whose interface is missing, ..."""
+    offloads: dict[str, Settled] = field(default_factory=dict)
+    """What was set at the other ends of ports that were looked at."""
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -306,10 +365,14 @@ class GroupDetails:
 
 @dataclass(frozen=True)
 class PortDetails:
-    """A port's state, and its counters where they can be read."""
+    """A port's state, the hook it is meant to run at and why, and its counters, where they can be read."""
 
     state: str
     counters: PortCounters | None = None
+    runs_at: str | None = None
+    why: str | None = None
+    offloads: Settled | None = None
+    """What was set at the other end; None: nothing was to be."""
 
 
 class ObjectState(NamedTuple):
@@ -336,10 +399,10 @@ class Status:
 
     @property
     def healthy(self) -> bool:
-        """Everything that is wanted is up."""
+        """Everything that is wanted is up, and nothing is to be warned of."""
         return (
             (self.loaded or not self.objects)
-            and not self.differences
+            and not (self.differences or self.interrupted or self.warnings)
             and all(is_healthy(each.state) for each in self.objects)
         )
 
@@ -359,21 +422,28 @@ class Status:
 
 
 def worth_telling(intent: Intent, objects: Iterable[ObjectState]) -> list[ObjectState]:
-    """Ports, tunnels and groups, and those routes and flows that don't work although what they lead to does."""
+    """All but networks; of routes and flows only those that don't work although what they lead to does."""
     objects = list(objects)
     states = {(each.kind, each.key): each.state for each in objects}
 
     def leads_to_trouble(kind: str, key: str) -> bool:
-        steered = intent.get(kind, key)
-        next_hops = (("tunnel", steered.via), ("group", steered.group), ("port", steered.port))
-        return not all(is_healthy(states.get(next_hop, "up")) for next_hop in next_hops)
+        for steered in next_hops_of(intent.get(kind, key)):
+            next_hops = (("tunnel", steered.via), ("group", steered.group), ("port", steered.port))
+            if not all(is_healthy(states.get(next_hop, "up")) for next_hop in next_hops):
+                return True
+        return False
 
     return [
         each
         for each in objects
-        if each.kind in ("port", "tunnel", "group")
+        if each.kind in ("port", "tunnel", "group", "bundle")
         or (not is_healthy(each.state) and not leads_to_trouble(each.kind, each.key))
     ]
+
+
+def next_hops_of(obj: Any) -> Sequence[Any]:
+    """The next hops of a bundle; a route or flow is its own."""
+    return obj.next_hops if obj.kind == "bundle" else (obj,)
 
 
 def is_healthy(state: str) -> bool:
@@ -400,9 +470,7 @@ def describe(obj: Object) -> str:
 
 def next_hop(obj: Any) -> str:
     """Where a route or flow leads: `via to-node2 mac 02:...`."""
-    named = {"via": obj.via, "group": obj.group, "port": obj.port}
-    where = next((f"{kind} {name}" for kind, name in named.items() if name), "drop" if obj.drop else "pass")
-    return where + (" relay" if obj.relay else "") + (f" mac {obj.mac}" if obj.mac else "")
+    return str(obj.next_hop())
 
 
 def _fields_of(obj: Object, *, defaults: bool = False) -> dict[str, Any]:
@@ -438,6 +506,29 @@ def difference(before: Intent, after: Intent) -> tuple[ObjectChange, ...]:
         if before.of_kind(kind).get(key) != obj
     ]
     return (*removed, *rest)
+
+
+def steering_changes(before: Intent, after: Intent) -> tuple[ObjectChange, ...] | None:
+    """The same as `difference` where only routes and flows differ, and one was made of the other; else None."""
+    from mptm.intent import KINDS, STEERING
+
+    if any(
+        before.of_kind(kind) is not after.of_kind(kind) for kind in KINDS if kind not in (*STEERING, "bundle")
+    ):
+        return None
+    changes: list[ObjectChange] = []
+    for kind in (*STEERING, "bundle"):
+        section, other = before.of_kind(kind), after.of_kind(kind)
+        between = (
+            {key: other.get(key) for key in {*section, *other}}
+            if kind == "bundle"
+            else changes_between(section, other)
+        )
+        if between is None:
+            return None
+        found = [ObjectChange(section.get(key), obj) for key, obj in between.items()]
+        changes += [change for change in found if change.before != change.after]
+    return tuple(sorted(changes, key=lambda change: change.after is not None))
 
 
 class Node:
@@ -515,15 +606,67 @@ class Node:
         `change` gets the stored intent and returns the wanted one.
         """
         self._kernel.require_privileges()
-        with self.store.lock(progress=self._progress):
-            snapshot = self.store.read()
+        with self.store.lock(progress=self._progress), self._tidying():
+            snapshot = self.store.read(whole=False)
             with self._inside(snapshot):
                 snapshot = self._finish_interrupted(snapshot)
                 wanted = change(snapshot.intent)
+                if (plan := self._steer(wanted, snapshot)) is not None:
+                    return plan
+                snapshot.load()
                 wanted.validate()
+                self._refuse_bundles(wanted, snapshot.applied)
                 facts = self._gather_facts(wanted, snapshot)
                 self._refuse_unusable(wanted, snapshot.applied, facts)
                 return self._bring_to(wanted, snapshot, facts)
+
+    @contextlib.contextmanager
+    def _tidying(self) -> Iterator[None]:
+        """Let no flows of bundles stay that no bundle has any more, nor any that have become no bundle."""
+        try:
+            yield
+        finally:
+            self.store.tidy_bundles()
+
+    def load_flows(
+        self,
+        name: str,
+        *,
+        network: str,
+        sources: Any,
+        destinations: Any,
+        next_hops: str | Sequence[str],
+        next_hop_of: Any = None,
+    ) -> Plan:
+        """Have a bundle with very many flows, in place of the one of that name if there is one.
+
+        sources, destinations   arrays: uint32 (IPv4, host byte order), uint8 of n x 4 or n x 16, or text
+        next_hops               as `mptm flow list` writes them, or names of tunnels: one, or those there are
+        next_hop_of             which of the next hops each flow has: indices from 0
+        Flows of their own (`add`) go before those of bundles. Raises what `edit` does; InvalidIntent, too, where a flow
+        is there twice or in another bundle already.
+        """
+        from mptm.bundles import make_flows
+
+        return self.load_bundle(
+            name, make_flows(network, sources, destinations, next_hops, next_hop_of=next_hop_of)
+        )
+
+    def load_bundle(self, name: str, flows: BundleFlows) -> Plan:
+        """The same with flows that `mptm.bundles` read or made."""
+
+        def change(intent: Intent) -> Intent:
+            bundle = flows.bundle(name, self.store.bundles.write(flows.encode()))
+            return intent.replace(bundle) if name in intent.bundles else intent.add(bundle)
+
+        return self.edit(change)
+
+    def bundle_flows(self, name: str) -> BundleFlows:
+        """The flows of a bundle. Raises NotFound."""
+        from mptm.bundles import BundleFlows
+
+        content = self.intent.get("bundle", name).content
+        return BundleFlows.decode(self.store.bundles.read(content), str(self.store.bundles.path(content)))
 
     def bind(self) -> None:
         """Remember the network namespace of this node before it has anything else. Harmless when it is known."""
@@ -543,22 +686,31 @@ class Node:
             snapshot = self.store.read()
             with self._inside(snapshot):
                 facts = self._gather_facts(snapshot.intent, snapshot, remembered=False, afresh=True)
-                return self._bring_to(snapshot.intent, snapshot, facts)
+                return self._bring_to(snapshot.intent, snapshot, facts, again=True)
 
     def purge(self) -> None:
         """Detach and unload everything of the instance and delete its state. Harmless when there is nothing."""
         self._kernel.require_privileges()
         with self.store.lock(progress=self._progress):
+            offloads, is_home = None, False
             with contextlib.suppress(MptmError):
-                self._netns = self._netns or self.store.read().meta.get("netns")
+                snapshot = self.store.read()
+                self._netns = self._netns or snapshot.meta.get("netns")
+                offloads = snapshot.meta.get(OFFLOADS)
+                is_home = not self._netns and _home_of(snapshot) == self._kernel.netns_identity()
             with contextlib.ExitStack() as stack:
                 if self._netns:
                     # A namespace that is gone has taken its interfaces along; the pins are still to be removed.
                     with contextlib.suppress(NotFound):
                         stack.enter_context(self._kernel.inside(self._netns))
+                        is_home = True
                 data_plane = stack.enter_context(self._opened_or_none())
                 if data_plane is not None:
                     data_plane.remove()
+                if is_home:
+                    if offloads is not None:
+                        self._offloads(offloads).release({})
+                    self._kernel.bring_gro_devices_to(self.instance, ())
             self.store.delete()
 
     # ---- what is going on ------------------------------------------------------------------------
@@ -579,7 +731,9 @@ class Node:
                     else {}
                 )
                 differences = (
-                    len(sync.plan(compiled.tables, data_plane.maps)) if data_plane is not None else 0
+                    sync.count_entries(sync.plan(compiled.tables, data_plane.maps, compiled.bundled))
+                    if data_plane is not None
+                    else 0
                 )
         objects = []
         for (kind, key), state in compiled.states.items():
@@ -602,6 +756,8 @@ class Node:
 
     def port_details(self, name: str) -> PortDetails:
         """State and counters of one port. Without root: neither. Raises NotFound."""
+        from mptm.hooks import choose_hook
+
         self.intent.get("port", name)
         try:
             self._kernel.require_privileges()
@@ -612,10 +768,14 @@ class Node:
             if data_plane is None:
                 return PortDetails(NOT_LOADED)
             attached = {each.name: each.mode for each in data_plane.attachments()}
-            exists = name in self._kernel.gather_facts((), resolve_timeout_seconds=0).links
+            facts = self._kernel.gather_facts((), resolve_timeout_seconds=0)
+            choice = choose_hook(snapshot.intent.get("port", name), snapshot.intent, facts)
             return PortDetails(
-                _port_state("up" if exists else "missing interface", attached.get(name), True),
+                _port_state("up" if name in facts.links else "missing interface", attached.get(name), True),
                 self._read_counters(data_plane, snapshot.allocations).ports.get(name),
+                choice.hook,
+                choice.why,
+                self._offloads(snapshot.meta.get(OFFLOADS)).ports.get(name),
             )
 
     def tunnel_details(self, name: str) -> TunnelDetails:
@@ -662,6 +822,7 @@ class Node:
                 "egress MTU": mtu,
                 "overhead": template.overhead(),
                 "inner MTU": template.inner_mtu(mtu),
+                "GSO at TC": template.gso_text,
             }
         elif (would_be := self._template(tunnel, _unresolved_path(tunnel))) is not None:
             found["overhead"] = would_be.overhead()
@@ -716,11 +877,77 @@ class Node:
         with self._inside(self.store.read()):
             return self._kernel.gather_facts((), resolve_timeout_seconds=0).links
 
+    def other_end(self, port: str) -> OtherEnd | None:
+        """The other end of a port's veth as it is now; None: it is no veth, or it isn't there. Needs root."""
+        self._kernel.require_privileges()
+        with self._inside(self.store.read()):
+            link = self._kernel.gather_facts((), resolve_timeout_seconds=0).links.get(port)
+            return None if link is None else self._kernel.find_other_ends([link.ifindex]).get(link.ifindex)
+
+    def examine_ports(self) -> dict[str, list[Finding]]:
+        """What makes packets vanish at ports although their programs are attached, by port. Needs root."""
+        from mptm import gro
+        from mptm.offloads import PortFacts, examine, examine_gro, needs_of
+        from mptm.protocols import PROTOCOLS
+
+        self._kernel.require_privileges()
+        snapshot = self._finished_snapshot()
+        intent = snapshot.intent
+        with self._inside(snapshot):
+            facts = self._gather_facts(
+                intent, snapshot, remembered=False, timeout_seconds=KNOWN_RESOLVE_TIMEOUT_SECONDS
+            )
+            compiled = self._compile(intent, facts, snapshot.allocations)
+            ports = {each.name: facts.links[each.name] for each in compiled.attachments}
+            ends = self._kernel.find_other_ends([link.ifindex for link in ports.values()])
+            own = {
+                name: self._kernel.read_features(link.ifindex)
+                for name, link in ports.items()
+                if intent.ports[name].role == "uplink" and link.ifindex not in ends
+            }
+            can_send = {name: self._kernel.can_send(ports[name].ifindex) for name in own}
+        lacking = [
+            port
+            for port in sorted(gro.wanted_ports(intent, compiled.attachments))
+            if gro.device_of(port) not in facts.links
+        ]
+        bound, needs = self._bound_netns(snapshot), needs_of(compiled.attachments)
+        fits: dict[str, int] = {}
+        for name, template in compiled.templates.items():
+            if name in facts.paths:
+                network = intent.tunnels[name].network
+                fits[network] = min(
+                    template.inner_mtu(facts.paths[name].mtu), fits.get(network, UNLIMITED_MTU)
+                )
+        found = {}
+        for name, link in ports.items():
+            overlay = intent.ports[name].network
+            found[name] = examine(
+                PortFacts(
+                    name,
+                    link.mtu,
+                    namespace=_netns_path(bound) if bound else "",
+                    needs=needs[name].needs,
+                    end=ends.get(link.ifindex),
+                    own=own.get(name, {}),
+                    can_send=can_send.get(name),
+                    fits=fits.get(overlay or ""),
+                    is_told=overlay is not None and bool(intent.networks[overlay].gateway),
+                    needs_tags=any(not PROTOCOLS[each.protocol].over_ip for each in intent.tunnels.values()),
+                )
+            )
+        found |= {
+            each.name: [*found[each.name], *examine_gro(each.name, lacking)]
+            for each in compiled.attachments
+            if each.hook == "tc" and each.role == "uplink"
+        }
+        return found
+
     @contextlib.contextmanager
     def data_plane(self) -> Iterator[Any]:
         """The loaded maps and programs (mptm.kernel.dataplane.DataPlane), within the node's network namespace.
 
-        For reading; what is written here the next change undoes. Raises NotFound when nothing is loaded.
+        For reading; what is written here `restore` undoes. Raises NotFound when nothing is loaded.
         """
         self._kernel.require_privileges()
         with self._inside(self._finished_snapshot()), self._opened() as data_plane:
@@ -846,44 +1073,103 @@ class Node:
 
     # ---- the one path ----------------------------------------------------------------------------
 
-    def _bring_to(self, wanted: Intent, snapshot: Snapshot, facts: Facts) -> Plan:
-        """Store, synchronise, mark applied; on failure put back what was. The caller holds the lock."""
-        generation, plan = self._synchronise(wanted, snapshot, facts)
-        self._note_applied(generation, plan)
+    def _steer(self, wanted: Intent, snapshot: Snapshot) -> Plan | None:
+        """The same for routes and flows, doing and looking at nothing else, where that is enough; else None."""
+        from mptm.compile import compile_steering
+
+        changes = steering_changes(snapshot.intent, wanted) if snapshot.stored else None
+        if not changes or not wanted.steers_freely:
+            return None
+        pairs: list[tuple[Any, Any]] = [(change.before, change.after) for change in changes]
+        new = [after for _, after in pairs if after is not None]
+        wanted.validate(steering=new)
+        self._refuse_bundles(wanted, snapshot.applied)
+        next_hops = [each for obj in new for each in next_hops_of(obj)]
+        down = _down_of(snapshot)
+        if down is None or any(
+            ("tunnel", each.via) in down or ("group", each.group) in down for each in next_hops
+        ):
+            return None  # looks again whether they are
+        facts = Facts()
+        if any(each.port for each in next_hops):
+            facts = self._kernel.gather_facts((), resolve_timeout_seconds=0)
+        for before, after in pairs:
+            _refuse_unknown_macs(after, before, facts)
+        changed_bundles = [obj for pair in pairs for obj in pair if obj is not None and obj.kind == "bundle"]
+        compiled = compile_steering(
+            wanted,
+            pairs,
+            facts,
+            snapshot.allocations,
+            self._flows_of(changed_bundles),
+            lambda flow: self._find_bundled(wanted, flow),
+        )
+        if compiled is None:
+            return None
+        with self._opened_or_none() as data_plane:
+            if data_plane is None or data_plane.upgrade_needed:
+                return None
+            generation = self.store.write_changes(
+                {(change.object.kind, change.object.key): change.after for change in changes},
+                compiled.allocations,
+            )
+            try:
+                outcome = sync.apply_steering(data_plane, compiled)
+            except BaseException as error:
+                self._put_back(snapshot, error, self._offloads(snapshot.meta.get(OFFLOADS)))
+                raise
+        self._note_applied(generation, {})
+        return Plan(changes, tuple(compiled.warnings), dict(compiled.states), outcome, facts)
+
+    def _bring_to(self, wanted: Intent, snapshot: Snapshot, facts: Facts, *, again: bool = False) -> Plan:
+        """Store, synchronise, mark applied; on failure put back what was. The caller holds the lock.
+
+        `again`: look also at what ports that are known need of their other ends.
+        """
+        generation, plan = self._synchronise(wanted, snapshot, facts, again=again)
+        self._note_applied(generation, _remembered(plan))
         return plan
 
-    def _synchronise(self, wanted: Intent, snapshot: Snapshot, facts: Facts) -> tuple[int, Plan]:
+    def _synchronise(
+        self, wanted: Intent, snapshot: Snapshot, facts: Facts, *, again: bool = False
+    ) -> tuple[int, Plan]:
         """Store and synchronise; on failure put back what was. Returns what is to be noted as applied."""
         compiled = self._compile(wanted, facts, snapshot.allocations)
         place = self._place(snapshot)
+        offloads = self._offloads(snapshot.meta.get(OFFLOADS))
         with self._kernel.open(self.instance, load=True) as data_plane:
             generation = self.store.write(wanted, compiled.allocations, place)
             try:
+                ports = _ports_with_offloads(wanted, compiled)
+                settled = offloads.settle(ports, again=again)
                 outcome = sync.apply(data_plane, compiled, snapshot.applied_allocations)
+                offloads.release(ports)
+                self._settle_gro(wanted, compiled, facts, offloads)
             except BaseException as error:
-                self._put_back(snapshot, error)
+                self._put_back(snapshot, error, offloads)
                 raise
         unresolved = tuple(sorted(set(_unresolved(facts)) & set(wanted.tunnels)))
         states = [ObjectState(kind, key, state) for (kind, key), state in compiled.states.items()]
         return generation, Plan(
             changes=difference(snapshot.intent, wanted),
-            warnings=tuple(compiled.warnings),
+            warnings=(*compiled.warnings, *offloads.warnings),
             states=dict(compiled.states),
             outcome=outcome,
+            offloads={name: offloads.ports[name] for name in settled if name in offloads.ports},
             facts=facts,
             unresolved=unresolved,
             down=tuple(each for each in worth_telling(wanted, states) if not is_healthy(each.state)),
         )
 
-    def _note_applied(self, generation: int, plan: Plan) -> None:
+    def _note_applied(self, generation: int, meta: dict[str, str]) -> None:
         try:
-            self.store.mark_applied(generation, {"paths": _encode_paths(plan.facts)})
+            self.store.mark_applied(generation, meta)
         except MptmError as error:
             error.message = f"the change is done, but not noted: {error.message}"
             _add_hint(error, "the next command completes it")
             raise
 
-    def _put_back(self, snapshot: Snapshot, cause: BaseException) -> None:
+    def _put_back(self, snapshot: Snapshot, cause: BaseException, offloads: Offloads) -> None:
         """Return to what was last applied; what fails then is added to the error that led here.
 
         The store comes last: until then a command that is killed here counts as interrupted.
@@ -892,8 +1178,12 @@ class Node:
         try:
             facts = self._gather_facts(snapshot.applied, snapshot)
             compiled = self._compile(snapshot.applied, facts, before)
+            ports = _ports_with_offloads(snapshot.applied, compiled)
             with self._kernel.open(self.instance, load=True) as data_plane:
+                offloads.settle(ports, again=False)
                 sync.apply(data_plane, compiled, before)
+                offloads.release(ports)
+                self._settle_gro(snapshot.applied, compiled, facts, offloads)
         except MptmError as error:
             _add_hint(cause, f"going back failed, too ({error.message}): `mptm restore` tries again")
         finally:
@@ -917,14 +1207,14 @@ class Node:
             generation, plan = self._synchronise(snapshot.intent, snapshot, facts)
         except MptmError as error:
             if self.store.read().interrupted:  # it failed before it wrote anything
-                self._put_back(snapshot, error)
+                self._put_back(snapshot, error, self._offloads(snapshot.meta.get(OFFLOADS)))
             after = self.store.read()
             if after.interrupted:
                 raise
             if self._progress is not None:
                 self._progress(f"that failed ({error.message}); its change was taken back")
             return after
-        self._note_applied(generation, plan)
+        self._note_applied(generation, _remembered(plan))
         return self.store.read()
 
     def _finished_snapshot(self) -> Snapshot:
@@ -940,10 +1230,30 @@ class Node:
         except Busy:
             return snapshot
 
+    def _offloads(self, remembered: str | None) -> Offloads:
+        """What is set at the other ends of ports, as it is remembered."""
+        from mptm.offloads import Offloads
+
+        here = self._kernel.netns_identity()
+        return Offloads.load(self._kernel, self.store.remember, here.boot if here else "", remembered)
+
+    def _settle_gro(self, intent: Intent, compiled: Compiled, facts: Facts, offloads: Offloads) -> None:
+        """Have the idle tunnel devices that uplinks at TC want. Without one it is slower, no more: no failure."""
+        from mptm import gro
+
+        wanted = gro.wanted_ports(intent, compiled.attachments)
+        present = {name for name in facts.links if name.startswith(gro.PREFIX)}
+        if present == {gro.device_of(port) for port in wanted}:
+            return
+        try:
+            self._kernel.bring_gro_devices_to(self.instance, wanted)
+        except MptmError as error:
+            offloads.warnings.append(f"GRO of tunnel packets: {error.message}")
+
     def _compile(self, intent: Intent, facts: Facts, previous: Allocations) -> Compiled:
         from mptm.compile import compile_tables
 
-        return compile_tables(intent, facts, previous)
+        return compile_tables(intent, facts, previous, self._flows_of(intent.bundles.values()))
 
     def _template(self, tunnel: Tunnel, path: Path | None) -> Template | None:
         from mptm.protocols import PROTOCOLS
@@ -1018,15 +1328,53 @@ class Node:
                     if silent
                     else f"`ip route get {tunnel.remote}` shows what the kernel would do",
                 )
-        for steered, before in ((wanted.routes, applied.routes), (wanted.flows, applied.flows)):
-            for key, obj in steered.items():
-                link = facts.links.get(obj.port or "")
-                if link is not None and not (obj.mac or link.peer_mac) and before.get(key) != obj:
+        for kind in ("route", "flow", "bundle"):
+            before = applied.of_kind(kind)
+            for key, obj in wanted.of_kind(kind).items():
+                if kind == "bundle" or obj.port is not None:
+                    _refuse_unknown_macs(obj, before.get(key), facts)
+
+    def _refuse_bundles(self, wanted: Intent, applied: Intent) -> None:
+        """NotFound or InvalidIntent: the flows of a new or changed bundle aren't here, or are in another, too."""
+        for name, bundle in wanted.bundles.items():
+            before = applied.bundles.get(name)
+            if before is not None and before.content == bundle.content:
+                continue
+            self.store.bundles.require(bundle.content)
+            others = [each for each in wanted.bundles.values() if each is not bundle]
+            flows = self._flows_of([bundle, *others])
+            for other in others:
+                ours, theirs = flows.get(bundle.content), flows.get(other.content)
+                if ours is None or theirs is None:
+                    continue
+                if (found := ours.first_shared(theirs)) is not None:
                     raise InvalidIntent(
-                        f"{obj.label()}: the MAC address of the workload behind {obj.port} can't be found out",
-                        "give it with --mac",
-                        field="mac",
+                        f"{bundle.label()} has the flow {found}, which {other.label()} has, too",
+                        "take it out of one of them: `mptm flow save` writes the flows of a bundle to a file",
                     )
+
+    def _flows_of(self, bundles: Iterable[Bundle]) -> dict[str, BundleFlows]:
+        """The flows of bundles by content, without those that can't be read (compile warns of them)."""
+        found: dict[str, BundleFlows] = {}
+        for bundle in bundles:
+            from mptm.bundles import BundleFlows
+
+            with contextlib.suppress(MptmError):
+                data = self.store.bundles.read(bundle.content)
+                found[bundle.content] = BundleFlows.decode(data, bundle.content)
+        return found
+
+    def _find_bundled(self, intent: Intent, flow: Flow) -> NextHop | None:
+        """What a bundle says of a flow."""
+        from mptm.intent import NextHop
+
+        source, destination = ip_address(flow.source), ip_address(flow.destination)
+        for bundle in intent.bundles.values():
+            if flow.network in bundle.networks:
+                found = self.store.bundles.find(bundle.content, flow.network, source, destination)
+                if found is not None:
+                    return NextHop.from_text(found)
+        return None
 
     @contextlib.contextmanager
     def _telling(self, tunnels: Sequence[Tunnel]) -> Iterator[None]:
@@ -1133,6 +1481,27 @@ class Node:
         )
 
 
+def _ports_with_offloads(intent: Intent, compiled: Compiled) -> dict[str, PortNeeds]:
+    """Ports whose other ends are to be as they need them."""
+    from mptm.offloads import needs_of
+
+    return {
+        name: needs for name, needs in needs_of(compiled.attachments).items() if intent.ports[name].offloads
+    }
+
+
+def _refuse_unknown_macs(obj: Any, before: Any, facts: Facts) -> None:
+    """InvalidIntent: a new or changed route, flow or bundle leads to a workload without a known MAC address."""
+    for next_hop in next_hops_of(obj) if obj is not None and obj != before else ():
+        link = facts.links.get(next_hop.port or "")
+        if link is not None and not (next_hop.mac or link.peer_mac):
+            raise InvalidIntent(
+                f"{obj.label()}: the MAC address of the workload behind {next_hop.port} can't be found out",
+                "give it with --mac",
+                field="mac",
+            )
+
+
 def _unresolved_path(tunnel: Tunnel) -> Path | None:
     """A path to the remote that has everything but what only the machine knows; None: nothing is sent there."""
     from mptm.protocols.base import NO_MAC, NOWHERE
@@ -1195,6 +1564,22 @@ class _RememberedPath:
             and link.up
             and (link.ifindex, link.mac) == (self.path.egress_ifindex, self.egress_mac)
         )
+
+
+def _remembered(plan: Plan) -> dict[str, str]:
+    """What the store keeps of a synchronisation for the changes that come after it."""
+    down = [
+        [kind, key]
+        for (kind, key), state in plan.states.items()
+        if kind in ("tunnel", "group") and not is_healthy(state)
+    ]
+    return {"paths": _encode_paths(plan.facts), DOWN: json.dumps(down)}
+
+
+def _down_of(snapshot: Snapshot) -> set[tuple[str, str]] | None:
+    """Tunnels and groups that weren't up at the last synchronisation; None: an older version made it."""
+    stored = snapshot.meta.get(DOWN)
+    return None if stored is None else {(kind, key) for kind, key in json.loads(stored)}
 
 
 def _encode_paths(facts: Facts) -> str:

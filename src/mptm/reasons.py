@@ -56,6 +56,7 @@ class Reason(IntEnum):
     REASON_SPLIT_HORIZON = 44
     REASON_HOP_LIMIT = 45
     REASON_GROUP_EMPTY = 46
+    REASON_GSO = 47
     REASON_INNER_TAG = 48
     REASON_CHECKSUM_SPAN = 49
     REASON_ANSWER = 50
@@ -112,6 +113,7 @@ CAPTIONS: dict[str, str] = {
     "REASON_SPLIT_HORIZON": "would be relayed into the tunnel it came by, or one of the same split horizon",
     "REASON_HOP_LIMIT": "the TTL or hop limit of a packet to be relayed is used up",
     "REASON_GROUP_EMPTY": "the group has no tunnel that could take the flow",
+    "REASON_GSO": "a GSO packet that has to become segments before it is encapsulated, and can't",
     "REASON_INNER_TAG": "the inner frame has a VLAN tag, which the tunnel's protocol forbids (RFC 7637 §3.3)",
     "REASON_CHECKSUM_SPAN": "a checksum that is to be verified is of a packet longer than 16 KB",
     "REASON_ANSWER": "an answer could not be completed in the packet's place",

@@ -3,9 +3,9 @@
 
 Both are for root only: who may read a file may also lock it, and so keep every command waiting.
 
-Two versions of the intent are kept: what is wanted, and what the data plane was last brought to. `generation` counts
-changes of the first, `applied_generation` is the one that the second stands for. When they differ a command was
-interrupted, and the next one completes it or goes back.
+What is wanted is kept whole (`objects`), what the data plane was last brought to as the difference from it (`undo`):
+an object as it was, or that there was none. `generation` counts changes of the first, `applied_generation` is the one
+that the second stands for. When they differ a command was interrupted, and the next one completes it or goes back.
 """
 
 from __future__ import annotations
@@ -16,22 +16,27 @@ import os
 import sqlite3
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from fcntl import LOCK_EX, LOCK_NB, flock
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from mptm.bundlefile import BundleFiles
 from mptm.errors import Busy, MptmError
 from mptm.instance import check_instance_name
+from mptm.memory import without_collection
 
 if TYPE_CHECKING:
     from mptm.compile import Allocations
-    from mptm.intent import Intent
+    from mptm.intent import Intent, Object
 
-SCHEMA_VERSION = 2
+Bodies = dict[tuple[str, str], str | None]
+"""Objects as they are stored, by kind and key; None: there is none."""
+
+SCHEMA_VERSION = 3
 LOCK_WAIT_SECONDS = 10.0
 LOCK_POLL_SECONDS = 0.02
 DEFAULT_STATE_DIRECTORY = Path("/var/lib/mptm")
@@ -43,14 +48,30 @@ _LOCKED = frozenset((sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED))
 
 _SCHEMA = """
 CREATE TABLE objects (kind TEXT, key TEXT, body TEXT NOT NULL, PRIMARY KEY (kind, key)) WITHOUT ROWID;
-CREATE TABLE applied (kind TEXT, key TEXT, body TEXT NOT NULL, PRIMARY KEY (kind, key)) WITHOUT ROWID;
+CREATE TABLE undo (kind TEXT, key TEXT, body TEXT, PRIMARY KEY (kind, key)) WITHOUT ROWID;
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 """
+
+
+def _migrate_to_3(connection: sqlite3.Connection) -> None:
+    """Of what was applied, which stood there whole, keep what isn't as it is wanted."""
+    connection.execute(
+        "CREATE TABLE undo (kind TEXT, key TEXT, body TEXT, PRIMARY KEY (kind, key)) WITHOUT ROWID"
+    )
+    for query in (
+        "SELECT kind, key, applied.body FROM applied LEFT JOIN objects USING (kind, key)"
+        " WHERE objects.body IS NOT applied.body",
+        "SELECT kind, key, NULL FROM objects LEFT JOIN applied USING (kind, key) WHERE applied.body IS NULL",
+    ):
+        connection.execute(f"INSERT INTO undo {query}")
+    connection.execute("DROP TABLE applied")
+
 
 MIGRATIONS: dict[int, Callable[[sqlite3.Connection], None]] = {
     1: lambda _: (
         None
     ),  # the tables are the same; objects have fields, and are of kinds, that version 1 refuses
+    2: _migrate_to_3,
 }
 """Schema version -> what brings a file of that version to the next one; runs inside the writing transaction."""
 
@@ -84,6 +105,13 @@ class Snapshot:
     generation: int = 0
     applied_generation: int = 0
     meta: dict[str, str] = field(default_factory=dict)
+    stored: tuple[StoredObjects, ...] = ()
+    """Sections of the intent that are read when they are needed."""
+
+    def load(self) -> None:
+        """Read what hasn't been read yet: before anything is written."""
+        for section in self.stored:
+            section.load()
 
     @property
     def interrupted(self) -> bool:
@@ -98,6 +126,7 @@ class Store:
         self.directory = directory
         self.path = directory / "state.db"
         self.lock_path = directory / "lock"
+        self.bundles = BundleFiles(directory / "bundles")
 
     def exists(self) -> bool:
         """Whether anything was ever written."""
@@ -175,10 +204,14 @@ class Store:
             pid = ""
         return f" (pid {pid})" if pid else ""
 
-    def read(self) -> Snapshot:
-        """The state as it is; an empty one where nothing was written. Raises MptmError when it can't be read."""
+    def read(self, *, whole: bool = True) -> Snapshot:
+        """The state as it is; an empty one where nothing was written. Raises MptmError when it can't be read.
+
+        Not `whole`, for who holds the lock: routes and flows of a state that is applied are read one by one when they
+        are needed, for as long as nothing more has been marked applied.
+        """
         from mptm.compile import Allocations
-        from mptm.intent import Intent
+        from mptm.intent import KINDS, STEERING, Intent
 
         nothing = Snapshot(Intent(), Allocations(), Intent(), Allocations())
         if not self.exists():
@@ -186,35 +219,48 @@ class Store:
         with self._connect(write=False) as connection:
             if _version(connection) == 0:  # the very first write was interrupted, and has just been undone
                 return nothing
-            objects = _read_objects(connection, "objects")
-            applied = _read_objects(connection, "applied")
             meta = dict(connection.execute("SELECT key, value FROM meta"))
-        intent = _intent_of(objects)
+            later = () if whole or _is_interrupted(meta) else STEERING
+            now = [kind for kind in KINDS if kind not in later]
+            objects = _read_objects(connection, "objects", now if later else None)
+            undone = _undone(connection)
+        with without_collection():
+            intent = _intent_of(objects)
+            applied = _intent_of({**objects, **undone}) if undone else intent
+        stored = tuple(StoredObjects(self, kind) for kind in later)
+        if stored:
+            sections = {f"{section.kind}s": section for section in stored}
+            intent = applied = msgspec.structs.replace(intent, **sections)
         return Snapshot(
             intent=intent,
             allocations=_decode_allocations(meta.pop("allocations", None)),
-            applied=intent if applied == objects else _intent_of(applied),
+            applied=applied,
             applied_allocations=_decode_allocations(meta.pop("applied_allocations", None)),
             generation=int(meta.pop("generation", 0)),
             applied_generation=int(meta.pop("applied_generation", 0)),
             meta=meta,
+            stored=stored,
         )
 
     def write(self, intent: Intent, allocations: Allocations, meta: dict[str, str] | None = None) -> int:
         """Store what is wanted in one transaction, and return its generation. The caller holds the lock."""
-        objects = _objects_of(intent)
+        wanted = _objects_of(intent)
         with self._connect(write=True) as connection:
-            _replace_objects(connection, "objects", objects)
-            generation = int(_get_meta(connection, "generation") or 0) + 1
-            _set_meta(
-                connection,
-                {
-                    "generation": str(generation),
-                    "allocations": msgspec.json.encode(allocations).decode(),
-                    **(meta or {}),
-                },
-            )
-        return generation
+            stored = _read_objects(connection, "objects")
+            changes: Bodies = {key: None for key in stored if key not in wanted}
+            changes |= {key: body for key, body in wanted.items() if stored.get(key) != body}
+            return _store(connection, changes, allocations, meta)
+
+    def write_changes(
+        self,
+        changes: Mapping[tuple[str, str], Object | None],
+        allocations: Allocations,
+        meta: dict[str, str] | None = None,
+    ) -> int:
+        """The same for what changes only: by kind and key, None for what there is none of any more."""
+        bodies = {key: None if obj is None else _encode(obj) for key, obj in changes.items()}
+        with self._connect(write=True) as connection:
+            return _store(connection, bodies, allocations, meta)
 
     def remember(self, meta: dict[str, str]) -> None:
         """Store facts beside the intent, which stays as it is. The caller holds the lock."""
@@ -224,7 +270,7 @@ class Store:
     def mark_applied(self, generation: int, meta: dict[str, str] | None = None) -> None:
         """The data plane now does what `generation` wants. The caller holds the lock."""
         with self._connect(write=True) as connection:
-            _replace_objects(connection, "applied", _read_objects(connection, "objects"))
+            connection.execute("DELETE FROM undo")
             _set_meta(
                 connection,
                 {
@@ -237,7 +283,11 @@ class Store:
     def roll_back(self) -> Snapshot:
         """Want again what was last applied; returns the state. The caller holds the lock, and synchronises."""
         with self._connect(write=True) as connection:
-            _replace_objects(connection, "objects", _read_objects(connection, "applied"))
+            connection.execute(
+                "DELETE FROM objects WHERE (kind, key) IN (SELECT kind, key FROM undo WHERE body IS NULL)"
+            )
+            connection.execute("INSERT OR REPLACE INTO objects SELECT * FROM undo WHERE body IS NOT NULL")
+            connection.execute("DELETE FROM undo")
             _set_meta(
                 connection,
                 {
@@ -247,11 +297,24 @@ class Store:
             )
         return self.read()
 
+    def tidy_bundles(self) -> None:
+        """Remove the flows of bundles that are neither wanted nor applied. The caller holds the lock."""
+        if not self.bundles.directory.exists():
+            return
+        used: set[str] = set()
+        if self.exists():
+            with self._connect(write=False) as connection:
+                for table in ("objects", "undo"):
+                    bodies = _read_objects(connection, table, ("bundle",)).values()
+                    used |= {msgspec.json.decode(body)["content"] for body in bodies if body}
+        self.bundles.tidy(used)
+
     def delete(self) -> None:
         """Remove every trace of the instance. The caller holds the lock."""
         for path in (self.path, self.path.with_name("state.db-journal"), self.lock_path):
             path.unlink(missing_ok=True)
         with contextlib.suppress(OSError):
+            self.bundles.delete()
             self.directory.rmdir()
 
     def _make_directory(self) -> None:
@@ -285,6 +348,10 @@ class Store:
                     connection.execute("BEGIN IMMEDIATE")
                     self._check_version(connection, write=True)
                     connection.execute("COMMIT")
+                if write:
+                    connection.execute(
+                        "PRAGMA journal_mode = TRUNCATE"
+                    )  # a file is not made and deleted each time
                 connection.execute("BEGIN IMMEDIATE" if write else "BEGIN")
                 self._check_version(connection, write)
                 yield connection
@@ -371,20 +438,86 @@ def _version(connection: sqlite3.Connection) -> int:
     return int(connection.execute("PRAGMA user_version").fetchone()[0])
 
 
-def _read_objects(connection: sqlite3.Connection, table: str) -> dict[tuple[str, str], str]:
-    rows = connection.execute(f"SELECT kind, key, body FROM {table} ORDER BY kind, key")
+def _read_objects(
+    connection: sqlite3.Connection, table: str, kinds: Collection[str] | None = None
+) -> dict[tuple[str, str], str]:
+    """Bodies by kind and key, of some kinds or all; rows of others aren't looked at."""
+    where = "" if kinds is None else f"WHERE kind IN ({', '.join('?' * len(kinds))})"
+    rows = connection.execute(
+        f"SELECT kind, key, body FROM {table} {where} ORDER BY kind, key", tuple(kinds or ())
+    )
     return {(kind, key): body for kind, key, body in rows}
 
 
-def _replace_objects(connection: sqlite3.Connection, table: str, wanted: dict[tuple[str, str], str]) -> None:
-    stored = _read_objects(connection, table)
+def _undone(connection: sqlite3.Connection) -> Bodies:
+    """What was applied where that differs from what is wanted."""
+    return {(kind, key): body for kind, key, body in connection.execute("SELECT kind, key, body FROM undo")}
+
+
+def _store(
+    connection: sqlite3.Connection, changes: Bodies, allocations: Allocations, meta: dict[str, str] | None
+) -> int:
+    """Change objects, remembering how those were that haven't changed since the last that was applied."""
     connection.executemany(
-        f"DELETE FROM {table} WHERE kind = ? AND key = ?", [key for key in stored if key not in wanted]
+        "INSERT OR IGNORE INTO undo VALUES (?1, ?2, (SELECT body FROM objects WHERE kind = ?1 AND key = ?2))",
+        changes,
     )
     connection.executemany(
-        f"INSERT OR REPLACE INTO {table} (kind, key, body) VALUES (?, ?, ?)",
-        [(*key, body) for key, body in wanted.items() if stored.get(key) != body],
+        "DELETE FROM objects WHERE kind = ? AND key = ?",
+        [key for key, body in changes.items() if body is None],
     )
+    connection.executemany(
+        "INSERT OR REPLACE INTO objects VALUES (?, ?, ?)",
+        [(*key, body) for key, body in changes.items() if body is not None],
+    )
+    generation = int(_get_meta(connection, "generation") or 0) + 1
+    encoded = msgspec.json.encode(allocations).decode()
+    _set_meta(connection, {"generation": str(generation), "allocations": encoded, **(meta or {})})
+    return generation
+
+
+class StoredObjects(Mapping[str, Any]):
+    """The objects of a kind that were last applied, each read when it is asked for. See `Store.read`."""
+
+    def __init__(self, store: Store, kind: str) -> None:
+        self.kind = kind
+        self._store = store
+        self._all: dict[str, Any] | None = None
+
+    def load(self) -> dict[str, Any]:
+        """Read all of them; what is written afterwards makes no difference."""
+        if self._all is None:
+            with self._store._connect(write=False) as connection:
+                bodies: Bodies = {**_read_objects(connection, "objects", (self.kind,))}
+                bodies |= {key: body for key, body in _undone(connection).items() if key[0] == self.kind}
+            with without_collection():
+                self._all = {key: _decode(self.kind, body) for (_, key), body in bodies.items() if body}
+        return self._all
+
+    def __getitem__(self, key: str) -> Any:
+        if self._all is not None:
+            return self._all[key]
+        with self._store._connect(write=False) as connection:
+            for table in ("undo", "objects"):
+                row = connection.execute(
+                    f"SELECT body FROM {table} WHERE kind = ? AND key = ?", (self.kind, key)
+                ).fetchone()
+                if row is not None:
+                    break
+        if row is None or row[0] is None:
+            raise KeyError(key)
+        return _decode(self.kind, row[0])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.load())
+
+    def __len__(self) -> int:
+        if self._all is None:
+            with self._store._connect(write=False) as connection:
+                if not _undone(connection):
+                    count = connection.execute("SELECT count(*) FROM objects WHERE kind = ?", (self.kind,))
+                    return int(count.fetchone()[0])
+        return len(self.load())
 
 
 def _get_meta(connection: sqlite3.Connection, key: str) -> str | None:
@@ -396,14 +529,28 @@ def _set_meta(connection: sqlite3.Connection, values: dict[str, str]) -> None:
     connection.executemany("INSERT OR REPLACE INTO meta (key, value) VALUES (?, ?)", values.items())
 
 
+def _is_interrupted(meta: Mapping[str, str]) -> bool:
+    return meta.get("generation") != meta.get("applied_generation")
+
+
+def _encode(obj: Object) -> str:
+    return msgspec.json.encode(obj.to_dict()).decode()
+
+
+def _decode(kind: str, body: str) -> Object:
+    from mptm.intent import object_from_dict
+
+    return object_from_dict(kind, msgspec.json.decode(body))
+
+
 def _objects_of(intent: Intent) -> dict[tuple[str, str], str]:
-    return {(obj.kind, obj.key): msgspec.json.encode(obj.to_dict()).decode() for obj in intent.objects()}
+    return {(obj.kind, obj.key): _encode(obj) for obj in intent.objects()}
 
 
-def _intent_of(objects: dict[tuple[str, str], str]) -> Intent:
-    from mptm.intent import Intent, object_from_dict
+def _intent_of(objects: Mapping[tuple[str, str], str | None]) -> Intent:
+    from mptm.intent import Intent
 
-    return Intent.of(object_from_dict(kind, msgspec.json.decode(body)) for (kind, _), body in objects.items())
+    return Intent.of(_decode(kind, body) for (kind, _), body in objects.items() if body is not None)
 
 
 def _decode_allocations(text: str | None) -> Allocations:

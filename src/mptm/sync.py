@@ -10,16 +10,21 @@ piece. Programs are attached once the tables are right and detached before their
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from mptm.errors import TableFull
 from mptm.reasons import Reason
-from mptm.tables import Attachment, Tables, Termination
+from mptm.tables import Attachment, FlowKeyV4, FlowKeyV6, Tables, Termination
 
 if TYPE_CHECKING:
-    from mptm.compile import Allocations, Compiled
+    import numpy
+    import numpy.typing
+
+    from mptm.compile import Allocations, Compiled, CompiledBundle, CompiledSteering
+
+    Bytes = numpy.typing.NDArray[numpy.uint8]
 
 POINTED_AT = ("tunnels", "groups", "tx_ports", "gateways", "ports", "locals", "listeners")
 """Tables that others refer to, in the order of writing."""
@@ -39,6 +44,12 @@ WRITE_ORDER = POINTED_AT + POINTING
 DELETE_ORDER = (*reversed(POINTING), *reversed(POINTED_AT))
 ARRAYS = frozenset(("tunnels", "groups", "ports", "listeners", "terminations"))
 """Tables with a slot per number, where all zeroes means free: they are freed by writing zeroes."""
+
+TABLES_OF_FLOWS = {4: "flows_v4", 6: "flows_v6"}
+"""By IP version."""
+
+BULK = 10_000
+"""Removed entries of flows from which on they are one change."""
 
 KEYED_ARRAY = "terminations"
 """The ARRAY whose entries are found by a key inside them. A slot isn't written in one stroke: so that a reader never
@@ -100,6 +111,12 @@ class Table(Protocol):
     def delete(self, keys: Iterable[bytes]) -> None:
         """Remove; a key that isn't there is no error, a slot of an array becomes zeroes."""
 
+    def update_many(self, keys: Bytes, values: Bytes) -> None:
+        """`update` of entries in two arrays, n x key size and n x value size."""
+
+    def delete_many(self, keys: Bytes) -> None:
+        """`delete` of the keys in an array, n x key size."""
+
     def totals(self, key: bytes) -> dict[str, int]:
         """The fields of a per-CPU table's value, summed over the CPUs."""
 
@@ -120,7 +137,11 @@ class AttachmentState(Protocol):
 
     @property
     def mode(self) -> str:
-        """Native, generic or adopted; empty when the interface is gone."""
+        """Native, generic or adopted, tcx or clsact; empty when the interface is gone."""
+
+    @property
+    def hook(self) -> str:
+        """The hook: xdp or tc."""
 
 
 class DataPlane(Protocol):
@@ -157,6 +178,23 @@ class Change:
     new: bytes | None
 
 
+@dataclass(frozen=True, eq=False)
+class BulkChange:
+    """Very many entries of one table: n x key size bytes, and n x value size, or None: they are removed."""
+
+    table: str
+    keys: Bytes
+    new: Bytes | None
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+
+def count_entries(changes: Iterable[Change | BulkChange]) -> int:
+    """How many entries change."""
+    return sum(len(change) if isinstance(change, BulkChange) else 1 for change in changes)
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What a synchronisation did: entries changed, the mode of each attached port, interfaces detached.
@@ -164,16 +202,21 @@ class Outcome:
     `upgraded`: the attached programs were exchanged for those of another build.
     """
 
-    changes: tuple[Change, ...] = ()
+    changes: tuple[Change | BulkChange, ...] = ()
     modes: dict[str, str] = field(default_factory=dict)
     detached: tuple[str, ...] = ()
     upgraded: bool = False
 
 
-def plan(desired: Tables, tables: Mapping[str, Table]) -> list[Change]:
-    """What has to change so that `tables` hold `desired`: in the order in which `apply` does it."""
-    writes: dict[str, list[Change]] = {}
-    deletes: dict[str, list[Change]] = {}
+def plan(
+    desired: Tables, tables: Mapping[str, Table], bundled: Sequence[CompiledBundle] = ()
+) -> list[Change | BulkChange]:
+    """What has to change so that `tables` hold `desired`: in the order in which `apply` does it.
+
+    `bundled` are flows that are in `tables`, too, where those of `desired` don't stand.
+    """
+    writes: dict[str, list[Change | BulkChange]] = {}
+    deletes: dict[str, list[Change | BulkChange]] = {}
     for table_field in fields(Tables):
         name = table_field.name
         table = tables[name]
@@ -189,10 +232,79 @@ def plan(desired: Tables, tables: Mapping[str, Table]) -> list[Change]:
             for key, value in wanted.items()
             if actual.get(key) != value
         ]
-        deletes[name] = [Change(name, key, value, None) for key, value in actual.items() if key not in wanted]
+        in_bundles: set[bytes] = set()
+        for keys, values in _bundled_entries(name, table, bundled):
+            rows = _rows(keys)
+            writes[name] += _bulk_writes(name, keys, values, rows, wanted, actual)
+            if actual:
+                in_bundles.update(rows)
+        gone = [key for key in actual if key not in wanted and key not in in_bundles]
+        deletes[name] = _removals(name, table, gone, actual)
     return [change for name in WRITE_ORDER for change in writes[name]] + [
         change for name in DELETE_ORDER for change in deletes[name]
     ]
+
+
+def _removals(
+    name: str, table: Table, gone: Sequence[bytes], actual: Mapping[bytes, bytes]
+) -> list[Change | BulkChange]:
+    if len(gone) < BULK or table.name not in TABLES_OF_FLOWS.values():
+        return [Change(name, key, actual[key], None) for key in gone]
+    return [BulkChange(name, _array(gone), None)]
+
+
+def _bulk_writes(
+    name: str,
+    keys: Bytes,
+    values: Bytes,
+    rows: Sequence[bytes],
+    wanted: Mapping[bytes, bytes],
+    actual: Mapping[bytes, bytes],
+) -> list[BulkChange]:
+    """The entries of a bundle that aren't there yet; those that a flow of its own goes before are left out."""
+    if actual:
+        pairs = zip(rows, _rows(values), strict=True)
+        take = [at for at, (key, value) in enumerate(pairs) if key not in wanted and actual.get(key) != value]
+    else:
+        take = [at for at, key in enumerate(rows) if key not in wanted] if wanted else []
+        if len(take) == len(rows) or not wanted:
+            return [BulkChange(name, keys, values)] if rows else []
+    return [BulkChange(name, keys[take], values[take])] if take else []
+
+
+def _bundled_entries(
+    name: str, table: Table, bundled: Sequence[CompiledBundle]
+) -> Iterator[tuple[Bytes, Bytes]]:
+    """Keys and values, as they lie in a table, of those flows of bundles that belong there."""
+    version = next((version for version, flows in TABLES_OF_FLOWS.items() if flows == name), None)
+    for bundle in bundled if version else ():
+        records = bundle.records[version or 0]
+        if not len(records):
+            continue
+        import numpy as np
+
+        key_type = FlowKeyV4 if version == 4 else FlowKeyV6
+        size = records.dtype["source"].shape[0]
+        zero, ones = bytes(size), b"\xff" * size
+        packed = [table.key.pack(key_type(network, zero, zero)) for network in bundle.networks]
+        keys = np.frombuffer(b"".join(packed), np.uint8).reshape(len(packed), -1)[records["network"]]
+        for name_of_field, marked in (("source", (ones, zero)), ("destination", (zero, ones))):
+            places = np.flatnonzero(np.frombuffer(table.key.pack(key_type(0, *marked)), np.uint8))
+            keys[:, places] = records[name_of_field]
+        next_hops = b"".join(map(table.value.pack, bundle.next_hops))
+        values = np.frombuffer(next_hops, np.uint8).reshape(-1, table.value.size)
+        yield keys, values[records["next_hop"]] if len(values) else values
+
+
+def _rows(array: Bytes) -> list[bytes]:
+    data, size = array.tobytes(), array.shape[1]
+    return [data[at : at + size] for at in range(0, len(data), size)]
+
+
+def _array(rows: Sequence[bytes]) -> Bytes:
+    import numpy as np
+
+    return np.frombuffer(b"".join(rows), np.uint8).reshape(len(rows), -1)
 
 
 def apply(data_plane: DataPlane, compiled: Compiled, previous: Allocations | None = None) -> Outcome:
@@ -204,7 +316,7 @@ def apply(data_plane: DataPlane, compiled: Compiled, previous: Allocations | Non
     and the caller synchronises again with what was before.
     """
     maps = data_plane.maps
-    changes = plan(compiled.tables, maps)
+    changes = plan(compiled.tables, maps, compiled.bundled)
     _zero_new_counters(maps, compiled.allocations, previous)
     _write(maps, (change for change in changes if change.new is not None))
     upgraded = data_plane.upgrade_needed
@@ -223,9 +335,53 @@ def apply(data_plane: DataPlane, compiled: Compiled, previous: Allocations | Non
     return Outcome(tuple(changes), modes, tuple(detached), upgraded)
 
 
-def _write(maps: Mapping[str, Table], changes: Iterable[Change]) -> None:
-    for name, entries in _by_table(changes).items():
+def apply_steering(data_plane: DataPlane, compiled: CompiledSteering) -> Outcome:
+    """Make the data plane do what was compiled of changed routes and flows, where it does all the rest already.
+
+    Raises TableFull and KernelError, as `apply` does; neither the number of entries nor that of ports matters.
+    """
+    maps = data_plane.maps
+    changes = _plan_steering(compiled, maps)
+    _write(maps, (change for change in changes if change.new is not None))
+    removed = [change for change in changes if change.new is None]
+    _delete(maps, removed)
+    return Outcome(tuple(changes))
+
+
+def _plan_steering(compiled: CompiledSteering, tables: Mapping[str, Table]) -> list[Change | BulkChange]:
+    changes: list[Change | BulkChange] = []
+    for name in POINTING:
+        table = tables[name]
+        for key, value in getattr(compiled.tables, name).items():
+            packed, new = table.key.pack(key), table.value.pack(value)
+            if (old := table.get(packed)) != new:
+                changes.append(Change(name, packed, old, new))
+        kept = {table.key.pack(key) for key in compiled.kept.get(name, ())}
+        for keys, values in _bundled_entries(name, table, compiled.bundled):
+            take = _all_but(keys, kept)
+            changes.append(BulkChange(name, keys[take], values[take]))
+    for name in reversed(POINTING):
+        table = tables[name]
+        kept = {table.key.pack(key) for key in compiled.kept.get(name, ())}
+        for keys, _ in _bundled_entries(name, table, compiled.unbundled):
+            changes.append(BulkChange(name, keys[_all_but(keys, kept)], None))
+        for packed in map(table.key.pack, compiled.removed.get(name, ())):
+            if (old := table.get(packed)) is not None:
+                changes.append(Change(name, packed, old, None))
+    return changes
+
+
+def _all_but(keys: Bytes, kept: set[bytes]) -> Any:
+    """What takes the rows of an array out of it that aren't among some."""
+    return [at for at, key in enumerate(_rows(keys)) if key not in kept] if kept else slice(None)
+
+
+def _write(maps: Mapping[str, Table], changes: Iterable[Change | BulkChange]) -> None:
+    for name, (entries, bulk) in _by_table(changes).items():
         table = maps[name]
+        for each in bulk:
+            if each.new is not None:
+                table.update_many(each.keys, each.new)
         if name == KEYED_ARRAY:
             # A key whose slot another takes may have got a slot elsewhere: that one is written first.
             replaced = [change for change in entries if _has_another_key(table, change)]
@@ -252,9 +408,11 @@ def _has_another_key(table: Table, change: Change) -> bool:
     return bool(old["parser"]) and any(old[name] != new[name] for name in TERMINATION_KEY)
 
 
-def _delete(maps: Mapping[str, Table], changes: Iterable[Change]) -> None:
-    for name, entries in _by_table(changes).items():
+def _delete(maps: Mapping[str, Table], changes: Iterable[Change | BulkChange]) -> None:
+    for name, (entries, bulk) in _by_table(changes).items():
         table = maps[name]
+        for each in bulk:
+            table.delete_many(each.keys)
         if name == KEYED_ARRAY:
             table.update({change.key: _hidden(table, change.old) for change in entries if change.old})
         table.delete([change.key for change in entries])
@@ -265,10 +423,16 @@ def _hidden(table: Table, value: bytes) -> bytes:
     return table.value.pack(Termination(**table.value.unpack(value))._replace(parser=0))
 
 
-def _by_table(changes: Iterable[Change]) -> dict[str, list[Change]]:
-    grouped: dict[str, list[Change]] = {}
+def _by_table(
+    changes: Iterable[Change | BulkChange],
+) -> dict[str, tuple[list[Change], list[BulkChange]]]:
+    grouped: dict[str, tuple[list[Change], list[BulkChange]]] = {}
     for change in changes:
-        grouped.setdefault(change.table, []).append(change)
+        single, bulk = grouped.setdefault(change.table, ([], []))
+        if isinstance(change, BulkChange):
+            bulk.append(change)
+        else:
+            single.append(change)
     return grouped
 
 

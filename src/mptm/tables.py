@@ -60,6 +60,7 @@ class Port(NamedTuple):
     role: int
     lookups: int
     mac: bytes
+    flags: int = 0
 
 
 class Patch(NamedTuple):
@@ -82,6 +83,8 @@ class Tunnel(NamedTuple):
     ttl_mask: int
     inner_families: int
     split_horizon: int = 0
+    gso: int = 0
+    outer_version: int = 0
 
 
 class Group(NamedTuple):
@@ -142,9 +145,13 @@ class Tables:
 
 @dataclass(frozen=True)
 class Attachment:
-    """A program on an interface: role is "access" (mptm_encap_xdp) or "uplink" (mptm_decap_xdp)."""
+    """A program on an interface: role is "access" (mptm_encap_*) or "uplink" (mptm_decap_*), hook "xdp" or "tc".
+
+    `mode` is how XDP is attached; at TC it says nothing.
+    """
 
     ifindex: int
     name: str
     role: str
     mode: str
+    hook: str = "xdp"

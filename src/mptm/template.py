@@ -48,7 +48,27 @@ class InnerFamily(enum.IntFlag):
     IPV6 = 2
 
 
+class GsoKind(enum.IntEnum):
+    """Mirrors `enum gso_kind` of bpf/abi.h, where each is explained."""
+
+    SEGMENTS = 0
+    UDP = 1
+    GRE = 2
+    IP = 3
+    LINK = 4
+
+
 ANY_FAMILY = InnerFamily.IPV4 | InnerFamily.IPV6
+
+
+_ETHERTYPE_AT = 12
+_VERSIONS = {b"\x08\x00": 4, b"\x86\xdd": 6}
+_PROTOCOL_AT = {4: INNER_ETHERNET_LEN + 9, 6: INNER_ETHERNET_LEN + 6}
+_UDP, _GRE = 17, 47
+_UDP_LEN_AT = 4
+_DIFFERS_PER_SEGMENT = frozenset(
+    (PatchOp.SEQUENCE, PatchOp.CHECKSUM, PatchOp.UDP6_CHECKSUM, PatchOp.ERSPAN_TIME)
+)
 
 
 @dataclass(frozen=True)
@@ -95,6 +115,39 @@ class Template:
     def is_l3(self) -> bool:
         """Whether IP packets are carried, not Ethernet frames."""
         return self.inner_families is not None
+
+    @property
+    def outer_version(self) -> int:
+        """Version of the outer IP header; 0: there is none."""
+        return _VERSIONS.get(self.outer[_ETHERTYPE_AT : _ETHERTYPE_AT + 2], 0)
+
+    @property
+    def gso(self) -> GsoKind:
+        """What the kernel can be told of this header, so that a GSO packet goes whole behind it.
+
+        It writes lengths of IP and UDP headers and IPv4 identifications anew in each segment, and copies the rest: a
+        further length, a sequence number or a checksum would be wrong (Linux, Documentation/networking/
+        segmentation-offloads.rst).
+        """
+        version = self.outer_version
+        if not version:
+            return GsoKind.LINK
+        ip_end = INNER_ETHERNET_LEN + (20 if version == 4 else 40)
+        protocol = self.outer[_PROTOCOL_AT[version]]
+        for patch in self.patches:
+            is_udp_len = protocol == _UDP and patch.offset == ip_end + _UDP_LEN_AT
+            if patch.op in _DIFFERS_PER_SEGMENT or (patch.op == PatchOp.LEN16 and not is_udp_len):
+                return GsoKind.SEGMENTS
+        if protocol == _UDP:
+            return GsoKind.UDP
+        if protocol == _GRE:
+            return GsoKind.GRE
+        return GsoKind.IP if self.is_l3 and len(self.outer) == ip_end else GsoKind.SEGMENTS
+
+    @property
+    def gso_text(self) -> str:
+        """What becomes of a GSO packet at TC: "whole", or "segments" that are made before."""
+        return "segments" if self.gso == GsoKind.SEGMENTS else "whole"
 
     def overhead(self) -> int:
         """Bytes of the egress MTU that are not the inner IP packet's (an inner Ethernet header is counted)."""

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """The matrix of real peers: its size, its labs, and its results.
 
-`--full` tries every case and writes what came of it to build/interop/<peer>.json, which interop_page.py makes
-docs/interop.md of. Without it only the quick cases are tried, with a short TCP transfer.
+`--full` tries every case and, unless transfers are shortened, writes what came of it to build/interop/<peer>.json,
+which interop_page.py makes docs/interop.md of. Without it only the quick cases are tried, with a short TCP transfer.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from results import PeerResults, Recorder, text_table
 
 RESULTS = Path(__file__).parents[2] / "build" / "interop"
 QUICK_TRANSFER_BYTES = 2_000_000
+LAB_SECONDS = 600
+"""Time limit of a test: the first with a guest boots it and sets all its places up."""
 found: dict[str, PeerResults] = {}
 """By peer, while the tests run."""
 
@@ -43,6 +45,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = kept
     items.sort(key=_peer_number)
     for item in items:
+        if _parameters(item).get("ground"):
+            item.add_marker(pytest.mark.timeout(LAB_SECONDS))
         if os.geteuid() != 0 and "tests/interop" in item.path.as_posix() and "ground" in item.fixturenames:
             item.add_marker(pytest.mark.skip(reason="network namespaces and BPF need root"))
 
@@ -139,8 +143,8 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Only what is whole is kept."""
-    if not session.config.getoption("--full"):
+    """Only what is whole is kept: every check, with transfers as long as docs/interop.md says."""
+    if not session.config.getoption("--full") or session.config.getoption("--transfer-megabytes") is not None:
         return
     RESULTS.mkdir(parents=True, exist_ok=True)
     for name, results in found.items():

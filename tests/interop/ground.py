@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -10,8 +11,11 @@ from typing import Any
 from matrix import NODE, WORKLOAD_LINK_MTU, WORKLOADS, Case, Peer, Place
 
 from mptm.intent import Intent, Network, Object, Port, Route
-from mptm.lab.topology import Lab, Topology, configure, set_offloads
+from mptm.lab.topology import Lab, Topology, configure, run_in
 from mptm.node import Node
+
+HOOK = os.environ.get("MPTM_TEST_HOOK", "xdp")
+"""The hook of our ports: xdp, tc or auto."""
 
 HOST_LEN = {4: 32, 6: 128}
 LINK_LEN = {4: 24, 6: 64}
@@ -68,9 +72,7 @@ class Ground:
             )
         configure(node, at_node)
         configure(workloads, at_workload)
-        for place in self.places.values():
-            set_offloads(workloads, place.interface)
-        self.node.apply(Intent.of([Port(name="eth0", role="uplink"), *self._objects()]))
+        self.node.apply(Intent.of([Port(name="eth0", role="uplink", hook=HOOK), *self._objects()]))
 
     def _objects(self) -> list[Object]:
         objects: list[Object] = []
@@ -78,7 +80,7 @@ class Ground:
             network = place.network
             objects += [
                 Network(name=network, id=place.number, gateway=tuple(place.gateway.values())),
-                Port(name=place.interface, role="access", network=network),
+                Port(name=place.interface, role="access", network=network, hook=HOOK),
                 place.tunnel(),
             ]
             to_peer: dict[str, Any] = {"via": network} | ({} if place.is_l3 else {"mac": place.peer_mac})
@@ -158,3 +160,9 @@ def srv6_commands(
         for sid, action in options["segments"].items()
     ]
     return commands, workload
+
+
+def set_offloads(namespace: str, interface: str) -> None:
+    """Let a link that no port of ours is at hand over packets as they are on a wire."""
+    words = "tx off txvlan off tx-vlan-stag-hw-insert off gro on"
+    run_in(namespace, ["ethtool", "-K", interface, *words.split()])

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import local
-from ground import srv6_commands, workload_commands
+from ground import set_offloads, srv6_commands, workload_commands
 from matrix import Case, Peer, Place, Server, Unable
 
-from mptm.lab.topology import configure, set_offloads
+from mptm.lab.topology import configure
 
 HOST, BEHIND = "node2", "node2-c1"
 GROUP, OTHER_GROUP = 0x1234, 0x4321

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The whole matrix: each peer in a pytest of its own, as many at once as there are processors.
+"""The whole matrix: each peer in a pytest of its own, one more at once than there are processors.
 
 Arguments go to every pytest. What each said is in build/interop/<peer>.log, and printed when it has ended.
 """
@@ -48,7 +48,8 @@ def main() -> int:
         signal.signal(number, interrupt)
     LOGS.mkdir(parents=True, exist_ok=True)
     failed, selected = False, False
-    with ThreadPoolExecutor(max(1, len(os.sched_getaffinity(0)))) as pool:
+    # Checks wait for pings, and for what must not come: one more finds time meanwhile.
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0)) + 1) as pool:
         futures = {pool.submit(run, peer, sys.argv[1:]): peer for peer in SLOWEST_FIRST}
         try:
             for future in as_completed(futures):

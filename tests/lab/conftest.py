@@ -8,17 +8,29 @@ import os
 from collections.abc import Callable, Iterator
 
 import pytest
+from apart import set_apart
 
 from mptm.lab.topology import Lab
 
 _numbers = itertools.count(1)
+TEST_SECONDS = 480
+"""Time limit of a test. The longest make hundreds of changes: 216 s were seen on a busy machine."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Several at once (pytest-xdist) have nothing in common but the machine."""
+    if hasattr(config, "workerinput") and os.geteuid() == 0:
+        set_apart()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if os.geteuid() != 0:
-        for item in items:
-            if "tests/lab" in item.path.as_posix():
-                item.add_marker(pytest.mark.skip(reason="network namespaces and BPF need root"))
+    for item in items:
+        if "tests/lab" not in item.path.as_posix():
+            continue
+        if os.geteuid() != 0:
+            item.add_marker(pytest.mark.skip(reason="network namespaces and BPF need root"))
+        if item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(TEST_SECONDS))
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ import pytest
 from mptm.errors import AlreadyExists, InvalidIntent, MptmError, NotFound
 from mptm.intent import Network
 from mptm.kernel.dataplane import instance_directory
-from mptm.lab import topology
+from mptm.lab import demo, topology
 from mptm.lab.topology import Lab, two_nodes
 from mptm.node import Node
 
@@ -78,8 +78,62 @@ def test_up_leaves_a_lab_that_is_up_as_it_is(lab: Lab) -> None:
     ping(lab, "node1-c1", "10.250.1.101")
 
 
+def mptm(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "mptm", *arguments], capture_output=True, text=True, check=True, timeout=60
+    )
+
+
+def test_up_tells_what_it_leaves_otherwise_than_was_asked_for(bare_lab: Lab) -> None:
+    prefix = bare_lab.topology.prefix
+    assert bare_lab.up(bare=True) == []
+    bare_lab.node("node1").add(Network(name="mine", id=7))
+    said = mptm("lab", "up", "--prefix", prefix).stderr.splitlines()
+    assert said[1] == (
+        "But node1 is configured otherwise than by its file, and stays as it is: "
+        f"`mptm --instance {prefix}-node1 purge --yes` and `mptm lab up --prefix {prefix}` change that."
+    )
+    assert len(said) == 2
+    assert list(bare_lab.node("node1").intent.networks) == ["mine"]
+    assert bare_lab.node("node2").intent == bare_lab.intent("node2")
+    said = mptm("lab", "up", "--bare", "--prefix", prefix).stderr.splitlines()
+    assert [line.partition(",")[0] for line in said[1:]] == ["But node1 is not bare", "But node2 is not bare"]
+
+
+def test_a_node_that_is_purged_in_the_lab_begins_anew_in_its_namespace(bare_lab: Lab) -> None:
+    inside = (
+        "lab",
+        "exec",
+        "--prefix",
+        bare_lab.topology.prefix,
+        "node1",
+        "--",
+        sys.executable,
+        "-m",
+        "mptm",
+    )
+    mptm(*inside, "purge", "--yes")
+    mptm(*inside, "network", "add", "blue")
+    node = Node(bare_lab.topology.node("node1").instance)
+    assert node.netns == bare_lab.topology.node("node1").namespace
+    assert "eth0" in node.links()
+
+
+def test_in_a_nodes_shell_the_other_node_can_be_named(bare_lab: Lab) -> None:
+    prefix = bare_lab.topology.prefix
+    bare_lab.node("node2").add(Network(name="blue", id=1))
+    inside = ("lab", "exec", "--prefix", prefix, "node1", "--", sys.executable, "-m", "mptm")
+    assert "blue" in mptm(*inside, "--instance", f"{prefix}-node2", "network", "list").stdout
+
+
+def test_the_demo_says_that_nothing_was_dropped(lab: Lab, capsys: pytest.CaptureFixture[str]) -> None:
+    lab.node("node1").reset_counters()
+    demo._command(lab, "node1", "drops")
+    assert capsys.readouterr().out.splitlines()[1:] == ["mptm: nothing was dropped"]
+
+
 def test_up_configures_a_lab_that_was_built_bare(bare_lab: Lab) -> None:
-    bare_lab.up()
+    assert bare_lab.up() == []
     ping(bare_lab, "node1-c2", "10.250.1.101")
 
 
@@ -107,7 +161,7 @@ def test_interrupted_build_is_taken_down_at_once(new_lab: Lab, monkeypatch: pyte
     def interrupt(*arguments: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(topology, "set_offloads", interrupt)
+    monkeypatch.setattr(topology.Lab, "_build_node", interrupt)
     with pytest.raises(KeyboardInterrupt):
         new_lab.up(bare=True)
     assert not standing(new_lab)

@@ -58,7 +58,7 @@ from mptm.kernel.dataplane import DataPlane, instance_directory
 from mptm.kernel.maps import Map
 from mptm.kernel.netlink import xdp_states
 from mptm.kernel.objects import EXTRAS, object_path
-from mptm.lab.topology import Lab, configure, set_offloads
+from mptm.lab.topology import Lab, configure
 from mptm.node import Node
 from mptm.protocols import PROTOCOLS
 from mptm.tables import HostKeyV4, NextHop
@@ -263,7 +263,6 @@ def make_container_link(lab: Lab, container: str) -> None:
     )
     addresses = [f"address add {each} dev eth0{' nodad' * (':' in each)}" for each in found.addresses]
     configure(found.namespace, [f"link set eth0 mtu {topology.container_mtu} up", *addresses])
-    set_offloads(found.namespace, "eth0")
 
 
 def make_uplink(lab: Lab, name: str) -> None:
@@ -276,8 +275,6 @@ def make_uplink(lab: Lab, name: str) -> None:
         [f"link set {name} master br0 mtu {topology.underlay_mtu} addrgenmode none up"],
     )
     configure(node.namespace, [f"link set eth0 mtu {topology.underlay_mtu} up", *addresses])
-    set_offloads(node.namespace, "eth0")
-    set_offloads(topology.underlay, name)
 
 
 def states(node: Node) -> dict[tuple[str, str], str]:
@@ -543,14 +540,17 @@ def test_apply_that_is_killed_at_a_random_moment_is_completed_or_undone(lab: Lab
     assert end_of(in_child(lambda: node.apply(intents[0]))) == 0
     usual_seconds = time.monotonic() - began
     chance = random.Random(2026)
-    ends = []
+    killed = 0
     for number in range(40):
         child = in_child(lambda number=number: node.apply(intents[(number + 1) % 2]))
         time.sleep(chance.uniform(0, usual_seconds * 1.1))
         os.kill(child, signal.SIGKILL)
-        ends.append(end_of(child))
+        was_killed = end_of(child) == -signal.SIGKILL
+        killed += was_killed
+        # How long it takes changes with what else the machine does: aim so that few, but some, come to their end.
+        usual_seconds *= 1.05 if was_killed else 0.8
         check_after_accident(node, intents, number)
-    assert ends.count(-signal.SIGKILL) > 10
+    assert killed > 10
 
 
 def test_a_command_that_is_killed_while_it_writes_the_store_is_undone(lab: Lab, node: Node) -> None:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from documents import ROOT, Command, commands
+from documents import ROOT, Command, blocks, commands
 
 from mptm.lab.topology import Lab
 
@@ -100,7 +100,8 @@ class Terminals:
 
     def _theirs(self, text: str) -> str:
         prefix = self._lab.topology.prefix
-        return text.replace(f" --prefix {prefix}", "").replace(f"{prefix}-", "")
+        text = text.replace(f" --prefix {prefix}", "").replace(f"/run/netns/{prefix}-", "/run/netns/mptm-")
+        return text.replace(f"{prefix}-", "")
 
 
 @functools.cache
@@ -200,6 +201,24 @@ def test_xdpdump_shows_packets_at_entry_and_exit(transcript: list[Typed]) -> Non
     for dump, program in zip(dumps, ("mptm_encap_xdp", "mptm_decap_xdp"), strict=True):
         assert f"{program}()@entry: packet size" in dump
         assert f"{program}()@exit[REDIRECT]: packet size" in dump
+
+
+def test_the_python_of_the_tutorial_does_the_same(bare_lab: Lab) -> None:
+    """As the README has it, in the lab that it names; the other end is brought up from its file."""
+    (block,) = (block for block in blocks(DOCUMENTS["tutorial"], "python") if "Node()" in block.text)
+    instance = bare_lab.topology.node("node1").instance
+    program = block.text.replace("Node()", f"Node(instance={instance!r})")
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("TunnelCounters(encap_packets=0,")
+    bare_lab.node("node2").apply(bare_lab.intent("node2"))
+    bare_lab.exec("node1-c1", ["ping", "-c", "1", "-W", "2", "10.250.1.101"])
+
+
+@pytest.mark.parametrize("transcript", ["tutorial"], indirect=True)
+def test_the_tutorial_routes_ipv6_too(transcript: list[Typed]) -> None:
+    pings = [typed for typed in transcript if typed.command.text.endswith("fd00:250:1::101")]
+    assert [typed.status for typed in pings] == [0]
 
 
 def _plain(line: str) -> str:

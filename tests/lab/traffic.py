@@ -46,6 +46,8 @@ else is up to tests with peers; test_every_protocol.py sends some packets throug
 CARRIERS = [carrier for carrier in carriers() if carrier[0] in THOROUGH]
 MEGABYTE = 1 << 20
 SOCKET_TIMEOUT_SECONDS = 10
+ARRIVAL_SECONDS = 5
+"""How long what must come is waited for. It takes less than a millisecond, unless the machine has much else to do."""
 ALL_PROTOCOLS = 0x0003  # ETH_P_ALL
 SOL_PACKET, PACKET_AUXDATA, TAG_IS_VALID = 263, 8, 1 << 4
 SO_RCVBUFFORCE = 33
@@ -127,7 +129,7 @@ def ping(lab: Lab, source: str, address: str, *options: str, count: int = 3) -> 
 
 
 def try_ping(
-    lab: Lab, source: str, address: str, *options: str, count: int = 1, wait_seconds: float = 2
+    lab: Lab, source: str, address: str, *options: str, count: int = 1, wait_seconds: float = ARRIVAL_SECONDS
 ) -> str:
     command = ["ping", "-n", "-c", str(count), "-i", "0.05", "-W", str(wait_seconds), *options, address]
     return lab.exec(source, command, check=False).stdout
@@ -272,7 +274,7 @@ class Datagrams:
             self.sender.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS, ttl)
         self.sender.sendto(data, self._to)
 
-    def receive(self, *, wait_seconds: float = 2) -> tuple[bytes, int] | None:
+    def receive(self, *, wait_seconds: float = ARRIVAL_SECONDS) -> tuple[bytes, int] | None:
         """Data and TOS of the next datagram; None: nothing came."""
         if not select.select([self.receiver], [], [], wait_seconds)[0]:
             return None
@@ -393,11 +395,11 @@ class Capture:
                     frame = frame[:12] + struct.pack("!HH", tpid, tci) + frame[12:]
             yield frame
 
-    def find(self, wanted: Callable[[bytes], bool], *, wait_seconds: float = 2) -> bytes | None:
+    def find(self, wanted: Callable[[bytes], bool], *, wait_seconds: float = ARRIVAL_SECONDS) -> bytes | None:
         """The next frame that is wanted; None: it didn't come in time."""
         return next((frame for frame in self.frames(wait_seconds=wait_seconds) if wanted(frame)), None)
 
-    def carrying(self, data: bytes, *, wait_seconds: float = 2) -> Packet:
+    def carrying(self, data: bytes, *, wait_seconds: float = ARRIVAL_SECONDS) -> Packet:
         """The next frame that has these bytes in it, dissected."""
         frame = self.find(lambda each: data in each, wait_seconds=wait_seconds)
         assert frame is not None, f"no frame with {data!r} in {wait_seconds} s"

@@ -300,8 +300,7 @@ class Model(Node):
         wanted = getattr(accepted.tunnel.options, "receive_checksum", "ignore")
         if not outer.udp_datagram or wanted == "ignore":
             return ""
-        is_right = decap.is_udp_checksum_right(outer, is_required=wanted == "require")
-        return "" if is_right else "UDP_CHECKSUM"
+        return decap.udp_checksum_problem(outer, is_required=wanted == "require")
 
     def _open(
         self,
@@ -320,6 +319,8 @@ class Model(Node):
             if fault:
                 return fault
         verifies = getattr(options, "verify_checksum", True)  # ERSPAN has no such option
+        if reading.summed and verifies and not outer.is_in_span():
+            return "CHECKSUM_SPAN"
         if reading.summed and verifies and not is_summed_right(reading.summed):
             return "GRE_CHECKSUM"
         frame = parse_frame(data) if says is None else parse_ip_packet(data)

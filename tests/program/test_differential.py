@@ -23,7 +23,8 @@ ELSEWHERE = {
     "EGRESS_GONE",  # interfaces that go away: test_encap.py, test_decap.py
     "PORT_GONE",
     "NO_HEADROOM",  # drivers that leave little of it: BPF_PROG_TEST_RUN leaves plenty
-    "ANSWER",
+    "ANSWER",  # drivers that leave no room behind a packet: test_no_room.py
+    "GSO",  # at TC only: test_tc.py
     "CHECKSUM_SPAN",  # longer frames than BPF_PROG_TEST_RUN makes: test_long_frames.py
 }
 """Reasons that no packet here comes to."""

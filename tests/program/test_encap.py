@@ -300,6 +300,20 @@ def test_a_tunnel_without_a_neighbour_drops_with_that_reason(node):
     node.apply(geneve(), to(), down=["to-node2"])
     assert node.send("c1", udp()).verdict == "DROP"
     assert node.drops() == {"TUNNEL_DOWN": 1}
+    assert node.drop_scopes() == {
+        ("TUNNEL_DOWN", "SCOPE_TUNNEL", node.allocations.tunnels["to-node2"].counter)
+    }
+
+
+def test_a_tunnel_that_has_just_gone_is_not_taken_for_another(node):
+    """A packet whose next hop was read before the change meets a slot of zeros: no tunnel's, so it is the port's."""
+    node.apply(geneve(), to())
+    slot = node.allocations.tunnels["to-node2"].slot
+    tunnels = node.data_plane.maps["tunnels"]
+    key = tunnels.key.pack(slot)
+    tunnels.update({key: bytes(len(tunnels.get(key)))})
+    assert node.send("c1", udp()).verdict == "DROP"
+    assert node.drop_scopes() == {("TUNNEL_DOWN", "SCOPE_PORT", node.IFINDEX["c1"])}
 
 
 def test_an_interface_that_is_gone_drops_with_that_reason(node):

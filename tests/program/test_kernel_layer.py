@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import gc
 import itertools
 import os
+import shutil
 import socket
 import stat
 import struct
@@ -32,10 +34,10 @@ from mptm.errors import (
     TableFull,
 )
 from mptm.facts import Facts
-from mptm.kernel import bpffs, libbpf, netlink, netns
+from mptm.kernel import bpffs, libbpf, netlink, netns, segmenter, tc
 from mptm.kernel.dataplane import DataPlane, instance_directory, remove_instance
 from mptm.kernel.maps import Map, possible_cpus
-from mptm.kernel.objects import DATA_PLANE, EXTRAS, object_path
+from mptm.kernel.objects import DATA_PLANE, DATA_PLANE_TC, EXTRAS, object_path
 from mptm.kernel.testrun import Run
 from mptm.tables import Attachment
 
@@ -455,12 +457,14 @@ BUILD = """
 #include <bpf/bpf_helpers.h>
 #include "maps.h"
 char LICENSE[] SEC("license") = "GPL";
-SEC("xdp") int mptm_encap_xdp(struct xdp_md *ctx)
+SEC(KIND) int mptm_encap_xdp(struct xdp_md *ctx)
 {
 	__u32 slot = 0;
+	if (ctx->ingress_ifindex == 12345)
+		return bpf_redirect_map(&tx_ports, 1, XDP_DROP);
 	return bpf_map_lookup_elem(&ports, &slot) ? VERDICT : XDP_ABORTED;
 }
-SEC("xdp") int mptm_decap_xdp(struct xdp_md *ctx)
+SEC(KIND) int mptm_decap_xdp(struct xdp_md *ctx)
 {
 	__u32 slot = 0;
 	return bpf_map_lookup_elem(&tunnels, &slot) ? VERDICT : XDP_ABORTED;
@@ -471,9 +475,9 @@ SEC("xdp") int mptm_decap_xdp(struct xdp_md *ctx)
 @pytest.fixture
 def build(tmp_path: Path, clang: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """build(verdict, {old: new}): from now on, the object's programs give this verdict, and its tables are those
-    of bpf/maps.h with text replaced."""
+    of bpf/maps.h with text replaced. `kind` is the programs' section."""
 
-    def use(verdict: str, replace: dict[str, str] | None = None) -> None:
+    def use(verdict: str, replace: dict[str, str] | None = None, *, kind: str = "xdp.frags") -> None:
         directory = tmp_path / str(next(_numbers))
         directory.mkdir()
         for header in ("abi.h", "maps.h"):
@@ -481,7 +485,7 @@ def build(tmp_path: Path, clang: Callable[..., Path], monkeypatch: pytest.Monkey
             for old, new in (replace or {}).items():
                 text = text.replace(old, new)
             (directory / header).write_text(text)
-        clang(directory / DATA_PLANE, BUILD, f"-DVERDICT={verdict}", f"-I{directory}")
+        clang(directory / DATA_PLANE, BUILD, f"-DVERDICT={verdict}", f'-DKIND="{kind}"', f"-I{directory}")
         monkeypatch.setenv("MPTM_OBJECT_DIR", str(directory))
 
     return use
@@ -601,6 +605,29 @@ def test_a_layout_that_changed_at_the_same_size_gets_a_fresh_table(
         with found:
             assert found.maps["ports"].value.unpack(value)["longest"] == 1500
             assert found.maps["ports"].items() == {key: value}
+
+
+def test_an_upgrade_from_programs_for_whole_frames_to_those_for_several_buffers(
+    instance: str, pair: Pair, build: Callable[..., None]
+) -> None:
+    """The kernel refuses a DEVMAP that serves both kinds, but not tx_ports, which is a DEVMAP_HASH."""
+    build("XDP_PASS", kind="xdp")
+    with netns.inside(pair.here), open_loaded(instance) as old:
+        old.attach(attachment(pair))
+        target = {old.maps["tx_ports"].key.pack(pair.ifindex): old.maps["tx_ports"].value.pack(pair.ifindex)}
+        old.maps["tx_ports"].update(target)
+        redirects = old.maps["tx_ports"].items()
+    assert not peer_is_dropped(pair)
+
+    build("XDP_DROP", kind="xdp.frags")
+    with netns.inside(pair.here), open_loaded(instance) as new:
+        assert new.upgrade_needed
+        assert new.fresh_maps == frozenset()
+        assert new.maps["tx_ports"].items() == redirects
+        new.switch_links()
+    assert peer_is_dropped(pair)
+    with open_loaded(instance) as again:
+        assert not again.upgrade_needed
 
 
 def test_an_upgrade_switches_adopted_programs_too(
@@ -1023,3 +1050,174 @@ def test_links_tell_their_xdp_program(underlay: Pair, instance: str) -> None:
     with netns.inside(underlay.here), open_loaded(instance) as data_plane:
         data_plane.attach(attachment(underlay))
         assert netlink.gather_facts([]).links["up0"].xdp_prog_id == data_plane.program_id("mptm_decap_xdp")
+
+
+# ---- TC --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["tcx", "clsact"])
+def tc_mode(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """How programs are attached at TC: as kernels do from 6.6 on, and as those before."""
+    if request.param == "clsact":
+        monkeypatch.setattr(libbpf, "create_tcx_link", lambda *_: -errno.EINVAL)
+    return str(request.param)
+
+
+def at_tc(pair: Pair, role: str = "uplink") -> Attachment:
+    return Attachment(pair.ifindex, pair.name, role, "auto", "tc")
+
+
+def attached(data_plane: DataPlane) -> list[tuple[str, str, str, str]]:
+    return [(each.name, each.hook, each.mode, each.program) for each in data_plane.attachments()]
+
+
+def segmenter_of(data_plane: DataPlane) -> int:
+    table = data_plane.maps["segmenter"]
+    value = table.get(table.key.pack(0))
+    assert value is not None
+    return int.from_bytes(value, sys.byteorder)
+
+
+@pytest.mark.parametrize("role", ["access", "uplink"])
+def test_a_port_at_tc_is_attached_stays_and_leaves_nothing(
+    instance: str, pair: Pair, tc_mode: str, role: str
+) -> None:
+    program = {"access": "mptm_encap_tc", "uplink": "mptm_decap_tc"}[role]
+    with netns.inside(pair.here), open_loaded(instance) as data_plane:
+        assert data_plane.attach(at_tc(pair, role)) == tc_mode
+        assert attached(data_plane) == [(pair.name, "tc", tc_mode, program)]
+    with netns.inside(pair.here), open_loaded(instance) as data_plane:
+        assert not data_plane.upgrade_needed, "it is the build that is loaded"
+        assert data_plane.attach(at_tc(pair, role)) == tc_mode
+        assert attached(data_plane) == [(pair.name, "tc", tc_mode, program)]
+        data_plane.detach(pair.name)
+        assert attached(data_plane) == []
+        assert libbpf.tcx_programs(pair.ifindex) == [] and tc.filters() == []
+
+
+def test_a_port_moves_between_the_hooks(instance: str, pair: Pair, tc_mode: str) -> None:
+    with netns.inside(pair.here), open_loaded(instance) as data_plane:
+        data_plane.attach(attachment(pair))
+        data_plane.attach(at_tc(pair))
+        assert attached(data_plane) == [(pair.name, "tc", tc_mode, "mptm_decap_tc")]
+        assert netlink.xdp_states() == []
+        assert data_plane.attach(attachment(pair)) == "native"
+        assert attached(data_plane) == [(pair.name, "xdp", "native", "mptm_decap_xdp")]
+
+
+def test_what_makes_segments_is_there_as_long_as_a_port_is_at_tc(
+    instance: str, pair: Pair, tc_mode: str
+) -> None:
+    with netns.inside(pair.here), open_loaded(instance) as data_plane:
+        other = make_pair(pair.here, pair.there, "up1")
+        assert segmenter.find(instance) is None
+        data_plane.attach(at_tc(pair))
+        data_plane.attach(at_tc(other))
+        found = segmenter.find(instance)
+        assert found is not None and segmenter_of(data_plane) == found.entry
+        features = command("ethtool", "-k", segmenter.names(instance)[0])
+        assert "tx-checksumming: off" in features, "without it a GSO packet can't be sent as one"
+        data_plane.detach("up1")
+        assert segmenter.find(instance) == found
+        data_plane.detach("up0")
+        assert segmenter.find(instance) is None and segmenter_of(data_plane) == 0
+
+
+def test_what_makes_segments_is_made_again_when_somebody_deletes_it(
+    instance: str, pair: Pair, tc_mode: str
+) -> None:
+    with netns.inside(pair.here), open_loaded(instance) as data_plane:
+        data_plane.attach(at_tc(pair))
+        segmenter.remove(instance)
+        data_plane.attach(at_tc(pair))
+        found = segmenter.find(instance)
+        assert found is not None and segmenter_of(data_plane) == found.entry
+        programs = libbpf.tcx_programs(found.exit) or [
+            each.program_id for each in tc.filters() if each.ifindex == found.exit
+        ]
+        assert programs == [data_plane.program_id("mptm_segment_tc")]
+
+
+def test_programs_of_others_at_tc_stay(
+    instance: str, pair: Pair, tc_mode: str, clang: Callable[..., Path], tmp_path: Path
+) -> None:
+    theirs = clang(
+        tmp_path / "theirs.o",
+        """
+        #include <linux/bpf.h>
+        #include <bpf/bpf_helpers.h>
+        SEC("tc") int theirs(struct __sk_buff *skb) { return -1; }
+        char LICENSE[] SEC("license") = "GPL";
+        """,
+    )
+    with netns.inside(pair.here), libbpf.Object(theirs) as loading, open_loaded(instance) as data_plane:
+        loading.load()
+        fd = loading.program_fds()["theirs"]
+        number = libbpf.program_info(fd).id
+        link = libbpf.library().bpf_link_create(fd, pair.ifindex, libbpf.TCX_INGRESS, None)
+        libbpf.check(link, "theirs can't be attached")
+        data_plane.attach(at_tc(pair))
+        assert libbpf.tcx_programs(pair.ifindex)[0] == number
+        data_plane.detach(pair.name)
+        assert libbpf.tcx_programs(pair.ifindex) == [number]
+        os.close(link)
+
+
+def test_a_port_at_tc_that_was_renamed_keeps_its_link(instance: str, pair: Pair) -> None:
+    with netns.inside(pair.here), open_loaded(instance) as data_plane:
+        data_plane.attach(at_tc(pair))
+        before = libbpf.tcx_programs(pair.ifindex)
+        ip("-n", pair.here, "link", "set", pair.name, "down")
+        ip("-n", pair.here, "link", "set", pair.name, "name", "renamed")
+        assert data_plane.attach(Attachment(pair.ifindex, "renamed", "uplink", "auto", "tc")) == "tcx"
+        assert libbpf.tcx_programs(pair.ifindex) == before
+        assert [each.name for each in data_plane.attachments()] == ["renamed"]
+
+
+def test_a_port_at_tc_whose_interface_is_gone_says_so(instance: str, pair: Pair) -> None:
+    with netns.inside(pair.here), open_loaded(instance) as data_plane:
+        data_plane.attach(at_tc(pair))
+        ip("-n", pair.here, "link", "del", pair.name)
+        assert [(each.ifindex, each.mode) for each in data_plane.attachments()] == [(0, "")]
+        with pytest.raises(NotFound, match="there is no interface up0"):
+            data_plane.attach(at_tc(pair))
+        again = make_pair(pair.here, pair.there)
+        assert data_plane.attach(at_tc(again)) == "tcx"
+        assert [each.ifindex for each in data_plane.attachments()] == [again.ifindex]
+
+
+def test_an_upgrade_switches_what_is_at_tc(
+    instance: str,
+    pair: Pair,
+    tc_mode: str,
+    clang: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Another build of the programs for TC."""
+    with netns.inside(pair.here), open_loaded(instance) as old:
+        old.attach(at_tc(pair))
+        before = old.program_id("mptm_decap_tc")
+    shutil.copy(object_path(DATA_PLANE), tmp_path)
+    source = (ROOT / "bpf" / "mptm_tc.bpf.c").read_text().replace('"mptm', f'"{ROOT}/bpf/mptm')
+    clang(tmp_path / DATA_PLANE_TC, source + 'SEC("tc") int more(hook_ctx *ctx) { return ctx->len; }')
+    monkeypatch.setenv("MPTM_OBJECT_DIR", str(tmp_path))
+    with netns.inside(pair.here), open_loaded(instance) as new:
+        assert new.upgrade_needed
+        new.switch_links()
+        after = new.program_id("mptm_decap_tc")
+        assert after != before
+        assert attached(new) == [(pair.name, "tc", tc_mode, "mptm_decap_tc")]
+        programs = libbpf.tcx_programs(pair.ifindex) or [
+            each.program_id for each in tc.filters() if each.ifindex == pair.ifindex
+        ]
+        assert programs == [after]
+
+
+def test_removing_the_instance_leaves_nothing_at_tc(instance: str, pair: Pair, tc_mode: str) -> None:
+    with netns.inside(pair.here):
+        data_plane = open_loaded(instance)
+        data_plane.attach(at_tc(pair))
+        data_plane.remove()
+        assert libbpf.tcx_programs(pair.ifindex) == [] and tc.filters() == []
+        assert segmenter.find(instance) is None

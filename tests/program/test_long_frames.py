@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Frames that are longer than what BPF_PROG_TEST_RUN takes: sent at a port whose program runs in generic mode."""
+"""Frames that are longer than a jumbo frame: sent at a port whose program runs in generic mode."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from scapy.layers.l2 import Ether
 from scapy.packet import Packet, Raw
 from world import LOCAL, LOCAL_MAC, OURS, REMOTE, REMOTE_MAC, THEIRS, World, ip
 
+from model import Model
 from model.frames import ones_complement
 from mptm.intent import Route
 from mptm.kernel import netns
@@ -85,9 +86,21 @@ def drops_after(node: World, wire: bytes) -> dict[str, int]:
 def test_a_checksum_over_more_than_16_kilobytes_is_no_wrong_one_but_refused(uplink, fields, make, frame_len):
     uplink.apply(fields, Route(network="blue", prefix="10.250.99.1/32", drop=True))
     reason = "NO_ROUTE" if frame_len <= LONGEST_SUMMED else "CHECKSUM_SPAN"
-    assert drops_after(uplink, make(frame_len)) == {reason: 1}
+    wire = make(frame_len)
+    assert drops_after(uplink, wire) == {reason: 1}
+    assert Model(uplink.intent, uplink.facts).receive("up0", wire).reasons == [reason]
 
 
 def test_whose_checksums_are_not_verified_is_taken_whatever_its_length(uplink):
     uplink.apply(tunnel("gre", remotes=REMOTE, verify_checksum=False))
-    assert drops_after(uplink, gre(40000)) == {"NO_ROUTE": 1}
+    wire = gre(40000)
+    assert drops_after(uplink, wire) == {"NO_ROUTE": 1}
+    assert Model(uplink.intent, uplink.facts).receive("up0", wire).reasons == ["NO_ROUTE"]
+
+
+def test_of_a_long_packet_only_that_its_checksum_is_missing_is_told(uplink):
+    uplink.apply(tunnel("fou", remotes=REMOTE, port=5555, receive_checksum="require"))
+    wire = bytearray(fou(40000))
+    wire[40:42] = bytes(2)
+    assert drops_after(uplink, bytes(wire)) == {"UDP_CHECKSUM": 1}
+    assert Model(uplink.intent, uplink.facts).receive("up0", bytes(wire)).reasons == ["UDP_CHECKSUM"]

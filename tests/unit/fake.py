@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from ipaddress import ip_address
 from typing import Any
@@ -21,6 +21,7 @@ from mptm.kernel.btf import IntegerLayout, Layout, Types, load_types
 from mptm.kernel.objects import object_path
 from mptm.kernel.tracing import TracedRun
 from mptm.node import NetnsIdentity
+from mptm.offloads import XDP_NEEDS, Feature, OtherEnd
 from mptm.tables import Attachment
 
 ARRAYS = (
@@ -98,6 +99,19 @@ class FakeTable:
             self.entries.pop(key, None)
             self._plane.check()
 
+    def update_many(self, keys: Any, values: Any) -> None:
+        assert (keys.shape[1], values.shape[1]) == (self.key.size, self.value.size)
+        self._plane.trip(f"update many {self.name}")
+        for key, value in zip(keys, values, strict=True):
+            self.entries[key.tobytes()] = value.tobytes()
+        self._plane.check()
+
+    def delete_many(self, keys: Any) -> None:
+        self._plane.trip(f"delete many {self.name}")
+        for key in keys:
+            self.entries.pop(key.tobytes(), None)
+        self._plane.check()
+
     def totals(self, key: bytes) -> dict[str, int]:
         return self.value.unpack(self.get(key) or bytes(self.value.size))
 
@@ -114,6 +128,7 @@ class FakeAttached:
     name: str
     mode: str
     program: str
+    hook: str = "xdp"
 
 
 class FakeDataPlane:
@@ -146,8 +161,10 @@ class FakeDataPlane:
             raise ForeignProgram(f"{attachment.name} already has an XDP program: theirs (id 7)")
         assert any(value["ifindex"] == attachment.ifindex for _, value in self.maps["ports"].records())
         mode = "native" if attachment.mode == "auto" else attachment.mode
+        if attachment.hook == "tc":
+            mode = "tcx"
         self.attached[attachment.name] = FakeAttached(
-            attachment.ifindex, attachment.name, mode, attachment.role
+            attachment.ifindex, attachment.name, mode, attachment.role, attachment.hook
         )
         return mode
 
@@ -216,8 +233,14 @@ class FakeTraced:
 
 
 def link(ifindex: int, name: str, **more: Any) -> Link:
-    mac = bytes((2, 0, 0, 0, 0, ifindex))
+    mac = bytes((2, 0, 0, 0, 0, ifindex % 256))
     return Link(ifindex=ifindex, name=name, mac=mac, mtu=1500, **more)
+
+
+def other_end(ifindex: int, name: str) -> OtherEnd:
+    """A veth's other end as it is made: everything offered, GRO off."""
+    features = {each: Feature(not on, not on, True) for each, on in XDP_NEEDS.items()}
+    return OtherEnd(ifindex, name, 1500, namespace="/run/netns/c", features=features)
 
 
 @dataclass
@@ -240,6 +263,14 @@ class FakeKernel:
     boot: str = "first"
     asked: list[tuple[list[str], float]] = field(default_factory=list)
     traced: FakeTraced = field(default_factory=FakeTraced)
+    ends: dict[int, OtherEnd] = field(
+        default_factory=lambda: {10: other_end(110, "end-a"), 11: other_end(111, "end-b")}
+    )
+    own: dict[str, Feature] = field(default_factory=dict)
+    sends: bool | None = None
+    taken_ports: set[int] = field(default_factory=set)
+    stubborn: set[str] = field(default_factory=set)
+    set: list[tuple[str, dict[str, bool]]] = field(default_factory=list)
 
     def require_privileges(self) -> None:
         if not self.root:
@@ -281,6 +312,31 @@ class FakeKernel:
             mtu=1500,
             problem=None if answers else f"{remote} is on-link at eth0 but doesn't answer ARP",
         )
+
+    def find_other_ends(self, ifindexes: Iterable[int]) -> dict[int, OtherEnd]:
+        return {ifindex: self.ends[ifindex] for ifindex in ifindexes if ifindex in self.ends}
+
+    def set_features(self, end: OtherEnd, features: Mapping[str, bool]) -> None:
+        self.set.append((end.name, dict(features)))
+        if end.name in self.stubborn:
+            raise MptmError(f"{end.name} can't be changed")
+        ((number, known),) = ((key, each) for key, each in self.ends.items() if each.name == end.name)
+        assert known.features is not None
+        changed = {name: replace(known.features[name], active=on, wanted=on) for name, on in features.items()}
+        self.ends[number] = replace(known, features={**known.features, **changed})
+
+    def read_features(self, ifindex: int) -> dict[str, Feature]:
+        return self.own
+
+    def bring_gro_devices_to(self, instance: str, ports: Iterable[int]) -> set[int]:
+        for name in [name for name in self.links if name.startswith("mgro-")]:
+            del self.links[name]
+        for port in set(ports) - self.taken_ports:
+            self.links[f"mgro-{port}"] = link(10000 + port % 200, f"mgro-{port}", kind="vxlan")
+        return set(ports) - self.taken_ports
+
+    def can_send(self, ifindex: int) -> bool | None:
+        return self.sends
 
     def netns_identity(self, netns: str | None = None) -> NetnsIdentity | None:
         return NetnsIdentity(self.boot, netns or self.here) if netns != "gone" else None

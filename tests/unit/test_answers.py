@@ -2,7 +2,7 @@
 """What writes an answer in a packet's place never says "as it came" of a packet that it has begun to change.
 
 Where a packet could spoil is behind checks that the verifier wants, and that no packet fails: it takes the source
-to see.
+to see. (An answer for which a driver leaves no room: tests/program/test_no_room.py.)
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import re
 import pytest
 from document_protocols import ROOT
 
-CHANGES = ("bpf_xdp_adjust_tail", "bpf_xdp_adjust_head")
+CHANGES = ("adjust_tail(", "push_front(")
 
 
 @pytest.mark.parametrize(

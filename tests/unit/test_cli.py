@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -14,8 +15,10 @@ import pytest
 from fake import FakeKernel
 
 from mptm import cli, config
+from mptm.cli.common import ProgressBars
 from mptm.cli.root import COMMANDS, mptm
 from mptm.intent import Intent
+from mptm.node import Node
 from mptm.protocols import PROTOCOLS
 
 NODE = """\
@@ -195,34 +198,29 @@ def test_a_group_is_made_changed_shown_and_taken_away(up):
     assert up("group", "del", "exits")[0] == 0
 
 
-def test_a_route_gets_another_next_hop_in_one_write(up, kernel):
+@pytest.mark.parametrize(
+    ("kind", "what", "steered"),
+    [
+        ("route", "10.250.1.101/32", {"prefix": "10.250.1.101/32"}),
+        ("flow", "10.250.1.100 10.250.1.101", {"source": "10.250.1.100", "destination": "10.250.1.101"}),
+    ],
+)
+def test_a_route_or_flow_gets_another_next_hop_in_one_write(up, kernel, kind, what, steered):
+    """All of it: the MAC address that it had before is gone."""
     for line in (
         "tunnel add other --protocol geneve --network blue --remote 10.30.30.3 --vni 1",
-        "route set 10.250.1.101 --via to-node2 --mac 02:00:00:00:00:05",
+        f"{kind} set {what} --via to-node2 --mac 02:00:00:00:00:05",
     ):
         assert up(*line.split()) == (0, "", "")
     plane = kernel.planes["default"]
     plane.log.clear()
-    line = "route set 10.250.1.101/32 --network blue --via other --relay"
-    assert up(*line.split()) == (0, "", "")
-    assert [step for step in plane.log if "_v4" in step] == ["update hosts_v4"]
-    assert json.loads(up("route", "show", "10.250.1.101/32", "--json")[1]) == {
-        "network": "blue",
-        "prefix": "10.250.1.101/32",
-        "via": "other",
-        "relay": True,
-    }
-
-
-def test_a_flow_gets_another_next_hop_in_one_write(up, kernel):
-    line = "flow add 10.250.1.9 10.250.1.101 --network blue --via to-node2"
-    assert up(*line.split()) == (0, "", "")
-    plane = kernel.planes["default"]
-    plane.log.clear()
-    line = "flow set 10.250.1.9 10.250.1.101 --drop"
-    assert up(*line.split()) == (0, "", "")
-    assert [step for step in plane.log if "_v4" in step] == ["update flows_v4"]
-    assert "next hop     drop\n" in up("flow", "show", "10.250.1.9", "10.250.1.101")[1]
+    assert up(*f"{kind} set {what} --network blue --via other --relay".split()) == (0, "", "")
+    table = "hosts_v4" if kind == "route" else "flows_v4"
+    assert [step for step in plane.log if "_v4" in step] == [f"update {table}"]
+    shown = json.loads(up(kind, "show", *what.split(), "--json")[1])
+    assert shown == {"network": "blue", **steered, "via": "other", "relay": True}
+    assert up(kind, "set", *what.split(), "--drop") == (0, "", "")
+    assert re.search(r"^next hop +drop$", up(kind, "show", *what.split())[1], re.MULTILINE)
 
 
 def test_and_their_reverse_takes_it_down_again(up):
@@ -307,6 +305,10 @@ def test_json_is_exactly_one_document_and_the_table_is_for_people(up, line):
         (
             "tunnel add t --protocol gre --network blue --remote 10.0.0.1 --accept vxlan",
             "a vxlan tunnel needs vni",
+        ),
+        (
+            "tunnel add t --protocol gre --network blue --remote 10.0.0.1 --accept vxlan,vni=3,vni=4",
+            "'vxlan,vni=3,vni=4' says vni twice",
         ),
         ("group add g --network blue", "a group needs one member at least"),
         ("group add g --network blue --member a:x", "'a:x' is not a tunnel with a weight from 1 to 256"),
@@ -410,9 +412,9 @@ def test_a_new_node_shows_every_object_as_added(run, node_file):
 
 
 def test_adding_a_veth_says_what_the_workloads_end_needs(up):
-    _, _, err = up("port", "add", "veth-b", "--role", "access", "--network", "blue")
-    assert "ethtool -K <its interface> tx off gro on" in err
-    assert "up to 1450 bytes" in err
+    _, _, err = up("port", "add", "veth-b", "--role", "access", "--network", "blue", "--hook", "xdp")
+    assert "set at its other end, end-b in /run/netns/c:\n  tx off tx-udp-segmentation off" in err
+    assert "up to 1450 bytes: nsenter --net=/run/netns/c ip link set end-b mtu 1450" in err
     _, _, err = up("port", "add", "dummy0", "--role", "access", "--network", "blue")
     assert "ethtool" not in err
 
@@ -446,6 +448,32 @@ def test_every_option_of_every_protocol_is_an_option_of_tunnel_add(run):
     for protocol in PROTOCOLS.values():
         for field in fields_of(protocol.options):
             assert f"--{field.name.replace('_', '-')}" in out
+
+
+def test_a_port_moves_to_another_hook_and_says_which_and_why(up, kernel):
+    status, _, err = up("port", "set", "veth-a", "--hook", "tc")
+    assert status == 0
+    assert "veth-a is attached (tcx)" in err
+    assert "tx off" not in err, "that is for XDP"
+    assert kernel.planes["default"].attached["veth-a"].hook == "tc"
+    _, out, _ = up("port", "show", "veth-a")
+    assert re.search(r"^hook +tc$", out, re.MULTILINE)
+    assert re.search(r"^runs at +tc: as the port says$", out, re.MULTILINE)
+    _, _, err = up("port", "set", "veth-a", "--hook", "xdp")
+    assert "tx off" in err
+    assert kernel.planes["default"].attached["veth-a"].hook == "xdp"
+
+
+def test_what_an_option_defaults_to_is_said_for_each_protocol(run):
+    _, out, _ = run("tunnel", "add", "--help")
+    words = " ".join(out.split())
+    (port,) = re.findall(r"--port N .*? \[(.*?)\]", words)
+    assert port.startswith("required (fou); default: 6081 (geneve), 4754 (gre-udp)")
+    (group,) = re.findall(r"--group-policy-id N .*? \[(.*?)\]", words)
+    assert group == "default: 0"
+    (vsid,) = re.findall(r"--vsid N .*? \[(.*?)\]", words)
+    assert vsid == "required"
+    assert not re.search(r"default: (None|\(\)|\])", words)
 
 
 def test_lists_shows_export_and_plan_need_no_root(up, kernel, node_file):
@@ -509,6 +537,14 @@ def test_status_is_1_when_something_is_down_and_restore_repairs_it(up, kernel):
     assert up("status")[0] == 0
 
 
+def test_status_is_1_with_a_warning(up):
+    assert up("port", "del", "eth0")[0] == 0
+    status, out, err = up("status")
+    assert "to-node2  up" in out
+    assert "mptm: warning: tunnel to-node2 sends through eth0, which is no uplink" in err
+    assert status == 1
+
+
 def test_restore_is_1_while_a_remote_is_silent_and_names_the_tunnel(up, kernel):
     line = "tunnel add to-node3 --protocol vxlan --network blue --remote 10.30.30.3 --vni 7"
     assert up(*line.split())[0] == 0
@@ -524,6 +560,28 @@ def test_purge_forgets_everything(up, tmp_path):
     assert up("purge", "--yes")[0] == 0
     assert list((tmp_path / "state").iterdir()) == []
     assert config.load(up("export")[1]) == Intent()
+
+
+def test_a_new_instance_is_remarked_on_where_others_are_as_its_name_may_be_mistyped(run):
+    assert run("--instance", "one", "network", "add", "blue") == (0, "", "")
+    assert run("--instance", "one", "network", "add", "green") == (0, "", "")
+    remark = "mptm: there is no instance eno yet; there is one\n"
+    assert run("--instance", "eno", "export") == (0, "networks: []\n", remark)
+    assert run("--instance", "eno", "network", "add", "blue") == (0, "", remark)
+    assert run("--instance", "eno", "network", "add", "red") == (0, "", "")
+
+
+def test_the_namespace_of_the_environment_belongs_to_the_instance_beside_it(run, monkeypatch):
+    monkeypatch.setenv("MPTM_NETNS", "place")
+    run("--instance", "alone", "network", "add", "blue")
+    assert Node("alone").netns == "place"
+    monkeypatch.setenv("MPTM_INSTANCE", "one")
+    run("network", "add", "blue")
+    assert Node("one").netns == "place"
+    run("--instance", "two", "network", "add", "blue")
+    assert Node("two").netns is None
+    run("--instance", "three", "--netns", "other", "network", "add", "blue")
+    assert Node("three").netns == "other"
 
 
 def test_instances_are_apart(up):
@@ -567,6 +625,44 @@ def test_an_output_that_is_full_is_told_in_one_line(command):
         )
     problem = "error: standard output can't be written: No space left on device"
     assert (done.returncode, done.stderr) == (1, f"{command}: {problem}\n")
+
+
+@pytest.mark.parametrize(
+    ("command", "status"),
+    [
+        ("-m mptm version >&-", 1),
+        ("-m mptm network list >&-", 1),
+        ("-m mptm.cli.mptm_user --help >&-", 1),
+        ("-m mptm export <&-", 0),
+        ("-m mptm version 2>&-", 0),
+        ("-m mptm nonsense 2>&-", 2),
+    ],
+)
+def test_a_closed_standard_stream_is_no_fault_of_mptm(command, status, tmp_path):
+    done = subprocess.run(
+        f"{sys.executable} {command}",
+        shell=True,
+        env={**os.environ, "MPTM_STATE_DIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert done.returncode == status
+    name = "mptm_user" if "mptm_user" in command else "mptm"
+    complaint = f"{name}: error: standard output can't be written: it is closed\n" if ">&-" in command else ""
+    assert done.stderr == (complaint if status == 1 else "")
+
+
+def test_nothing_that_is_opened_gets_the_number_of_a_closed_stream():
+    program = (
+        "import os, sys; from mptm.cli import occupy_closed_streams; occupy_closed_streams(); "
+        "sys.exit(os.open(os.devnull, os.O_RDONLY))"
+    )
+    done = subprocess.run(
+        f"{sys.executable} -c '{program}' <&- >&- 2>&-", shell=True, timeout=30, check=False
+    )
+    assert done.returncode == 3
 
 
 def test_the_version_is_printed(run):
@@ -618,6 +714,16 @@ def test_doctor_says_where_the_kernel_has_no_use_for_xdpdump(monkeypatch, answer
     assert (checks["xdpdump"].detail == refused) is (status == "optional")
 
 
+def test_doctor_without_root_does_not_promise_that_xdpdump_works(monkeypatch):
+    from mptm.cli import doctor
+
+    monkeypatch.setattr(doctor, "_is_privileged", lambda: False)
+    monkeypatch.setattr(doctor.shutil, "which", lambda tool, path=None: f"/usr/bin/{tool}")
+    checks = {check.name: check for check in doctor.examine()}
+    assert checks["xdpdump"].status == "unknown"
+    assert "only root can tell" in checks["xdpdump"].detail
+
+
 def test_help_imports_nothing_heavy():
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     script = (
@@ -632,3 +738,43 @@ def test_every_line_of_the_command_table_leads_to_a_command():
     context = click.Context(mptm)
     for name in COMMANDS:
         assert mptm.get_command(context, name) is not None
+
+
+class Terminal(io.StringIO):
+    """Standard error, as a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_on_a_terminal_bars_show_how_far_each_thing_is(monkeypatch):
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with ProgressBars() as bars:
+        bars("reading few", 1, 10)
+        assert (terminal.getvalue(), bars.are_shown) == ("", False)
+        for done in (0, 50_000, 100_000):
+            bars("reading many", done, 100_000)
+        bars("writing many", 20_000, 20_000)
+    shown = terminal.getvalue()
+    assert "reading many" in shown and " 50%" in shown and "writing many" in shown
+    assert shown.count("100%") == 2 and shown.endswith("\x1b[?25h\n")
+    assert "few" not in shown
+
+
+def test_where_nobody_looks_no_bars_are_shown(capsys):
+    with ProgressBars() as bars:
+        bars("reading many", 50_000, 100_000)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_large_file_tells_how_far_it_is_read_and_checked():
+    told: list[tuple[str, int, int]] = []
+    routes = "".join(
+        f"- {{network: blue, prefix: 10.{n >> 8}.{n & 255}.0/24, drop: true}}\n" for n in range(2500)
+    )
+    text = f"networks: [{{name: blue, id: 1}}]\nroutes:\n{routes}"
+    config.load(text, "node.yaml", lambda *far: told.append(far))
+    read = [(done, total) for doing, done, total in told if doing == "reading node.yaml"]
+    assert read == sorted(read) and read[-1] == (len(text), len(text)) and len(read) > 2
+    assert [done for doing, done, _ in told if doing == "checking routes"] == [0, 1000, 2000]

@@ -21,6 +21,7 @@ from mptm.compile import (
     NextHopFlag,
     NextHopKind,
     PortAllocation,
+    PortFlag,
     PortRole,
     TerminationFlag,
     TunnelFlag,
@@ -48,7 +49,7 @@ from mptm.tables import (
     PrefixKeyV6,
     Termination,
 )
-from mptm.template import OUTER_SIZE, PATCHES, InnerFamily, PatchOp
+from mptm.template import OUTER_SIZE, PATCHES, GsoKind, InnerFamily, PatchOp
 
 ETH0 = Link(2, "eth0", bytes.fromhex("020000000e00"), 1500)
 VETH = Link(7, "veth0", bytes.fromhex("020000000700"), 1500, "veth", peer_mac=bytes.fromhex("020000000701"))
@@ -89,7 +90,9 @@ def compiled(*objects, facts: Facts = FACTS, previous: Allocations | None = None
         (LookupFlag, "lookup_flag", "LOOKUP_"),
         (NextHopKind, "next_hop_kind", "NEXT_HOP_"),
         (NextHopFlag, "next_hop_flag", "NEXT_HOP_"),
+        (PortFlag, "port_flag", "PORT_"),
         (TunnelFlag, "tunnel_flag", "TUNNEL_"),
+        (GsoKind, "gso_kind", "GSO_"),
         (ListenerKind, "listener_kind", "LISTEN_"),
         (PatchOp, "patch_op", "PATCH_"),
         (InnerFamily, "inner_family", "INNER_"),

@@ -3,9 +3,10 @@ from __future__ import annotations
 
 import json
 import textwrap
+from ipaddress import IPv4Address
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mptm.config import dump, load
@@ -143,6 +144,8 @@ NOTES = st.dictionaries(
 )
 
 
+@settings(deadline=None)
+@example(name="099", other="0", notes={}, vni=0, address=IPv4Address("0.0.0.0"))
 @given(name=NAMES, other=NAMES, notes=NOTES, vni=st.integers(0, 2**24 - 1), address=st.ip_addresses(v=4))
 def test_whatever_an_intent_holds_survives_the_file(name, other, notes, vni, address):
     flow = Flow(network=name, source=str(address), destination="10.0.0.1", via=other, annotations=notes)
@@ -205,7 +208,8 @@ def test_whatever_an_intent_holds_survives_the_file(name, other, notes, vni, add
         ),
         (
             "routes:", "route:",
-            "line 19: route: there is no section route; there are networks, ports, tunnels, groups, routes, flows\n  "
+            "line 19: route: there is no section route; there are networks, ports, tunnels, groups, routes, flows, "
+            "bundles\n  "
             "did you mean routes?",
         ),
         (
@@ -239,11 +243,13 @@ def test_a_mistake_is_named_with_line_field_object_value_and_what_would_be_right
         ("networks:\n  - {name: a, id: 1\nports: []\n", "line 3: node.yaml is no YAML or JSON: "),
         (
             "just words",
-            "line 1: the file must be a mapping of networks, ports, tunnels, groups, routes, flows; found ",
+            "line 1: the file must be a mapping of networks, ports, tunnels, groups, routes, flows, bundles; "
+            "found ",
         ),
         (
             "- a\n- b",
-            "line 1: the file must be a mapping of networks, ports, tunnels, groups, routes, flows; found a list",
+            "line 1: the file must be a mapping of networks, ports, tunnels, groups, routes, flows, bundles; "
+            "found a list",
         ),
         (
             "networks: &n []\nports: *n",
@@ -267,6 +273,7 @@ def test_what_is_no_node_file_at_all_is_refused_in_words(text, message):
     assert len(str(error)) < 400
 
 
+@settings(deadline=None)
 @given(st.text(max_size=60))
 def test_no_text_makes_anything_but_an_intent_or_an_error_in_words(text):
     for whole in (text, f"networks: [{{name: {text}, id: 1}}]", f"networks:\n- name: blue\n  id: {text}\n"):

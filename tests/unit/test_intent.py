@@ -11,6 +11,7 @@ from mptm.errors import AlreadyExists, InUse, InvalidIntent, NotFound
 from mptm.fields import Checked, Field, fields_of, mac_bytes, mac_text, value_from_text
 from mptm.intent import (
     KINDS,
+    Bundle,
     Flow,
     Group,
     Intent,
@@ -23,7 +24,6 @@ from mptm.intent import (
     object_from_dict,
     route_key,
     tunnel_from_dict,
-    tunnel_to_dict,
 )
 from mptm.protocols import PROTOCOLS
 from mptm.protocols.geneve import GeneveOptions
@@ -71,7 +71,7 @@ def error_of(make, *arguments, **keywords) -> InvalidIntent:
         ),
         (
             "network", {"name": "blue", "id": 1, "gateway": "10.0.0.1/24"},
-            "gateway: network blue: ('10.0.0.1/24',) is not a list, each an IPv4 or IPv6 address",
+            "gateway: network blue: '10.0.0.1/24' is not an IPv4 or IPv6 address",
         ),
         (
             "network", {"name": "blue", "id": 1, "gateway": ["ff02::1"]},
@@ -336,7 +336,7 @@ def test_objects_are_immutable():
 
 
 def test_a_tunnel_is_flat_in_a_file():
-    assert tunnel_to_dict(geneve(ttl="inherit", annotations={"by": "me"})) == {
+    assert geneve(ttl="inherit", annotations={"by": "me"}).to_dict() == {
         **GENEVE, "ttl": "inherit", "annotations": {"by": "me"},
     }  # fmt: skip
     assert TUNNEL.to_dict(defaults=True)["source_port"] == "flow"
@@ -349,11 +349,20 @@ def test_pass_is_the_word_in_files_though_not_in_python():
     assert object_from_dict("route", route.to_dict()) == route
 
 
+BUNDLE = Bundle(
+    name="many",
+    flows=3,
+    next_hops=("blue via t relay", "blue port veth0 mac 02:00:00:00:00:09"),
+    content="ab" * 32,
+)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_to_dict_with_defaults_is_read_back_as_the_same_object(kind):
     samples = {
         "network": BLUE, "port": ACCESS, "tunnel": TUNNEL, "route": ROUTE, "group": GROUP,
         "flow": Flow(network="blue", source="10.0.0.1", destination="10.0.0.2", port="veth0", annotations={"a": "b"}),
+        "bundle": BUNDLE,
     }  # fmt: skip
     for defaults in (False, True):
         assert object_from_dict(kind, samples[kind].to_dict(defaults=defaults)) == samples[kind]

@@ -300,7 +300,8 @@ def test_get_names_no_access_port_where_the_source_is_behind_none(run, node):
         ("GET", "'GET' belongs to no flag"),
         ("-a GET -x 10.0.0.1", "GET needs --inner_dst_ip"),
         (f"{PAIR} -a ADD", "ADD needs --tunnel, --vlid, --eth0_iface, --veth_iface, --dest_ip"),
-        (ADD.replace("GENEVE", "STT"), "there is no protocol 'stt'"),
+        (ADD.replace("GENEVE", "STT"), "--tunnel: 'STT' is none of GENEVE, VLAN and VXLAN"),
+        (ADD.replace("GENEVE", "GRE"), "--tunnel: 'GRE' is none of GENEVE, VLAN and VXLAN"),
         (ADD.replace("--vlid 0", "--vlid x"), "--vlid: 'x' is no number"),
         (ADD.replace("--vlid 0", "--vlid 99999999"), "--vlid: '99999999' is no number"),
         (ADD.replace("--vlid 0", f"--vlid {'9' * 5000}"), "is no number from 0 to 16777215"),
@@ -326,6 +327,31 @@ def test_an_entry_that_is_not_there_is_status_1(run, action):
     status, _, err = run(f"-x 10.250.1.1 -y 10.250.1.2 -a {action}")
     assert status == 1
     assert "there is no entry for 10.250.1.1 to 10.250.1.2" in err
+
+
+@pytest.mark.parametrize("wrong", [("GENEVE", "STT"), ("GENEVE --vlid 0", "VLAN --vlid 5000")])
+def test_a_wrong_tunnel_is_told_before_anything_is_looked_up(run, kernel, wrong):
+    kernel.root = False
+    status, out, err = run(ADD.replace(*wrong).replace("--veth_iface 10", "--veth_iface 99"))
+    assert status == 2
+    assert "Arguments verified" not in out
+    assert "interface" not in err
+
+
+def test_an_instance_that_is_not_there_is_remarked_on_where_others_are(run):
+    run(ADD)
+    assert run(f"--instance defualt {PAIR} -a GET")[2].splitlines()[0] == (
+        "mptm_user: there is no instance defualt yet; there is default"
+    )
+
+
+def test_the_namespace_of_the_environment_belongs_to_the_instance_beside_it(run, node, monkeypatch):
+    monkeypatch.setenv("MPTM_INSTANCE", "one")
+    monkeypatch.setenv("MPTM_NETNS", "place")
+    run(ADD)
+    assert Node("one").netns == "place"
+    assert run(f"--instance two {ADD}")[0] == 0
+    assert Node("two").netns is None
 
 
 def test_an_interface_that_is_not_there_is_status_1(run):

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import sqlite3
@@ -238,16 +239,74 @@ def test_a_file_of_an_older_version_is_brought_up_to_date_by_who_reads_it(store,
     assert (snapshot.intent, snapshot.meta) == (INTENT, {"migrated": "yes"})
 
 
-def test_a_file_of_version_1_is_read_and_from_then_on_of_this_version(store):
-    store.mark_applied(store.write(INTENT, ALLOCATIONS))
+def make_old(store: Store, version: int, applied: Intent) -> None:
+    """Turn the file into one of version 1 or 2, which kept whole what was applied."""
     with sqlite3.connect(store.path) as connection:
-        connection.execute("PRAGMA user_version = 1")
+        connection.execute("DROP TABLE undo")
+        connection.execute(
+            "CREATE TABLE applied (kind TEXT, key TEXT, body TEXT NOT NULL, PRIMARY KEY (kind, key))"
+        )
+        connection.executemany(
+            "INSERT INTO applied VALUES (?, ?, ?)",
+            [(obj.kind, obj.key, json.dumps(obj.to_dict())) for obj in applied.objects()],
+        )
+        connection.execute(f"PRAGMA user_version = {version}")
     connection.close()
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_file_of_an_older_version_is_read_and_from_then_on_of_this_version(store, version):
+    store.mark_applied(store.write(INTENT, ALLOCATIONS))
+    make_old(store, version, INTENT)
     snapshot = store.read()
     assert (snapshot.intent, snapshot.applied, snapshot.allocations) == (INTENT, INTENT, ALLOCATIONS)
     with sqlite3.connect(store.path) as connection:
         assert connection.execute("PRAGMA user_version").fetchone() == (SCHEMA_VERSION,)
     connection.close()
+
+
+def test_of_a_file_of_version_2_of_an_interrupted_command_both_states_are_kept(store):
+    route = INTENT.get("route", "blue 10.0.0.0/8")
+    applied = INTENT.replace(Route(network="blue", prefix=route.prefix, drop=True))
+    applied = applied.add(Network(name="red", id=2)).remove("flow", "blue 10.0.0.1 10.0.0.2")
+    store.mark_applied(store.write(applied, Allocations()))
+    store.write(INTENT, ALLOCATIONS)
+    make_old(store, 2, applied)
+    snapshot = store.read()
+    assert (snapshot.intent, snapshot.applied, snapshot.interrupted) == (INTENT, applied, True)
+    assert store.roll_back().intent == applied
+
+
+def test_what_is_changed_twice_before_it_is_applied_is_rolled_back_to_what_was_applied(store):
+    store.mark_applied(store.write(INTENT, ALLOCATIONS))
+    other = Route(network="blue", prefix="10.0.0.0/8", drop=True)
+    new = Route(network="blue", prefix="10.9.0.0/16", drop=True)
+    store.write_changes({("route", other.key): other, ("route", new.key): new}, Allocations())
+    store.write_changes({("route", other.key): None, ("route", new.key): None}, Allocations())
+    snapshot = store.read()
+    assert "blue 10.0.0.0/8" not in snapshot.intent.routes
+    assert (snapshot.applied, snapshot.interrupted) == (INTENT, True)
+    assert store.roll_back().intent == INTENT
+
+
+def test_objects_that_are_read_one_by_one_are_those_last_applied(store):
+    store.mark_applied(store.write(INTENT, ALLOCATIONS))
+    snapshot = store.read(whole=False)
+    key = "blue 10.0.0.0/8"
+    new = Route(network="blue", prefix="10.9.0.0/16", drop=True)
+    store.write_changes({("route", key): None, ("route", new.key): new}, ALLOCATIONS)
+    assert (snapshot.intent.routes[key], len(snapshot.intent.routes)) == (INTENT.routes[key], 1)
+    assert new.key not in snapshot.intent.routes
+    snapshot.load()
+    store.mark_applied(2)
+    assert (snapshot.intent, snapshot.applied) == (INTENT, INTENT)
+    assert store.read(whole=False).intent == INTENT.remove("route", key).add(new)
+
+
+def test_of_an_interrupted_command_everything_is_read_at_once(store):
+    store.mark_applied(store.write(INTENT, ALLOCATIONS))
+    store.write(Intent(), Allocations())
+    assert store.read(whole=False) == store.read()
 
 
 def test_a_file_of_a_newer_version_is_refused_and_left_alone(store):

@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
-from ground import srv6_commands, workload_commands
+from ground import set_offloads, srv6_commands, workload_commands
 from kernels import Unavailable, get_kernel
 from machine import Machine, Tap
 from matrix import ETHERNET, UNDERLAY, WORKLOAD_LINK_MTU, Case, Peer, Place, Server, Transferred, Unable
 
-from mptm.lab.topology import UNDERLAY_MTU, Lab, configure, set_offloads
+from mptm.lab.topology import UNDERLAY_MTU, Lab, configure
 
 TAP, CARD = "guest", "eth0"
 CARD_MAC = "02:00:00:03:00:01"

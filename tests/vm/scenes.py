@@ -52,7 +52,7 @@ class Recording:
 
     tables: dict[str, Table]
     packets: tuple[tuple[str, int, bytes], ...]
-    """(program, interface index, frame)."""
+    """(program without its hook, interface index, frame)."""
     outcome: Outcome
 
 
@@ -84,7 +84,7 @@ class Recorder:
             tables,
             tuple(
                 (
-                    "mptm_decap_xdp" if port in node.UPLINKS else "mptm_encap_xdp",
+                    "mptm_decap" if port in node.UPLINKS else "mptm_encap",
                     node.links[port].ifindex,
                     packet,
                 )
@@ -110,32 +110,42 @@ class Recorder:
 
 
 def replay(
-    guest: Machine, links: Mapping[str, int], recordings: Sequence[Recording], timeout: float
+    guest: Machine,
+    links: Mapping[str, int],
+    recordings: Sequence[Recording],
+    timeout: float,
+    hook: str = "xdp",
 ) -> list[Outcome]:
-    """What comes of recorded scenes in a guest, whose kernel loads build/mptm.o for it. Raises GuestError."""
-    job = (dict(links), [(each.tables, each.packets) for each in recordings])
+    """What comes of recorded scenes in a guest, whose kernel loads build/mptm.o for it, or for hook tc build/mptm_tc.o.
+
+    Raises GuestError.
+    """
+    job = (dict(links), [(each.tables, each.packets) for each in recordings], hook)
     played = guest.python(Path(__file__), input=_packed(job) + "\n", timeout=timeout).check()
     outcomes: list[Outcome] = _unpacked(played.stdout.splitlines()[-1])
     return outcomes
 
 
 def _replay_here(
-    links: Mapping[str, int], scenes: Iterable[tuple[dict[str, Table], Sequence[tuple[str, int, bytes]]]]
+    links: Mapping[str, int],
+    scenes: Iterable[tuple[dict[str, Table], Sequence[tuple[str, int, bytes]]]],
+    hook: str,
 ) -> list[Outcome]:
     """In the guest."""
     from mptm.kernel import libbpf
     from mptm.kernel.hashtable import open_maps
-    from mptm.kernel.objects import DATA_PLANE, object_path
-    from mptm.kernel.testrun import run
+    from mptm.kernel.objects import DATA_PLANE, DATA_PLANE_TC, object_path
+    from mptm.kernel.testrun import run, run_at_tc
 
     commands = "".join(
         f"link add {name} index {index} type veth peer name {name}p\nlink set {name} up\n"
         for name, index in links.items()
     )
     subprocess.run(["ip", "-batch", "-"], input=commands, text=True, check=True)
-    with libbpf.Object(object_path(DATA_PLANE)) as loading:
+    run_one = run_at_tc if hook == "tc" else run
+    with libbpf.Object(object_path(DATA_PLANE_TC if hook == "tc" else DATA_PLANE)) as loading:
         loading.load()
-        programs = loading.program_fds()
+        programs = {name.removesuffix(f"_{hook}"): fd for name, fd in loading.program_fds().items()}
         maps = open_maps(loading.map_fds())
     outcomes = []
     standing: dict[str, Table] = {}
@@ -146,7 +156,7 @@ def _replay_here(
             maps[name].delete([key for key in there if key not in wanted])
             maps[name].update({key: value for key, value in wanted.items() if there.get(key) != value})
         standing = tables
-        results = [run(programs[program], packet, ifindex=index) for program, index, packet in packets]
+        results = [run_one(programs[program], packet, ifindex=index) for program, index, packet in packets]
         now = _counted(maps)
         counted = {name: _difference(now[name], before[name]) for name in COUNTERS}
         outcomes.append(Outcome(tuple((each.verdict, each.data) for each in results), counted))

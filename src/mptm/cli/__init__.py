@@ -8,18 +8,43 @@ error. Nothing that takes long to import is imported before a command needs it.
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import sys
-from collections.abc import Sequence
-from typing import NoReturn
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:
+    from mptm.node import Node
 
 OUTPUT_ERRORS = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO))
 """Of write(2), where the file is full or broken."""
 
+STANDARD_OUTPUT = 1
+"""Its file descriptor."""
+
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Entry point of `mptm`; `arguments` default to those of the process. Never returns."""
+    occupy_closed_streams()
     sys.exit(run(arguments))
+
+
+def occupy_closed_streams() -> None:
+    """Put /dev/null where standard input, output or error is closed (`mptm status >&-`).
+
+    Otherwise the next file that is opened, such as the store, takes the number, and messages of libraries go into it.
+    What is written to a closed output still fails, as long as somebody wants to write: it can only be read.
+    """
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        if getattr(sys, name) is not None:
+            continue
+        flags = os.O_WRONLY if name == "stderr" else os.O_RDONLY
+        null = os.open(os.devnull, flags)
+        if null != number:
+            os.dup2(null, number)
+            os.close(null)
+        setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))  # noqa: SIM115 - for the whole run
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
@@ -53,21 +78,43 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except MptmError as error:
         _complain(str(error))
         return 1
-    except BrokenPipeError:
-        discard_output()
-        return 1
     except Exception as error:
-        if (problem := output_problem(error)) is not None:
-            _complain(problem)
-            return 1
-        if os.environ.get("MPTM_DEBUG"):
-            raise
-        _complain(
-            f"internal error: {type(error).__name__}: {error}\n"
-            "  this is a fault of mptm; the same command with MPTM_DEBUG=1 shows where"
-        )
-        return 1
+        return explain(error, "mptm", _complain)
     return result if isinstance(result, int) else 0
+
+
+def explain(error: Exception, program: str, complain: Callable[[str], None]) -> int:
+    """Complain of what nobody expected: the output's problem, or our own. Returns the exit status.
+
+    With MPTM_DEBUG our own is raised again.
+    """
+    if isinstance(error, BrokenPipeError):
+        discard_output()
+    elif (problem := output_problem(error)) is not None:
+        complain(problem)
+    elif os.environ.get("MPTM_DEBUG"):
+        raise error
+    else:
+        complain(
+            f"internal error: {type(error).__name__}: {error}\n"
+            f"  this is a fault of {program}; the same command with MPTM_DEBUG=1 shows where"
+        )
+    return 1
+
+
+def netns_of_environment(instance: str) -> str | None:
+    """MPTM_NETNS, unless MPTM_INSTANCE stands beside it and is another instance than the one that is worked on."""
+    if os.environ.get("MPTM_INSTANCE") not in (None, "", instance):
+        return None
+    return os.environ.get("MPTM_NETNS") or None
+
+
+def remark_on(node: Node) -> str | None:
+    """What is worth saying of a node that isn't there yet while others are: its name may be mistyped."""
+    from mptm.store import instances
+
+    others = [] if node.store.exists() else instances()
+    return f"there is no instance {node.instance} yet; there is {', '.join(others)}" if others else None
 
 
 def output_problem(error: Exception) -> str | None:
@@ -75,10 +122,18 @@ def output_problem(error: Exception) -> str | None:
 
     What is written elsewhere says where: its errors have a file name, or have become MptmErrors.
     """
-    if not isinstance(error, OSError) or error.filename is not None or error.errno not in OUTPUT_ERRORS:
+    if not isinstance(error, OSError) or error.filename is not None:
+        return None
+    closed = error.errno == errno.EBADF and _is_read_only(STANDARD_OUTPUT)
+    if error.errno not in OUTPUT_ERRORS and not closed:
         return None
     discard_output()
-    return f"standard output can't be written: {error.strerror}"
+    return f"standard output can't be written: {'it is closed' if closed else error.strerror}"
+
+
+def _is_read_only(descriptor: int) -> bool:
+    """Whether a file was opened for reading only, as that of a closed standard output is."""
+    return fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY
 
 
 def discard_output() -> None:

@@ -7,7 +7,7 @@ import contextlib
 import json
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -20,19 +20,29 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 PROGRESS_AFTER_SECONDS = 1.0
 
+SHOWN_FROM = 10_000
+"""Things to do from which on a progress bar is shown: fewer are done before anyone looks."""
+
+Columns = Mapping[str, str | Callable[[Any], object]]
+"""Of a table of objects: heading -> the attribute that stands there, or what is made of the object."""
+
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output.")
 
 
 def current_node() -> Node:
     """The node that the global options choose. Raises InvalidIntent for an impossible instance name."""
+    from mptm.cli import remark_on
     from mptm.errors import InvalidIntent
     from mptm.node import Node
 
     options = click.get_current_context().find_root().obj
     try:
-        return Node(options["instance"], netns=options["netns"], progress=note)
+        node = Node(options["instance"], netns=options["netns"], progress=note)
     except InvalidIntent as error:
         raise click.UsageError(str(error)) from error
+    if remark := remark_on(node):
+        note(remark)
+    return node
 
 
 @contextlib.contextmanager
@@ -62,15 +72,59 @@ def count(number: int, noun: str, plural: str | None = None) -> str:
 
 
 @contextlib.contextmanager
-def saying(text: str) -> Iterator[None]:
-    """Say on standard error what is being done when it takes longer than a second."""
-    timer = threading.Timer(PROGRESS_AFTER_SECONDS, note, (text,))
+def saying(text: str, bars: ProgressBars | None = None) -> Iterator[None]:
+    """Say on standard error what is being done when it takes longer than a second, unless a bar shows it."""
+
+    def say() -> None:
+        if bars is None or not bars.are_shown:
+            note(text)
+
+    timer = threading.Timer(PROGRESS_AFTER_SECONDS, say)
     timer.daemon = True
     timer.start()
     try:
         yield
     finally:
         timer.cancel()
+
+
+class ProgressBars:
+    """A bar for each thing that is being done, on standard error where that is a terminal; else nothing.
+
+    Called with what is done, and how much of how much is. A context manager that finishes the last line.
+    """
+
+    def __init__(self) -> None:
+        self._doing: str | None = None
+        self._bar: Any = None
+        self._on_terminal = sys.stderr.isatty()
+
+    def __call__(self, doing: str, done: int, total: int) -> None:
+        """See mptm.progress.Advance."""
+        if not self._on_terminal or total < SHOWN_FROM:
+            return
+        if doing != self._doing:
+            self._finish()
+            self._doing = doing
+            self._bar = click.progressbar(length=total, label=f"{doing:<20}", file=sys.stderr)
+            self._bar.__enter__()
+        self._bar.update(min(done, total) - self._bar.pos)
+
+    @property
+    def are_shown(self) -> bool:
+        """Whether there has been one."""
+        return self._doing is not None
+
+    def __enter__(self) -> ProgressBars:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self._finish()
+
+    def _finish(self) -> None:
+        if self._bar is not None:
+            self._bar.__exit__(None, None, None)
+        self._bar = None
 
 
 def warn_of(plan: Plan) -> None:
@@ -96,6 +150,30 @@ def print_table(headings: Sequence[str], rows: Sequence[Sequence[object]], *, ri
             for text, width, flush in zip(row, widths, to_right, strict=True)
         ).rstrip()
         click.echo(click.style(line, bold=True) if bold and number == 0 else line)
+
+
+def of_network(objects: Mapping[str, Any], network: str | None) -> list[Any]:
+    """The objects that belong to a network; None: all of them."""
+    return [each for each in objects.values() if network in (None, each.network)]
+
+
+def print_objects(
+    objects: Iterable[Any],
+    columns: Columns,
+    *,
+    as_json: bool,
+    defaults: bool = False,
+    right: str = "",
+) -> None:
+    """A table of objects; or JSON, in which `defaults` says whether fields at their default are there as well."""
+    if as_json:
+        print_json([each.to_dict(defaults=defaults) for each in objects])
+    else:
+        rows = [
+            [getattr(each, of) if isinstance(of, str) else of(each) for of in columns.values()]
+            for each in objects
+        ]
+        print_table(list(columns), rows, right=right)
 
 
 def print_fields(fields: dict[str, object]) -> None:

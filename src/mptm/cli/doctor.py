@@ -10,14 +10,18 @@ import resource
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
-from mptm.cli.common import json_option, print_json
+from mptm.cli.common import current_node, json_option, print_json
 from mptm.errors import MptmError
 
-OLDEST_KERNEL = (5, 15)
+if TYPE_CHECKING:
+    from mptm.node import Node
+
+OLDEST_KERNEL = (5, 18)
+"""Programs for frames in several buffers (xdp.frags) need it."""
 MEMCG_ACCOUNTING_KERNEL = (5, 11)
 """From here on BPF memory isn't counted against RLIMIT_MEMLOCK."""
 NEEDED_MEMLOCK_BYTES = 256 << 20
@@ -53,13 +57,14 @@ def doctor(as_json: bool) -> None:
     """Show what this machine can do, what is missing and how to get it.
 
     With root it also tries it: loads the data plane, attaches to a veth in a namespace of its own, and redirects a
-    frame; nothing is left behind. The exit status is 1 when something required is missing.
+    frame; nothing is left behind. Then it looks at the instance's ports: at what makes TCP die while pings pass, and at
+    MTUs. The exit status is 1 when something required is missing.
 
     \b
     Example:
       sudo mptm doctor
     """
-    checks = list(examine())
+    checks = [*examine(), *examine_ports(current_node())]
     healthy = all(check.status != "missing" for check in checks)
     if as_json:
         print_json({"ok": healthy, "checks": [check._asdict() for check in checks]})
@@ -90,7 +95,13 @@ def examine() -> Iterator[Check]:
         path = shutil.which(tool) or shutil.which(tool, path="/usr/sbin:/sbin")
         if path is None:
             yield Check(tool, "optional", f"not installed; for {purpose}", f"apt-get install {package}")
-        elif tool == "xdpdump" and privileged and not _can_trace():
+        elif tool == "xdpdump" and not privileged:
+            yield Check(
+                tool,
+                "unknown",
+                f"{path}, but only root can tell whether this kernel loads the fentry programs that it needs",
+            )
+        elif tool == "xdpdump" and not _can_trace():
             yield Check(
                 tool, "optional", "installed, but this kernel loads no fentry programs, which xdpdump needs"
             )
@@ -203,6 +214,23 @@ def _objects() -> Check:
     except MptmError as error:
         return Check("data plane", "missing", error.message, error.hint or "make build")
     return Check("data plane", "ok", ", ".join(map(str, paths)))
+
+
+def examine_ports(node: Node) -> Iterator[Check]:
+    """What is wrong at the ports of the instance, one line for each thing."""
+    if not _is_privileged():
+        return
+    try:
+        examined = node.examine_ports()
+    except MptmError as error:
+        yield Check("ports", "unknown", f"not examined: {error.message}", error.hint or "")
+        return
+    for port, findings in examined.items():
+        for finding in findings:
+            status = "missing" if finding.is_serious else "optional"
+            yield Check(f"port {port}", status, finding.problem, finding.command)
+        if not findings:
+            yield Check(f"port {port}", "ok", "what is behind it sends and takes whole frames")
 
 
 def _xdp(privileged: bool) -> Iterator[Check]:

@@ -8,14 +8,17 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mptm.cli.common import (
+    Columns,
     complete_names,
     current_node,
     in_words,
     json_option,
     network_option,
+    of_network,
     only_network_option,
     print_fields,
     print_json,
+    print_objects,
     print_table,
     usage_errors,
     warn_of,
@@ -118,14 +121,12 @@ def group_list(network: str | None, as_json: bool) -> None:
     Example:
       mptm group list --network blue
     """
-    groups = [each for each in current_node().intent.groups.values() if network in (None, each.network)]
-    if as_json:
-        print_json([each.to_dict(defaults=True) for each in groups])
-    else:
-        print_table(
-            ["NAME", "NETWORK", "MEMBERS"],
-            [(each.name, each.network, in_words(each.members)) for each in groups],
-        )
+    columns: Columns = {
+        "NAME": "name",
+        "NETWORK": "network",
+        "MEMBERS": lambda each: in_words(each.members),
+    }
+    print_objects(of_network(current_node().intent.groups, network), columns, as_json=as_json, defaults=True)
 
 
 @group.command("show")

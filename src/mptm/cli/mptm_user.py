@@ -19,7 +19,13 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import msgspec
 
-from mptm.cli import discard_output, output_problem
+from mptm.cli import (
+    discard_output,
+    explain,
+    netns_of_environment,
+    occupy_closed_streams,
+    remark_on,
+)
 from mptm.errors import InvalidIntent, MptmError, NotFound
 
 if TYPE_CHECKING:
@@ -137,6 +143,7 @@ class Entry:
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Entry point of `mptm_user`. Never returns."""
+    occupy_closed_streams()
     sys.exit(run(sys.argv[1:] if arguments is None else arguments))
 
 
@@ -154,20 +161,8 @@ def run(arguments: Sequence[str]) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:
-        discard_output()
-        return 1
     except Exception as error:
-        if (problem := output_problem(error)) is not None:
-            _complain(problem)
-            return 1
-        if os.environ.get("MPTM_DEBUG"):
-            raise
-        _complain(
-            f"internal error: {type(error).__name__}: {error}\n"
-            "  this is a fault of mptm_user; the same command with MPTM_DEBUG=1 shows where"
-        )
-        return 1
+        return explain(error, "mptm_user", _complain)
 
 
 def _complain(text: str) -> None:
@@ -188,14 +183,17 @@ def _run(arguments: Sequence[str]) -> int:
         return 0
     action = verify(values)
     print("Arguments verified")
+    instance = values.get("instance") or os.environ.get("MPTM_INSTANCE") or "default"
     try:
         node = Node(
-            values.get("instance") or os.environ.get("MPTM_INSTANCE") or "default",
-            netns=values.get("netns") or os.environ.get("MPTM_NETNS"),
+            instance,
+            netns=values.get("netns") or netns_of_environment(instance),
             progress=lambda text: print(f"mptm_user: {text}", file=sys.stderr),
         )
     except InvalidIntent as error:
         raise Usage(str(error)) from error
+    if remark := remark_on(node):
+        print(f"mptm_user: {remark}", file=sys.stderr)
     source, destination = values["inner_src_ip"], values["inner_dst_ip"]
     if action == "ADD":
         add(node, values)
@@ -266,7 +264,22 @@ def verify(values: dict[str, str]) -> str:
         # Python refuses to read numbers of thousands of digits.
         if not (digits.isdecimal() and len(digits) <= MAX_DIGITS and int(digits) <= highest):
             raise Usage(f"--{name}: {values[name]!r} is no number from 0 to {highest}")
+    if action == "ADD":
+        if not _has_vlid(values["tunnel"].lower()):
+            raise Usage(f"--tunnel: {values['tunnel']!r} is none of GENEVE, VLAN and VXLAN")
+        try:
+            _tunnel(values, NETWORK, values["eth0_iface"])
+        except InvalidIntent as error:
+            raise Usage(str(error)) from error
     return action
+
+
+def _has_vlid(protocol: str) -> bool:
+    """Whether --vlid says what tells a protocol's tunnels apart: a VNI or a VLAN identifier."""
+    from mptm.protocols import PROTOCOLS
+
+    found = PROTOCOLS.get(protocol)
+    return found is not None and any(hasattr(found.options, name) for name in ("vni", "vid"))
 
 
 def _padded_mac(name: str, text: str) -> str:
@@ -291,10 +304,6 @@ def add(node: Node, values: dict[str, str]) -> None:
     if uplink.name == access.name:
         raise Usage(f"--eth0_iface and --veth_iface are both {uplink.name}")
     workload_mac = access.peer_mac or _visible_mac(links, values.get("vpeer_iface"))
-    try:
-        _tunnel(values, NETWORK, uplink.name)
-    except InvalidIntent as error:
-        raise Usage(str(error)) from error
     node.edit(lambda intent: with_entry(intent, values, uplink.name, access.name, workload_mac))
     if values.get("redirect") == "0":
         print(

@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from mptm.cli.bundles import flow_bundles, flow_load, flow_save, flow_unload
 from mptm.cli.common import (
+    Columns,
     Command,
     complete_interfaces,
     complete_names,
@@ -17,9 +19,11 @@ from mptm.cli.common import (
     json_option,
     network_option,
     note,
+    of_network,
     only_network_option,
     print_fields,
     print_json,
+    print_objects,
     print_table,
     usage_errors,
     warn_of,
@@ -28,6 +32,7 @@ from mptm.cli.common import (
 if TYPE_CHECKING:
     from mptm.intent import Flow, Intent, Port, Route
     from mptm.node import Node, Plan
+    from mptm.offloads import Settled
 
 which_network_option = click.option(
     "--network",
@@ -42,6 +47,9 @@ gateway_option = click.option(
     multiple=True,
     help="Our own address in the network, one of IPv4 and one of IPv6. Repeatable.",
 )
+
+
+hook_choice = click.Choice(["xdp", "tc", "auto"])
 
 
 def next_hop_options(function: Command) -> Command:
@@ -162,7 +170,7 @@ def first_free_id(intent: Intent) -> int:
 
 
 def _network_row(intent: Intent, name: str) -> dict[str, Any]:
-    def count(objects: dict[str, Any]) -> int:
+    def count(objects: Mapping[str, Any]) -> int:
         return sum(each.network == name for each in objects.values())
 
     return {
@@ -197,6 +205,10 @@ def network_list(as_json: bool) -> None:
         )
 
 
+def _belongs_to(obj: Any, network: str) -> bool:
+    return network in obj.networks if obj.kind == "bundle" else obj.network == network
+
+
 @network.command("show")
 @click.argument("name", shell_complete=complete_names("networks"))
 @json_option
@@ -213,7 +225,7 @@ def network_show(name: str, as_json: bool) -> None:
     intent = current_node().intent
     found = intent.get("network", name)
     members = {
-        f"{kind}s": [each for each in intent.of_kind(kind).values() if each.network == name]
+        f"{kind}s": [each for each in intent.of_kind(kind).values() if _belongs_to(each, name)]
         for kind in KINDS
         if kind != "network"
     }
@@ -275,18 +287,35 @@ def port() -> None:
     help="Where XDP runs; auto: in the driver if it can.",
 )
 @click.option(
+    "--hook",
+    type=hook_choice,
+    default="xdp",
+    show_default=True,
+    help="xdp: most packets per second; tc: most bytes per second, GSO kept whole; auto: by the kind of interface.",
+)
+@click.option(
     "--mac",
     metavar="MAC",
     help="Gateway MAC that the workload is told for remote addresses (access ports only).  [default: the interface's]",
 )
+@click.option(
+    "--no-offloads",
+    "offloads",
+    flag_value=False,
+    default=True,
+    help="Leave the features of the veth's other end alone.",
+)
 def port_add(name: str, **options: Any) -> None:
     """Make INTERFACE a port and attach the program of its role.
 
-    An interface that already has somebody else's XDP program is refused, and the program is named.
+    An interface that already has somebody else's XDP program is refused, and the program is named. What XDP needs at
+    the other end of a veth is set there, and put back when the port is deleted: checksums are no longer left to
+    hardware, VLAN tags stand in the frame, GRO is on.
 
     \b
     Example:
       mptm port add veth-node1 --role access --network blue
+      mptm port add veth-node2 --role access --network blue --hook tc
       mptm port add eth0 --role uplink --mode generic
     """
     from mptm.intent import Port
@@ -300,23 +329,57 @@ def port_add(name: str, **options: Any) -> None:
 
 
 def _explain_port(node: Node, port: Port, plan: Plan) -> None:
-    """Say how it was attached, and what the workload's end of a veth needs."""
+    """Say how it was attached, what was set at the other end of a veth, and what is left to do there."""
+    from mptm.hooks import choose_hook
+    from mptm.offloads import ethtool_command
+
     mode = plan.outcome.modes.get(port.name)
     if mode is not None:
         note(f"{port.name} is attached ({mode})")
-    link = plan.facts.links.get(port.name)
-    if port.role != "access" or port.network is None or link is None or link.kind != "veth":
-        return
-    note(
-        "in the workload's namespace, run: ethtool -K <its interface> tx off gro on\n"
-        "  tx off: XDP can't fill in checksums that the sender leaves to hardware: ping works, TCP gets nothing\n"
-        "  gro on: a veth takes redirected packets only when its other end has NAPI on"
-    )
-    mtu = node.inner_mtu(port.network)
-    if mtu is not None:
+    if mode == "generic" and port.mode == "auto":
         note(
-            f"the tunnels of network {port.network} carry IP packets of up to {mtu} bytes: set that MTU there, too"
+            f"the driver of {port.name}, as it is set now (MTU, queues), doesn't run XDP: the kernel does, later "
+            "and for more CPU time"
         )
+    link = plan.facts.links.get(port.name)
+    if link is None:
+        return
+    end = node.other_end(port.name)
+    if end is None:
+        return
+    settled = plan.offloads.get(port.name)
+    if settled is not None and settled.before:
+        note(f"set at its other end, {end.where()}:\n  {settled.describe()}")
+    elif not port.offloads and choose_hook(port, node.intent, plan.facts).hook == "xdp" and end.lacks():
+        note(f"XDP needs of its other end: {end.command(ethtool_command(end.name, end.lacks()))}")
+    if port.network is None:
+        return
+    mtu = node.inner_mtu(port.network)
+    if mtu is not None and end.mtu > mtu:
+        command = end.command(f"ip link set {end.name} mtu {mtu}")
+        note(f"the tunnels of network {port.network} carry IP packets of up to {mtu} bytes: {command}")
+
+
+@port.command("set")
+@click.argument("name", metavar="INTERFACE", shell_complete=complete_names("ports"))
+@click.option("--hook", required=True, type=hook_choice, help="The hook that its program is to run at.")
+def port_set(name: str, hook: str) -> None:
+    """Move a port to another hook: routes, flows and counters stay, and no packet is lost in between.
+
+    \b
+    Example:
+      mptm port set veth-node1 --hook tc
+    """
+    from msgspec.structs import replace
+
+    def change(intent: Intent) -> Intent:
+        with usage_errors():
+            return intent.replace(replace(intent.get("port", name), hook=hook))
+
+    node = current_node()
+    plan = node.edit(change)
+    warn_of(plan)
+    _explain_port(node, node.intent.get("port", name), plan)
 
 
 @port.command("list")
@@ -328,14 +391,8 @@ def port_list(as_json: bool) -> None:
     Example:
       mptm port list
     """
-    ports = list(current_node().intent.ports.values())
-    if as_json:
-        print_json([each.to_dict(defaults=True) for each in ports])
-    else:
-        print_table(
-            ["NAME", "ROLE", "NETWORK", "MODE", "MAC"],
-            [(each.name, each.role, each.network, each.mode, each.mac) for each in ports],
-        )
+    columns: Columns = {name.upper(): name for name in ("name", "role", "network", "hook", "mode", "mac")}
+    print_objects(current_node().intent.ports.values(), columns, as_json=as_json, defaults=True)
 
 
 @port.command("show")
@@ -348,18 +405,40 @@ def port_show(name: str, as_json: bool) -> None:
     Example:
       mptm port show eth0
     """
+    from msgspec import to_builtins
+
     node = current_node()
     found = node.intent.get("port", name).to_dict(defaults=True)
     details = node.port_details(name)
+    settled = details.offloads
     if as_json:
-        print_json({**found, "state": details.state, "counters": details.counters and vars(details.counters)})
+        print_json(
+            {
+                **found,
+                "state": details.state,
+                "runs_at": details.runs_at,
+                "why": details.why,
+                "counters": details.counters and vars(details.counters),
+                "other_end": settled and to_builtins(settled),
+            }
+        )
         return
-    print_fields({**found, "state": details.state})
+    runs_at = {"runs at": f"{details.runs_at}: {details.why}"} if details.runs_at else {}
+    print_fields({**found, "state": details.state, **runs_at, **_settled_fields(settled)})
     if details.counters is not None:
         counters = details.counters
         click.echo("\ncounters")
         click.echo(f"  received  {counters.rx_packets} packets, {counters.rx_bytes} bytes")
         click.echo(f"  sent      {counters.tx_packets} packets, {counters.tx_bytes} bytes")
+
+
+def _settled_fields(settled: Settled | None) -> dict[str, object]:
+    """What there is to tell of a veth's other end."""
+    if settled is None or not settled.name:
+        return {}
+    where = f"{settled.name} in {settled.namespace}" if settled.namespace else settled.name
+    found: dict[str, object] = {"other end": where, "set there": settled.describe() or "nothing"}
+    return found | ({"problem": settled.problem} if settled.problem else {})
 
 
 @port.command("del")
@@ -451,14 +530,8 @@ def route_list(network: str | None, as_json: bool) -> None:
     """
     from mptm.node import next_hop
 
-    routes = [each for each in current_node().intent.routes.values() if network in (None, each.network)]
-    if as_json:
-        print_json([each.to_dict() for each in routes])
-    else:
-        print_table(
-            ["NETWORK", "PREFIX", "NEXT HOP"],
-            [(each.network, each.prefix, next_hop(each)) for each in routes],
-        )
+    columns: Columns = {"NETWORK": "network", "PREFIX": "prefix", "NEXT HOP": next_hop}
+    print_objects(of_network(current_node().intent.routes, network), columns, as_json=as_json)
 
 
 @route.command("show")
@@ -533,13 +606,18 @@ def _steered_fields(found: Route | Flow) -> dict[str, object]:
 
 @click.group()
 def flow() -> None:
-    """Flows: exact pairs of inner addresses, looked up before routes.
+    """Flows: exact pairs of inner addresses, looked up before routes. Very many at once are a bundle: see `load`.
 
     \b
     Example:
       mptm flow add 10.250.1.100 10.250.1.101 --network blue --via to-node2
       mptm flow list
+      mptm flow load subscribers.csv --network blue --via to-node2
     """
+
+
+for _command in (flow_load, flow_bundles, flow_save, flow_unload):
+    flow.add_command(_command)
 
 
 @flow.command("add")
@@ -599,14 +677,13 @@ def flow_list(network: str | None, as_json: bool) -> None:
     """
     from mptm.node import next_hop
 
-    flows = [each for each in current_node().intent.flows.values() if network in (None, each.network)]
-    if as_json:
-        print_json([each.to_dict() for each in flows])
-    else:
-        print_table(
-            ["NETWORK", "SOURCE", "DESTINATION", "NEXT HOP"],
-            [(each.network, each.source, each.destination, next_hop(each)) for each in flows],
-        )
+    columns: Columns = {
+        "NETWORK": "network",
+        "SOURCE": "source",
+        "DESTINATION": "destination",
+        "NEXT HOP": next_hop,
+    }
+    print_objects(of_network(current_node().intent.flows, network), columns, as_json=as_json)
 
 
 @flow.command("show")

@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from mptm.cli import netns_of_environment
+
 COMMANDS: dict[str, tuple[str, str]] = {
     "network": ("mptm.cli.objects:network", "Networks: who may talk to whom."),
     "port": ("mptm.cli.objects:port", "Ports: interfaces with a program of MPTM."),
@@ -94,9 +96,8 @@ def _show_version(context: click.Context, _: click.Parameter, wanted: bool) -> N
 @click.option(
     "--netns",
     metavar="NAME",
-    envvar="MPTM_NETNS",
-    show_envvar=True,
-    help="Network namespace (a name of `ip netns`, or a path) that a new instance lives in. It is remembered.",
+    help="Network namespace (a name of `ip netns`, or a path) that a new instance lives in. It is remembered.  "
+    "[env var: MPTM_NETNS, which belongs to MPTM_INSTANCE where both are set]",
 )
 @click.option(
     "--version",
@@ -126,4 +127,5 @@ def mptm(context: click.Context, /, **options: Any) -> None:
     Exit status: 0 done, 1 failed, 2 wrong usage. Files: /var/lib/mptm/INSTANCE (MPTM_STATE_DIR moves it),
     /sys/fs/bpf/mptm/INSTANCE.
     """
+    options["netns"] = options["netns"] or netns_of_environment(options["instance"])
     context.obj = options

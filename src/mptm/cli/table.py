@@ -19,7 +19,13 @@ V4_LEN, V6_LEN, MAC_LEN = 4, 16, 6
 
 @click.group()
 def table() -> None:
-    """Look into the tables of the data plane."""
+    """Look into the tables of the data plane.
+
+    \b
+    Example:
+      mptm table list
+      mptm table dump flows_v4
+    """
 
 
 @table.command("list")

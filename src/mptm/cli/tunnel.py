@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mptm.cli.common import (
+    Columns,
     Command,
     complete_interfaces,
     complete_names,
@@ -16,10 +17,11 @@ from mptm.cli.common import (
     in_words,
     json_option,
     network_option,
+    of_network,
     only_network_option,
     print_fields,
     print_json,
-    print_table,
+    print_objects,
     usage_errors,
     warn_of,
 )
@@ -30,6 +32,9 @@ if TYPE_CHECKING:
 
 ON_OR_OFF = "on or off"
 """What an option takes that is written as a word, not as a flag."""
+
+NOTHING = "nothing"
+"""Stands for a default that leaves something out: the description says what that means."""
 
 
 class WithProtocolOptions(click.Command):
@@ -88,23 +93,33 @@ def _protocol_options() -> list[click.Parameter]:
 def _option(name: str, owners: list[tuple[str, Field]]) -> click.Option:
     first = owners[0][1]
     flag = f"--{name.replace('_', '-')}"
-    defaults = {_shown(field) for _, field in owners}
-    if first.required:
-        default = "required"
-    elif len(defaults) == 1:
-        default = f"default: {defaults.pop()}"
-    else:
-        default = "default: " + ", ".join(f"{_shown(field)} ({owner})" for owner, field in owners)
-    about = f"{'/'.join(owner for owner, _ in owners)}: {first.description}"
+    about = f"{', '.join(owner for owner, _ in owners)}: {first.description}"
+    default = _default_of(owners)
     if (first.default is True or first.default is False) and first.expected != ON_OR_OFF:
         return click.Option(
             [f"{flag}/--no-{name.replace('_', '-')}", f"option_{name}"],
             default=None,
-            help=f"{about}  [{default}]",
+            help=f"{about}{default}",
         )
     return click.Option(
-        [flag, f"option_{name}"], metavar=_metavar(first), help=f"{about} ({_range(first)})  [{default}]"
+        [flag, f"option_{name}"], metavar=_metavar(first), help=f"{about} ({_range(first)}){default}"
     )
+
+
+def _default_of(owners: list[tuple[str, Field]]) -> str:
+    """`  [required (fou); default: 6081 (geneve)]`; protocols are named where they differ."""
+    by_value: dict[str, list[str]] = {}
+    for owner, field in owners:
+        by_value.setdefault("" if field.required else _shown(field), []).append(owner)
+    needing = by_value.pop("", [])
+    defaults = [
+        f"{shown} ({', '.join(having)})" if needing or len(by_value) > 1 else shown
+        for shown, having in by_value.items()
+        if shown != NOTHING
+    ]
+    parts = [f"required ({', '.join(needing)})" if by_value else "required"] if needing else []
+    parts += [f"default: {', '.join(defaults)}"] if defaults else []
+    return f"  [{'; '.join(parts)}]" if parts else ""
 
 
 def _range(field: Field) -> str:
@@ -122,6 +137,8 @@ def _metavar(field: Field) -> str:
 
 
 def _shown(field: Field) -> str:
+    if field.default in (None, "", ()):
+        return NOTHING
     if isinstance(field.default, bool):
         return "yes" if field.default else "no"
     return hex(field.default) if field.hexadecimal and isinstance(field.default, int) else str(field.default)
@@ -323,29 +340,18 @@ def list_(network: str | None, as_json: bool) -> None:
       mptm tunnel list
       mptm tunnel list --network blue --json
     """
-    from mptm.intent import tunnel_to_dict
     from mptm.protocols import PROTOCOLS
 
-    tunnels = [each for each in current_node().intent.tunnels.values() if network in (None, each.network)]
-    if as_json:
-        print_json([tunnel_to_dict(each) for each in tunnels])
-        return
-    print_table(
-        ["NAME", "PROTOCOL", "ACCEPTS", "NETWORK", "REMOTE", "LOCAL", "ID"],
-        [
-            (
-                each.name,
-                each.protocol,
-                in_words([accepted.protocol for accepted in each.accept]),
-                each.network,
-                each.remote or each.remote_mac,
-                each.local or "(by route)",
-                PROTOCOLS[each.protocol].tunnel_id(each.options),
-            )
-            for each in tunnels
-        ],
-        right="ID",
-    )
+    columns: Columns = {
+        "NAME": "name",
+        "PROTOCOL": "protocol",
+        "ACCEPTS": lambda each: in_words([accepted.protocol for accepted in each.accept]),
+        "NETWORK": "network",
+        "REMOTE": lambda each: each.remote or each.remote_mac,
+        "LOCAL": lambda each: each.local or "(by route)",
+        "ID": lambda each: PROTOCOLS[each.protocol].tunnel_id(each.options),
+    }
+    print_objects(of_network(current_node().intent.tunnels, network), columns, as_json=as_json, right="ID")
 
 
 @tunnel.command()

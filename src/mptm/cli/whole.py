@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from mptm.cli.common import (
+    ProgressBars,
     count,
     current_node,
     json_option,
@@ -51,7 +52,13 @@ def _load(path: str) -> Intent:
         raise MptmError(f"{path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise InvalidIntent(f"{path} is not UTF-8 text (byte {error.start})") from error
-    return load(text, "standard input" if path == "-" else path)
+    with ProgressBars() as bars, saying(f"reading {_name_of(path)}", bars):
+        return load(text, _name_of(path), bars)
+
+
+def _name_of(path: str) -> str:
+    """A file as it is called in messages."""
+    return "standard input" if path == "-" else path
 
 
 def _print_changes(changes: tuple[ObjectChange, ...]) -> None:
@@ -74,9 +81,8 @@ def apply(path: str, quiet: bool) -> None:
       mptm apply -f node1.yaml
       mptm export | sed s/10.30.30.2/10.30.30.9/ | mptm apply -f -
     """
-    with saying(f"reading {path}"):
-        wanted = _load(path)
-    with saying(f"bringing the node to what {path} says"):
+    wanted = _load(path)
+    with saying(f"bringing the node to what {_name_of(path)} says"):
         plan = current_node().apply(wanted)
     warn_of(plan)
     if not quiet:
@@ -96,8 +102,9 @@ def plan(path: str, as_json: bool) -> None:
     Example:
       mptm plan -f node1.yaml
     """
-    with saying(f"comparing {path} with the node"):
-        found = current_node().plan(_load(path))
+    wanted = _load(path)
+    with saying(f"comparing {_name_of(path)} with the node"):
+        found = current_node().plan(wanted)
     if as_json:
         print_json(found.to_dict())
         return
@@ -138,11 +145,13 @@ def restore() -> None:
     Example:
       mptm restore
     """
+    from mptm.sync import count_entries
+
     plan = current_node().restore()
     warn_of(plan)
     if plan.outcome.upgraded:
         note("the attached programs were exchanged for those of the installed build")
-    changed = len(plan.outcome.changes)
+    changed = count_entries(plan.outcome.changes)
     if changed:
         note(f"{count(changed, 'entry', 'entries')} of the data plane changed")
     elif not plan.outcome.upgraded:
@@ -155,7 +164,7 @@ def restore() -> None:
 @click.command()
 @json_option
 def status(as_json: bool) -> None:
-    """Show how the node is now. The exit status is 1 when something that is wanted isn't up.
+    """Show how the node is now. The exit status is 1 when something that is wanted isn't up, or with any warning.
 
     \b
     Example:
@@ -202,7 +211,7 @@ def purge(yes: bool) -> None:
     if not yes and not sys.stdin.isatty():
         raise click.UsageError("nobody is there to be asked: give --yes to purge without a question")
     if not node.store.exists():
-        note(f"there is no instance {node.instance}; what is left of it, if anything, is removed")
+        note(f"nothing is stored of instance {node.instance}; what is left of it, if anything, is removed")
     if not yes:
         click.confirm(f"Detach and forget everything of instance {node.instance}?", abort=True, err=True)
     node.purge()

@@ -5,7 +5,8 @@ Everything lives in bpffs, so traffic goes on when no process of ours runs:
 
     /sys/fs/bpf/mptm/<instance>/maps/<table>
                                 progs/<program>
-                                links/<interface>
+                                links/<interface>  at XDP
+                                tcx/<interface>    at TC, where the kernel has tcx links (6.6); else it is a filter
                                 build              a symbolic link whose target names the build and its programs
 
 Dots in the names of instances and interfaces stand as colons there. What
@@ -26,14 +27,25 @@ from pathlib import Path
 
 from mptm.errors import ForeignProgram, KernelError, MptmError, NotFound
 from mptm.instance import check_instance_name
-from mptm.kernel import bpffs, hashtable, libbpf, netlink
+from mptm.kernel import bpffs, hashtable, libbpf, netlink, segmenter, tc
 from mptm.kernel.btf import Types
 from mptm.kernel.maps import ARRAY_OF_MAPS, DEVMAP, DEVMAP_HASH, Map, types_of
-from mptm.kernel.objects import DATA_PLANE, object_path
+from mptm.kernel.objects import DATA_PLANE, DATA_PLANE_TC, object_path
 from mptm.tables import Attachment
 
 PROGRAM_OF_ROLE = {"access": "mptm_encap_xdp", "uplink": "mptm_decap_xdp"}
-"""The program that a port of a role runs."""
+"""The program that a port of a role runs at XDP."""
+
+TC_PROGRAM_OF_ROLE = {"access": "mptm_encap_tc", "uplink": "mptm_decap_tc"}
+"""The program that a port of a role runs at TC."""
+
+_SEGMENT_PROGRAM = "mptm_segment_tc"
+_SEGMENTER = "segmenter"
+"""The table that leads to the pair of `mptm.kernel.segmenter`, and the pin of the link there."""
+
+_LINKS_OF_HOOK = {"xdp": "links", "tc": "tcx"}
+_NO_TCX = frozenset((errno.EINVAL, errno.EOPNOTSUPP, libbpf.ENOTSUPP))
+"""What kernels without tcx links answer."""
 
 _ROOT = bpffs.MOUNT_POINT / "mptm"
 _BUILD = "build"
@@ -51,14 +63,16 @@ _NOT_IN_THIS_MODE = frozenset(
 class Attached:
     """An interface that runs a program of this instance.
 
-    `name` is the interface's when it was attached, `ifindex` 0 when it is gone. `mode` is native, generic, offload,
-    or adopted: attached by somebody else and without a link; empty when the interface is gone.
+    `name` is the interface's when it was attached, `ifindex` 0 when it is gone. `mode` is at XDP native, generic,
+    offload, or adopted: attached by somebody else and without a link; at TC tcx or clsact; empty when the interface is
+    gone. `hook` is xdp or tc; a port that is just being moved has both.
     """
 
     ifindex: int
     name: str
     mode: str
     program: str
+    hook: str = "xdp"
 
 
 class DataPlane:
@@ -95,13 +109,15 @@ class DataPlane:
         if not load:
             if pinned is not None and pinned._build is not None:
                 with suppress(MptmError):  # what is loaded works without the object
-                    pinned.upgrade_needed = pinned._build != _digest(object_path(DATA_PLANE))
+                    pinned.upgrade_needed = pinned._build != _present_build(pinned._has_tc)
             return pinned
-        path = object_path(DATA_PLANE)
-        build = _digest(path)
+        has_tc = pinned is not None and pinned._has_tc
+        build = _present_build(has_tc)
         if pinned is not None and pinned._build == build:
             return pinned
-        loaded = cls._load(instance, path, build)
+        loaded = cls._load(instance, build)
+        if has_tc:
+            loaded._load_tc()
         if pinned is None:
             loaded._pin()
             return loaded
@@ -136,8 +152,8 @@ class DataPlane:
         return data_plane
 
     @classmethod
-    def _load(cls, instance: str, path: Path, build: str) -> DataPlane:
-        root = instance_directory(instance)
+    def _load(cls, instance: str, build: str) -> DataPlane:
+        root, path = instance_directory(instance), object_path(DATA_PLANE)
         with libbpf.Object(path) as loading:
             types = Types(loading.btf(), path.name)
             reused: set[str] = set()
@@ -159,6 +175,28 @@ class DataPlane:
         data_plane = cls(instance, maps, programs, build)
         data_plane.fresh_maps = frozenset(maps) - reused
         return data_plane
+
+    @property
+    def _has_tc(self) -> bool:
+        return set(TC_PROGRAM_OF_ROLE.values()) <= self._programs.keys()
+
+    def _load_tc(self) -> None:
+        """Load the programs for TC, on the tables that there are. Only a node with ports at TC needs them."""
+        with libbpf.Object(object_path(DATA_PLANE_TC)) as loading:
+            for declared in loading.maps():
+                loading.reuse_map(declared, self.maps[declared.name].fd)
+            loading.load()
+            programs = loading.program_fds()
+        self._programs |= programs
+        self._program_infos |= {name: libbpf.program_info(fd) for name, fd in programs.items()}
+
+    def require_tc(self) -> None:
+        """Have the programs for TC, too. Raises KernelError, NotSupported, MptmError."""
+        if self._has_tc:
+            return
+        self._load_tc()
+        self._build = _present_build(has_tc=True)
+        self._pin()
 
     def __enter__(self) -> DataPlane:
         return self
@@ -189,13 +227,103 @@ class DataPlane:
         return self._program_infos[name].id
 
     def attach(self, attachment: Attachment) -> str:
-        """Let an interface run the program of its role; returns the mode: native, generic or adopted.
+        """Let an interface run the program of its role; returns the mode: native, generic or adopted, tcx or clsact.
 
         Mode `auto` is native, and generic where the driver can't. What is attached rightly already stays; a link
-        whose interface is gone is replaced; a program of ours without a link is adopted as it is.
+        whose interface is gone is replaced; a program of ours without a link is adopted as it is. A port that is at
+        the other hook yet leaves it once it is at this one.
         Raises ForeignProgram when the interface runs somebody else's program, NotFound when it doesn't exist,
         NotSupported and KernelError when the kernel refuses.
         """
+        mode = self._attach_tc(attachment) if attachment.hook == "tc" else self._attach_xdp(attachment)
+        if attachment.hook == "tc":
+            self._detach_xdp(attachment.name)
+        else:
+            self._detach_tc(attachment.name)
+        return mode
+
+    def _attach_tc(self, attachment: Attachment) -> str:
+        self.require_tc()
+        _require_interface(attachment)
+        self._ensure_segmenter()
+        program = TC_PROGRAM_OF_ROLE[attachment.role]
+        with self._link_of(attachment) as fd:
+            if fd is not None:
+                if libbpf.link_info(fd).program_id != self.program_id(program):
+                    _update_link(fd, self.program_fd(program), attachment.name)
+                return "tcx"
+        return self._create_at_tc(
+            attachment.ifindex, attachment.name, program, self._link_pin(attachment.name, "tc")
+        )
+
+    def _create_at_tc(self, ifindex: int, name: str, program: str, pin: Path) -> str:
+        """Attach a program at TC by a link that is pinned, or where the kernel has none by a filter; the mode."""
+        program_fd = self.program_fd(program)
+        present = [each for each in tc.filters() if each.ifindex == ifindex]
+        if not any(self._is_ours(each.program_id) for each in present):
+            fd = libbpf.create_tcx_link(program_fd, ifindex)
+            if fd >= 0:
+                _pin_link(fd, pin)
+                return "tcx"
+            if -fd not in _NO_TCX:
+                raise libbpf.failure(f"{program} can't be attached to {name} at TC", fd)
+            for each in present:
+                if (owner := _owner(each.program_id)) is not None:
+                    raise ForeignProgram(
+                        f"{name} already has the TC filter of the instance {owner}",
+                        f"mptm --instance {owner} port del {name}",
+                    )
+        tc.set_filter(ifindex, program_fd, program)
+        return "clsact"
+
+    def _ensure_segmenter(self) -> None:
+        """Have what makes segments of GSO packets, with the program at its end."""
+        table = self.maps[_SEGMENTER]
+        pin = self._root / _SEGMENTER
+        if segmenter.find(self.instance) is None and pin.exists():
+            _detach_link(pin)
+        pair = segmenter.ensure(self.instance)
+        if not self._runs_segment_program(pair, pin):
+            self._create_at_tc(pair.exit, segmenter.names(self.instance)[1], _SEGMENT_PROGRAM, pin)
+        table.update({table.key.pack(0): table.value.pack(pair.entry)})
+
+    def _runs_segment_program(self, pair: segmenter.Pair, pin: Path) -> bool:
+        if not pin.exists():
+            return any(each.ifindex == pair.exit for each in tc.filters())
+        with _opened(pin) as fd:
+            if libbpf.link_info(fd).program_id in libbpf.tcx_programs(pair.exit):
+                return True
+        _detach_link(pin)
+        return False
+
+    def _switch_segmenter(self) -> None:
+        if (pair := segmenter.find(self.instance)) is None or not self._has_tc:
+            return
+        pin = self._root / _SEGMENTER
+        if pin.exists():
+            with _opened(pin) as fd:
+                _update_link(fd, self.program_fd(_SEGMENT_PROGRAM), "the segmenter")
+        else:
+            tc.set_filter(pair.exit, self.program_fd(_SEGMENT_PROGRAM), _SEGMENT_PROGRAM)
+
+    def _remove_segmenter(self) -> None:
+        pin = self._root / _SEGMENTER
+        if pin.exists():
+            _detach_link(pin)
+        segmenter.remove(self.instance)
+        if (table := self.maps.get(_SEGMENTER)) is not None:
+            table.update({table.key.pack(0): table.value.pack(0)})
+
+    def _filters(self) -> list[tc.Filter]:
+        """Of the ports, not of the segmenter."""
+        pair = segmenter.find(self.instance)
+        return [
+            each
+            for each in tc.filters()
+            if self._is_ours(each.program_id) and (pair is None or each.ifindex != pair.exit)
+        ]
+
+    def _attach_xdp(self, attachment: Attachment) -> str:
         program = PROGRAM_OF_ROLE[attachment.role]
         with self._link_of(attachment) as fd:
             state = _xdp_state(attachment.ifindex, attachment.name)
@@ -204,7 +332,7 @@ class DataPlane:
                     if libbpf.link_info(fd).program_id != self.program_id(program):
                         _update_link(fd, self.program_fd(program), attachment.name)
                     return state.mode
-                self.detach(attachment.name)
+                self._detach_xdp(attachment.name)
                 state = None
         if state is not None:
             return self._adopt(state, program)
@@ -213,7 +341,22 @@ class DataPlane:
     def detach(self, name: str | Attached) -> None:
         """Take our program off an interface. One that is gone, or has none of ours, is no error."""
         name = name.name if isinstance(name, Attached) else name
-        pin = self._link_pin(name)
+        self._detach_xdp(name)
+        self._detach_tc(name)
+
+    def _detach_tc(self, name: str) -> None:
+        pin = self._link_pin(name, "tc")
+        if pin.exists():
+            _detach_link(pin)
+        if self._has_tc:
+            for each in self._filters():
+                if each.name == name:
+                    tc.remove_filter(each.ifindex)
+            if not self._attachments_at_tc():
+                self._remove_segmenter()
+
+    def _detach_xdp(self, name: str) -> None:
+        pin = self._link_pin(name, "xdp")
         if pin.exists():
             _detach_link(pin)
             return
@@ -245,7 +388,29 @@ class DataPlane:
             for ifindex, state in states.items()
             if ifindex not in linked and self._is_ours(state.program_id)
         ]
-        return found
+        return found + self._attachments_at_tc()
+
+    def _attachments_at_tc(self) -> list[Attached]:
+        if not self._has_tc:
+            return []
+        found = []
+        for name in _pins(self._root / _LINKS_OF_HOOK["tc"]):
+            with _opened(self._root / _LINKS_OF_HOOK["tc"] / name) as fd:
+                info = libbpf.link_info(fd)
+            alive = info.program_id in libbpf.tcx_programs(info.ifindex) if info.ifindex else False
+            found.append(
+                Attached(
+                    info.ifindex if alive else 0,
+                    bpffs.unescape(name),
+                    "tcx" if alive else "",
+                    self._program_name(info.program_id),
+                    "tc",
+                )
+            )
+        return found + [
+            Attached(each.ifindex, each.name, "clsact", self._program_name(each.program_id), "tc")
+            for each in self._filters()
+        ]
 
     def switch_links(self) -> None:
         """Let every attached interface run the loaded programs from now on, without a packet lost in between.
@@ -260,9 +425,12 @@ class DataPlane:
             if attached.mode == "adopted":
                 if (state := _xdp_state(attached.ifindex, attached.name)) is not None:
                     self._adopt(state, program)
+            elif attached.mode == "clsact":
+                tc.set_filter(attached.ifindex, self.program_fd(program), program)
             else:
-                with _opened(self._link_pin(attached.name)) as fd:
+                with _opened(self._link_pin(attached.name, attached.hook)) as fd:
                     _update_link(fd, self.program_fd(program), attached.name)
+        self._switch_segmenter()
         self._pin()
         self.upgrade_needed = False
         self.fresh_maps = frozenset()
@@ -274,13 +442,13 @@ class DataPlane:
         self.close()
         remove_instance(self.instance)
 
-    def _link_pin(self, interface: str) -> Path:
-        return self._root / "links" / bpffs.escape(interface)
+    def _link_pin(self, interface: str, hook: str) -> Path:
+        return self._root / _LINKS_OF_HOOK[hook] / bpffs.escape(interface)
 
     @contextmanager
     def _link_of(self, attachment: Attachment) -> Iterator[int | None]:
         """Descriptor of the pinned link of an interface, under its present name; None without one."""
-        pin = self._link_pin(attachment.name)
+        pin = self._link_pin(attachment.name, attachment.hook)
         if not pin.exists() or not self._is_link_of(attachment, pin):
             if pin.exists():
                 _detach_link(pin)  # the interface is gone, or was replaced by another of the same name
@@ -301,6 +469,8 @@ class DataPlane:
             info = libbpf.link_info(fd)
         if info.ifindex != attachment.ifindex:
             return False
+        if attachment.hook == "tc":
+            return info.program_id in libbpf.tcx_programs(attachment.ifindex)
         state = _xdp_state(attachment.ifindex, attachment.name)
         return state is not None and state.program_id == info.program_id
 
@@ -318,12 +488,7 @@ class DataPlane:
         for mode in modes:
             fd = libbpf.create_xdp_link(self.program_fd(program), attachment.ifindex, _MODE_FLAGS[mode])
             if fd >= 0:
-                try:
-                    pin = self._link_pin(attachment.name)
-                    _make_directories(pin.parent)
-                    libbpf.pin(fd, pin)
-                finally:
-                    os.close(fd)
+                _pin_link(fd, self._link_pin(attachment.name, "xdp"))
                 return mode
             if -fd not in _NOT_IN_THIS_MODE:
                 break
@@ -405,8 +570,12 @@ def instance_directory(instance: str) -> Path:
 def remove_instance(instance: str) -> None:
     """Detach the links of an instance and delete all its pins, complete or not. Raises KernelError."""
     root = instance_directory(instance)
-    for name in _pins(root / "links"):
-        _detach_link(root / "links" / name)
+    for directory in _LINKS_OF_HOOK.values():
+        for name in _pins(root / directory):
+            _detach_link(root / directory / name)
+    if (root / _SEGMENTER).exists():
+        _detach_link(root / _SEGMENTER)
+    segmenter.remove(instance)
     try:
         if root.exists():
             shutil.rmtree(root)
@@ -458,6 +627,15 @@ def _make_directories(directory: Path) -> None:
         ) from None
 
 
+def _pin_link(fd: int, pin: Path) -> None:
+    """Pin a new link; its descriptor is closed."""
+    try:
+        _make_directories(pin.parent)
+        libbpf.pin(fd, pin)
+    finally:
+        os.close(fd)
+
+
 def _detach_link(pin: Path) -> None:
     """Detach at once: without it the kernel does so some time after the last reference is gone."""
     with _opened(pin) as fd:
@@ -479,6 +657,11 @@ def _xdp_state(ifindex: int, name: str) -> netlink.XdpState | None:
         if error.errno == errno.ENODEV:
             raise NotFound(f"there is no interface {name} (index {ifindex})") from None
         raise
+
+
+def _require_interface(attachment: Attachment) -> None:
+    """Raises NotFound where the interface doesn't exist."""
+    _xdp_state(attachment.ifindex, attachment.name)
 
 
 def _foreign(state: netlink.XdpState) -> ForeignProgram:
@@ -542,6 +725,12 @@ def _fits(declared: libbpf.ObjectMap, types: Types, fd: int) -> bool:
             (info.btf_value_type_id, declared.btf_value_type_id),
         )
     )
+
+
+def _present_build(has_tc: bool) -> str:
+    """Names the build of the objects that there are, without those for TC where none of their programs is loaded."""
+    build = _digest(object_path(DATA_PLANE))
+    return f"{build}+{_digest(object_path(DATA_PLANE_TC))}" if has_tc else build
 
 
 def _has_layouts_of(types: Types, heads_fd: int) -> bool:

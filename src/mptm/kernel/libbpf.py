@@ -22,6 +22,9 @@ from mptm.errors import KernelError, NotSupported
 XDP = 37
 """`enum bpf_attach_type`: BPF_XDP."""
 
+TCX_INGRESS = 46
+"""`enum bpf_attach_type`: BPF_TCX_INGRESS (Linux 6.6)."""
+
 XDP_FLAGS_SKB_MODE = 1 << 1
 XDP_FLAGS_DRV_MODE = 1 << 2
 XDP_FLAGS_REPLACE = 1 << 4
@@ -71,6 +74,7 @@ _PROTOTYPES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "bpf_link_create": (_INT, (_INT, _INT, _INT, _BUFFER)),
     "bpf_link_update": (_INT, (_INT, _INT, _BUFFER)),
     "bpf_link_detach": (_INT, (_INT,)),
+    "bpf_prog_query": (_INT, (_INT, _INT, _U32, _BUFFER, _BUFFER, _COUNT)),
     "bpf_xdp_attach": (_INT, (_INT, _INT, _U32, _BUFFER)),
     "bpf_xdp_detach": (_INT, (_INT, _U32, _BUFFER)),
     "bpf_map_lookup_elem": (_INT, (_INT, _BUFFER, _BUFFER)),
@@ -199,14 +203,14 @@ class _ProgramInfo(ctypes.Structure):
 
 
 class _LinkInfo(ctypes.Structure):
-    """struct bpf_link_info of an XDP link (linux/bpf.h)."""
+    """struct bpf_link_info of an XDP or tcx link (linux/bpf.h)."""
 
     _fields_: ClassVar = [
         ("type", _U32),
         ("id", _U32),
         ("prog_id", _U32),
         ("padding", _U32),
-        ("xdp_ifindex", _U32),
+        ("ifindex", _U32),
         ("rest", ctypes.c_uint8 * 60),
     ]
 
@@ -242,7 +246,7 @@ class ProgramInfo(NamedTuple):
 
 
 class LinkInfo(NamedTuple):
-    """What the kernel says of an XDP link. `ifindex` 0: its interface is gone."""
+    """What the kernel says of an XDP or tcx link. `ifindex` 0: its interface is gone."""
 
     id: int
     program_id: int
@@ -305,10 +309,10 @@ def program_info_by_id(program_id: int) -> ProgramInfo | None:
 
 
 def link_info(fd: int) -> LinkInfo:
-    """What the kernel says of an XDP link."""
+    """What the kernel says of an XDP or tcx link."""
     info = _LinkInfo()
     _read_info(fd, info)
-    return LinkInfo(info.id, info.prog_id, info.xdp_ifindex)
+    return LinkInfo(info.id, info.prog_id, info.ifindex)
 
 
 def btf_of_id(btf_id: int) -> bytes:
@@ -343,6 +347,22 @@ def create_xdp_link(program_fd: int, ifindex: int, flags: int) -> int:
     """Descriptor of a new link, or a negative errno."""
     options = _LinkCreateOptions(ctypes.sizeof(_LinkCreateOptions), flags)
     return int(library().bpf_link_create(program_fd, ifindex, XDP, ctypes.byref(options)))
+
+
+def create_tcx_link(program_fd: int, ifindex: int) -> int:
+    """Descriptor of a new link, behind the programs that are there; or a negative errno (-EINVAL before Linux 6.6)."""
+    options = _LinkCreateOptions(ctypes.sizeof(_LinkCreateOptions), 0)
+    return int(library().bpf_link_create(program_fd, ifindex, TCX_INGRESS, ctypes.byref(options)))
+
+
+def tcx_programs(ifindex: int) -> list[int]:
+    """Ids of the programs at the tcx ingress of an interface, in order; none where the kernel has no tcx."""
+    ids, count = (_U32 * 64)(), _U32(64)
+    result = library().bpf_prog_query(ifindex, TCX_INGRESS, 0, None, ids, ctypes.byref(count))
+    if result in (-errno.EINVAL, -errno.ENOENT, -errno.ENODEV):
+        return []
+    check(result, f"the TC programs of interface {ifindex} can't be listed")
+    return list(ids[: count.value])
 
 
 class _XdpAttachOptions(ctypes.Structure):

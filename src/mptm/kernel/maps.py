@@ -9,11 +9,17 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache, cached_property
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mptm.errors import KernelError, MptmError, TableFull
 from mptm.kernel import libbpf
 from mptm.kernel.btf import IntegerLayout, Layout, Types
+
+if TYPE_CHECKING:
+    import numpy
+    import numpy.typing
+
+    Bytes = numpy.typing.NDArray[numpy.uint8]
 
 ARRAY, PERCPU_HASH, PERCPU_ARRAY, ARRAY_OF_MAPS, DEVMAP, DEVMAP_HASH = 2, 5, 6, 12, 14, 25
 """`enum bpf_map_type`, the ones that behave in a way of their own."""
@@ -162,6 +168,30 @@ class Map:
                     continue
                 self._delete_one_by_one(chunk if result in _NO_BATCHES else chunk[count.value :])
                 break
+
+    def update_many(self, keys: Bytes, values: Bytes) -> None:
+        """`update` of entries in two arrays: n x key size and n x value size."""
+        if keys.shape[1:] != (self._key_size,) or values.shape != (len(keys), self._value_size):
+            raise ValueError(
+                f"{self.name}: entries have {self._key_size} and {self._value_size} bytes, "
+                f"not {keys.shape} and {values.shape}"
+            )
+        size = max(1, _BATCH_BYTES // (self._key_size + self._value_size))
+        for at in range(0, len(keys), size):
+            some_keys, some_values = keys[at : at + size].tobytes(), values[at : at + size].tobytes()
+            count = ctypes.c_uint32(len(some_keys) // self._key_size)
+            result = self._library.bpf_map_update_batch(
+                self.fd, some_keys, some_values, ctypes.byref(count), None
+            )
+            if result in _FULL:
+                raise self._full()
+            if result < 0:
+                self._update_one_by_one(self._cut(some_keys, some_values, len(keys[at : at + size])))
+
+    def delete_many(self, keys: Bytes) -> None:
+        """`delete` of the keys in an array: n x key size."""
+        data, size = keys.tobytes(), self._key_size
+        self.delete(data[at : at + size] for at in range(0, len(data), size))
 
     def _items_by_batch(self) -> dict[bytes, bytes] | None:
         """All entries by BPF_MAP_LOOKUP_BATCH (5.6, LPM tries and per-CPU arrays later); None without it."""

@@ -93,7 +93,7 @@ class _Problem(Exception):
 
 
 @contextmanager
-def _open_netlink() -> Iterator[Any]:
+def open_netlink() -> Iterator[Any]:
     """A pyroute2 IPRoute of this thread's network namespace; its errors become KernelError."""
     from pyroute2.iproute.linux import IPRoute  # type: ignore[import-untyped]  # it has no type information
     from pyroute2.netlink.exceptions import (  # type: ignore[import-untyped]  # it has no type information
@@ -107,7 +107,7 @@ def _open_netlink() -> Iterator[Any]:
         raise KernelError("the kernel refuses a netlink request", error.code) from None
 
 
-def _ask(request: Any, *arguments: Any, **options: Any) -> tuple[list[Any], int]:
+def ask(request: Any, *arguments: Any, **options: Any) -> tuple[list[Any], int]:
     """Messages that answer a request, or none and the errno."""
     from pyroute2.netlink.exceptions import NetlinkError
 
@@ -119,8 +119,8 @@ def _ask(request: Any, *arguments: Any, **options: Any) -> tuple[list[Any], int]
 
 def xdp_state(ifindex: int) -> XdpState | None:
     """The XDP program of one interface; None without one. Raises KernelError (ENODEV: no such interface)."""
-    with _open_netlink() as netlink:
-        messages, number = _ask(netlink.link, "get", index=ifindex)
+    with open_netlink() as netlink:
+        messages, number = ask(netlink.link, "get", index=ifindex)
         if number:
             raise KernelError(f"interface {ifindex} can't be looked up", number)
         return _xdp_state(messages[0])
@@ -128,7 +128,7 @@ def xdp_state(ifindex: int) -> XdpState | None:
 
 def xdp_states() -> list[XdpState]:
     """The interfaces of this network namespace that have an XDP program."""
-    with _open_netlink() as netlink:
+    with open_netlink() as netlink:
         return [state for message in netlink.get_links() if (state := _xdp_state(message)) is not None]
 
 
@@ -162,7 +162,7 @@ def gather_facts(
     timeout; with `afresh` also those that the kernel knew once, but hasn't heard of lately. A tunnel without a remote
     address has no path. Raises KernelError when the kernel can't be asked at all.
     """
-    with _open_netlink() as netlink:
+    with open_netlink() as netlink:
         links = _read_links(netlink)
         routes: dict[str, tuple[Tunnel, _Route]] = {}
         paths: dict[str, Path] = {}
@@ -218,6 +218,7 @@ def _read_link(netlink: Any, messages: dict[int, Any], message: Any) -> _RawLink
         bool(message["flags"] & _IFF_UP),
         _peer_mac(netlink, messages, message) if kind == "veth" else None,
         state.program_id if state else None,
+        kind == "veth" and message.get_attr("IFLA_LINK_NETNSID") is not None,
     )
     return _RawLink(link, message["flags"], message["ifi_type"])
 
@@ -230,7 +231,7 @@ def _peer_mac(netlink: Any, messages: dict[int, Any], message: Any) -> bytes | N
     if namespace_id is None:
         peer = messages.get(peer_index)
         return _mac(peer.get_attr("IFLA_ADDRESS")) if peer is not None else None
-    answer, _ = _ask(netlink.link, "get", index=peer_index, if_netnsid=namespace_id)
+    answer, _ = ask(netlink.link, "get", index=peer_index, if_netnsid=namespace_id)
     return _mac(answer[0].get_attr("IFLA_ADDRESS")) if answer else None
 
 
@@ -250,10 +251,10 @@ def _find_route(netlink: Any, links: dict[int, _RawLink], tunnel: Tunnel) -> _Ro
     if tunnel.egress is not None:
         options["oif"] = _find_egress(links, tunnel.egress).link.ifindex
     source = {"src": str(local)} if local is not None else {}
-    answer, number = _ask(netlink.route, "get", **options, **source)
+    answer, number = ask(netlink.route, "get", **options, **source)
     if number and source:
         # A local address that this machine doesn't have is the user's choice.
-        answer, number = _ask(netlink.route, "get", **options)
+        answer, number = ask(netlink.route, "get", **options)
     where = f" through {tunnel.egress}" if tunnel.egress is not None else ""
     if number or not answer:
         if number and number not in _NO_ROUTE:
@@ -299,7 +300,7 @@ def _resolve(
     missing = wanted.keys() - known.keys()
     for key in missing:
         if afresh:
-            _ask(netlink.neigh, "del", dst=str(key[1]), ifindex=key[0])
+            ask(netlink.neigh, "del", dst=str(key[1]), ifindex=key[0])
         _ask_neighbour(netlink, wanted[key].link, key[1])
     deadline = time.monotonic() + timeout_seconds
     while missing - known.keys() and time.monotonic() < deadline:
@@ -317,7 +318,7 @@ def _ask_neighbour(netlink: Any, egress: Link, address: IPAddress) -> None:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, egress.name.encode())
             probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS, 1)
             probe.sendto(b"", (str(address), 9, 0, egress.ifindex if address.is_link_local else 0))
-    _ask(netlink.neigh, "replace", dst=str(address), ifindex=egress.ifindex, state=0, flags=_NTF_USE)
+    ask(netlink.neigh, "replace", dst=str(address), ifindex=egress.ifindex, state=0, flags=_NTF_USE)
 
 
 def _read_neighbours(

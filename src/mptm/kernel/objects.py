@@ -11,6 +11,9 @@ from mptm.errors import MptmError
 DATA_PLANE = "mptm.o"
 """The object with the data plane's programs and tables."""
 
+DATA_PLANE_TC = "mptm_tc.o"
+"""The same programs for TC, on the same tables."""
+
 TRACED = "mptm_trace.o"
 """The same programs, built to record what they do with a packet."""
 

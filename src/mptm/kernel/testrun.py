@@ -29,6 +29,29 @@ class _Context(ctypes.Structure):
     ]
 
 
+class _SkbContext(ctypes.Structure):
+    """struct __sk_buff (linux/bpf.h), by what may be set and what is read."""
+
+    _fields_: ClassVar = [
+        ("before_mark", ctypes.c_uint32 * 2),
+        ("mark", ctypes.c_uint32),
+        ("before_ifindex", ctypes.c_uint32 * 7),
+        ("ifindex", ctypes.c_uint32),
+        ("before_gso_segs", ctypes.c_uint32 * 30),
+        ("gso_segs", ctypes.c_uint32),
+        ("socket", ctypes.c_uint64),
+        ("gso_size", ctypes.c_uint32),
+        ("rest", ctypes.c_uint32 * 3),
+    ]
+
+
+MARK_PASS = 0x4D50FFFF
+"""MARK_PASS of bpf/hook.h: a packet for the stack, which has to look at it anew."""
+
+_DROP, _PASS, _REDIRECT = 1, 2, 4  # enum xdp_action
+_TC_VERDICTS = {0xFFFFFFFF: _PASS, 0: _PASS, 2: _DROP, 7: _REDIRECT}
+
+
 class _Options(ctypes.Structure):
     """struct bpf_test_run_opts (bpf/bpf.h)."""
 
@@ -53,15 +76,20 @@ class _Options(ctypes.Structure):
 
 @dataclass(frozen=True)
 class Run:
-    """What came out: the XDP verdict, the packet as the program left it, nanoseconds of one run on average."""
+    """What came out: the XDP verdict, the packet as the program left it, nanoseconds of one run on average.
+
+    `mark` is that of the packet afterwards, at TC.
+    """
 
     verdict: int
     data: bytes
     duration_ns: int
+    mark: int = 0
 
 
 def run(program_fd: int, packet: bytes, *, ifindex: int = 1, repeat: int = 1) -> Run:
-    """Run an XDP program on a packet (14 to about 3500 bytes) as if it came in at interface `ifindex`.
+    """Run an XDP program on a packet (14 bytes or more; from about 3500 on in several buffers) as if it came in at
+    interface `ifindex`.
 
     With `repeat` > 1 each run gets the packet as the one before left it. A redirect is a verdict only: nothing is
     sent. Raises KernelError.
@@ -84,6 +112,38 @@ def run(program_fd: int, packet: bytes, *, ifindex: int = 1, repeat: int = 1) ->
         f"the kernel doesn't run a packet of {len(packet)} bytes",
     )
     return Run(options.retval, data_out.raw[: options.data_size_out], options.duration)
+
+
+def run_at_tc(
+    program_fd: int, packet: bytes, *, ifindex: int, gso_size: int = 0, mark: int = 0, flags: int = 0
+) -> Run:
+    """The same with a program for TC and a packet that is an skb; the verdict is that which XDP has for it.
+
+    With `gso_size` it is a GSO packet with segments of that many bytes. `ifindex` is one of the thread's namespace.
+    VLAN tags are in the data, where those beside it aren't seen afterwards. Raises KernelError.
+    """
+    data_in = ctypes.create_string_buffer(packet, len(packet))
+    data_out = ctypes.create_string_buffer(len(packet) + _GROWTH)
+    context, after = _SkbContext(ifindex=ifindex, gso_size=gso_size, mark=mark), _SkbContext()
+    options = _Options(
+        sz=ctypes.sizeof(_Options),
+        data_in=ctypes.addressof(data_in),
+        data_out=ctypes.addressof(data_out),
+        data_size_in=len(packet),
+        data_size_out=len(data_out),
+        ctx_in=ctypes.addressof(context),
+        ctx_size_in=ctypes.sizeof(context),
+        ctx_out=ctypes.addressof(after),
+        ctx_size_out=ctypes.sizeof(after),
+        repeat=1,
+        flags=flags,
+    )
+    libbpf.check(
+        libbpf.library().bpf_prog_test_run_opts(program_fd, ctypes.byref(options)),
+        f"the kernel doesn't run a packet of {len(packet)} bytes at TC",
+    )
+    verdict = _PASS if after.mark == MARK_PASS else _TC_VERDICTS[options.retval]
+    return Run(verdict, data_out.raw[: options.data_size_out], options.duration, after.mark)
 
 
 def send(program_fd: int, packet: bytes, *, ifindex: int, count: int, batch_size: int = 64) -> None:

@@ -40,19 +40,27 @@ def lab() -> None:
 @prefix_option
 @click.option("--bare", is_flag=True, help="Only namespaces and links; nothing is configured in MPTM.")
 def up(prefix: str, bare: bool) -> None:
-    """Build the lab and bring up both nodes. Harmless when it is up.
+    """Build the lab and bring up both nodes. Harmless when it is up: a node that has been configured stays so.
 
     \b
     Example:
       mptm lab up
     """
     built = Lab(prefix)
-    built.up(bare=bare)
+    others = built.up(bare=bare)
     targets = ", ".join(built.topology.namespaces())
     click.echo(f"The lab is up: {targets}.", err=True)
-    if not bare:
-        example = "mptm lab exec" + (f" --prefix {prefix}" if prefix != "mptm" else "")
-        click.echo(f"Try: {example} node1-c1 -- ping -c 3 10.250.1.101", err=True)
+    of_prefix = f" --prefix {prefix}" if prefix != "mptm" else ""
+    again = f"mptm lab up{of_prefix}{' --bare' if bare else ''}"
+    for node in others:
+        state = "not bare" if bare else "configured otherwise than by its file"
+        click.echo(
+            f"But {node.name} is {state}, and stays as it is: "
+            f"`mptm --instance {node.instance} purge --yes` and `{again}` change that.",
+            err=True,
+        )
+    if not bare and not others:
+        click.echo(f"Try: mptm lab exec{of_prefix} node1-c1 -- ping -c 3 10.250.1.101", err=True)
 
 
 @lab.command()
@@ -98,7 +106,7 @@ def status(prefix: str, as_json: bool) -> None:
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def exec_(prefix: str, node: str, command: tuple[str, ...]) -> None:
     """Run COMMAND in NODE: node1, node2, node1-c1 (a container of it) or underlay. Its exit status is the command's.
-    On a node, `mptm` works on that node.
+    On a node, `mptm` works on that node, which it begins anew in the same namespace after `mptm purge`.
 
     \b
     Example:
@@ -112,7 +120,7 @@ def exec_(prefix: str, node: str, command: tuple[str, ...]) -> None:
         raise NotFound("the lab isn't up", "mptm lab up")
     instances = {lab_node.name: lab_node.instance for lab_node in built.topology.nodes}
     if node in instances:
-        os.environ["MPTM_INSTANCE"] = instances[node]
+        os.environ |= {"MPTM_INSTANCE": instances[node], "MPTM_NETNS": namespace}
     netns.enter(namespace)
     try:
         os.execvp(command[0], command)

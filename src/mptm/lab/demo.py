@@ -101,15 +101,17 @@ def _interruptible() -> Iterator[None]:
 
 
 def _command(lab: Lab, node: str, *arguments: str) -> str:
-    """Run `mptm` on a node as a user would, and show command and output; raises MptmError when it fails."""
+    """Run `mptm` on a node as a user would, and show command and what it says; raises MptmError when it fails."""
     options = ["--instance", lab.topology.node(node).instance, *arguments]
     click.secho(f"$ mptm {' '.join(options)}", fg="cyan")
     done = subprocess.run(
         [sys.executable, "-m", "mptm", *options], capture_output=True, text=True, timeout=30, check=False
     )
-    click.echo(done.stdout.rstrip())
     if done.returncode:
         raise MptmError(f"mptm {' '.join(options)} failed: {done.stderr.strip()}")
+    for said in (done.stdout, done.stderr):
+        if said.strip():
+            click.echo(said.rstrip())
     return done.stdout
 
 

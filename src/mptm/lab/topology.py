@@ -128,7 +128,7 @@ def run(argv: Sequence[str], *, stdin: str | None = None, timeout_seconds: float
             argv, input=stdin, capture_output=True, text=True, timeout=timeout_seconds, check=False
         )
     except FileNotFoundError:
-        raise NotSupported(f"{argv[0]} isn't installed", hint="apt-get install iproute2 ethtool") from None
+        raise NotSupported(f"{argv[0]} isn't installed", hint="apt-get install iproute2 util-linux") from None
     except subprocess.TimeoutExpired:
         raise MptmError(f"{' '.join(argv)} took longer than {timeout_seconds:g} s") from None
     if done.returncode:
@@ -144,31 +144,6 @@ def run_in(namespace: str, argv: Sequence[str], *, stdin: str | None = None) -> 
 def configure(namespace: str, commands: Sequence[str]) -> None:
     """Run `ip` commands (without the leading "ip") in a namespace, all in one batch; raises MptmError."""
     run_in(namespace, ["ip", "-batch", "-"], stdin="\n".join(commands) + "\n")
-
-
-def set_offloads(namespace: str, interface: str) -> None:
-    """Make `interface`, which is up, fit to exchange frames with XDP programs; raises MptmError.
-
-    tx off: a redirected frame would leave without its transport checksum. txvlan and tx-vlan-stag off: a tag that
-    travels beside the frame is invisible to XDP. gro on: a veth only takes redirected frames when its end has NAPI, and
-    it gets one only when GRO is turned on while the interface is up (seen on Linux 6.18).
-    """
-    run_in(
-        namespace,
-        [
-            "ethtool",
-            "-K",
-            interface,
-            "tx",
-            "off",
-            "txvlan",
-            "off",
-            "tx-vlan-stag-hw-insert",
-            "off",
-            "gro",
-            "on",
-        ],
-    )
 
 
 @contextlib.contextmanager
@@ -257,12 +232,13 @@ class Lab:
 
     # ---- building and taking down ----
 
-    def up(self, *, bare: bool = False) -> None:
+    def up(self, *, bare: bool = False) -> list[LabNode]:
         """Build the namespaces and, unless `bare`, bring up both nodes from their files.
 
-        Harmless when the lab is up: a node that has been configured stays as it is. What was begun is taken down
-        again when anything fails or is interrupted. Raises AlreadyExists when a namespace or an instance of that
-        name is somebody else's, NotSupported when root or a tool is missing.
+        Harmless when the lab is up: a node that has been configured stays as it is, and is returned when that isn't
+        what was asked for. What was begun is taken down again when anything fails or is interrupted. Raises
+        AlreadyExists when a namespace or an instance of that name is somebody else's, NotSupported when root or a tool
+        is missing.
         """
         check_machine()
         with self._lock():
@@ -274,8 +250,7 @@ class Lab:
                     self._build()
                 for node in self.topology.nodes:
                     self.node(node.name).bind()
-                if not bare:
-                    self._configure_nodes()
+                return self._configure_nodes(bare)
             except BaseException:
                 if not stands:
                     # What resists stays on record for the next `up` or `down`: the cause is what to report.
@@ -308,7 +283,6 @@ class Lab:
         configure(topology.underlay, [*underlay, "link set br0 addrgenmode none up"])
         for node in topology.nodes:
             self._build_node(node)
-            set_offloads(topology.underlay, node.name)
         self._write_record(replace(record, complete=True))
 
     def _build_node(self, node: LabNode) -> None:
@@ -321,7 +295,6 @@ class Lab:
                 f"link set {container.port} mtu {topology.container_mtu} up",
             ]
         configure(node.namespace, commands)
-        set_offloads(node.namespace, "eth0")
         for container in node.containers:
             configure(
                 container.namespace,
@@ -334,13 +307,17 @@ class Lab:
                     ),
                 ],
             )
-            set_offloads(container.namespace, "eth0")
 
-    def _configure_nodes(self) -> None:
-        for name in (node.name for node in self.topology.nodes):
-            node = self.node(name)
-            if node.intent == Intent():
-                node.apply(self.intent(name))
+    def _configure_nodes(self, bare: bool) -> list[LabNode]:
+        """Apply the files of the nodes that have nothing yet. Returns those that have something else."""
+        others = []
+        for place in self.topology.nodes:
+            node, wanted = self.node(place.name), Intent() if bare else self.intent(place.name)
+            if node.intent == Intent() != wanted:
+                node.apply(wanted)
+            elif node.intent != wanted:
+                others.append(place)
+        return others
 
     def _take_down(self) -> None:
         """Remove what the record says is ours; what fails is reported at the end, after the rest is gone."""
@@ -493,11 +470,9 @@ def check_machine() -> None:
     """Raise NotSupported when root or a tool that the lab needs is missing."""
     if os.geteuid() != 0:
         raise NotSupported("the lab needs root, for network namespaces and BPF", hint="run it with sudo")
-    missing = [tool for tool in ("ip", "ethtool", "nsenter") if shutil.which(tool) is None]
+    missing = [tool for tool in ("ip", "nsenter") if shutil.which(tool) is None]
     if missing:
-        raise NotSupported(
-            f"the lab needs {', '.join(missing)}", hint="apt-get install iproute2 ethtool util-linux"
-        )
+        raise NotSupported(f"the lab needs {', '.join(missing)}", hint="apt-get install iproute2 util-linux")
 
 
 def _without_dad(address: str) -> str:

@@ -10,7 +10,7 @@ from model import frames
 from model.decap import geneve, gre, gtpu, ip, l2tp, vlan, vxlan
 from model.decap.base import Control, Payload, Reading, Unreadable
 from model.decap.gtpu import ECHO, echo_response
-from model.decap.underlay import Outer, is_udp_checksum_right, read_outer
+from model.decap.underlay import Outer, read_outer, udp_checksum_problem
 
 __all__ = [
     "ECHO",
@@ -21,10 +21,10 @@ __all__ = [
     "Unreadable",
     "arrivals",
     "echo_response",
-    "is_udp_checksum_right",
     "name",
     "read",
     "read_outer",
+    "udp_checksum_problem",
 ]
 
 READERS: dict[str, Callable[[Outer], Reading]] = {

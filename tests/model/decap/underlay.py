@@ -24,6 +24,10 @@ REACH = 896
 """Bytes of a frame: a tunnel header that ends behind them isn't read."""
 
 
+SPAN = 16 * 1024
+"""Bytes of a frame: a checksum over what ends behind them isn't verified, which is said."""
+
+
 @dataclass
 class Outer:
     """A packet that may be a tunnel's.
@@ -58,18 +62,25 @@ class Outer:
         """Whether a tunnel header of this length is there as a whole, and within reach."""
         return header_len <= len(self.payload) and self.payload_at + header_len <= REACH
 
+    def is_in_span(self) -> bool:
+        """Whether the payload ends where a checksum over it can still be verified."""
+        return self.payload_at + len(self.payload) <= SPAN
+
 
 Arrivals = Mapping[tuple[str, int], str]
 """Where tunnel packets arrive -> who reads them."""
 
 
-def is_udp_checksum_right(outer: Outer, *, is_required: bool) -> bool:
+def udp_checksum_problem(outer: Outer, *, is_required: bool) -> str:
     """RFC 768, RFC 8200 §8.1; zero is none, which tunnels may have over IPv6, too (RFC 6935)."""
     datagram = outer.udp_datagram
     if not any(datagram[6:8]):
-        return not is_required
+        return "UDP_CHECKSUM" if is_required else ""
+    if not outer.is_in_span():
+        return "CHECKSUM_SPAN"
     pseudo_header = ipv4_pseudo_header if outer.version == 4 else ipv6_pseudo_header
-    return is_summed_right(pseudo_header(outer.source, outer.destination, len(datagram), UDP) + datagram)
+    summed = pseudo_header(outer.source, outer.destination, len(datagram), UDP) + datagram
+    return "" if is_summed_right(summed) else "UDP_CHECKSUM"
 
 
 def read_outer(frame: bytes, arrivals: Arrivals) -> Outer | None:

@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Programs at the TC ingress of an interface without tcx (before Linux 6.6): filters of a clsact qdisc (tc-bpf(8)).
+
+A filter of ours has a priority and a handle of its own, so others' filters beside it stay as they are. It comes after
+those with a smaller priority. Its name has the program's id, as pyroute2 doesn't read the kernel's word for it.
+"""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import dataclass
+from typing import Any
+
+from mptm.errors import KernelError
+from mptm.kernel import libbpf
+from mptm.kernel.netlink import open_netlink
+
+PRIORITY = 44441
+"""Of our filters: behind what others put there on purpose, before what has no priority given."""
+
+_HANDLE = 0x4D50  # "MP"
+_INGRESS = 0xFFFFFFF2  # TC_H_MAKE(TC_H_CLSACT, TC_H_MIN_INGRESS)
+_CLSACT_HANDLE = 0xFFFF0000
+_CLSACT_PARENT = 0xFFFFFFF1
+_ETH_P_ALL = 3
+_DIRECT_ACTION = 1
+
+
+@dataclass(frozen=True)
+class Filter:
+    """A filter of ours: the interface, and the program that it runs."""
+
+    ifindex: int
+    name: str
+    program_id: int
+
+
+def filters() -> list[Filter]:
+    """The filters of ours in this network namespace, of whichever instance. Raises KernelError."""
+    found = []
+    with open_netlink() as netlink:
+        names = {message["index"]: message.get_attr("IFLA_IFNAME") for message in netlink.get_links()}
+        with_clsact = {
+            message["index"] for message in netlink.get_qdiscs() if message.get_attr("TCA_KIND") == "clsact"
+        }
+        for ifindex in sorted(with_clsact & names.keys()):
+            for message in netlink.get_filters(index=ifindex, parent=_INGRESS):
+                if message["handle"] != _HANDLE or message["info"] >> 16 != PRIORITY:
+                    continue
+                options = message.get_attr("TCA_OPTIONS")
+                _, _, number = (
+                    (options.get_attr("TCA_BPF_NAME") or "").partition(" ") if options else ("", "", "")
+                )
+                if number.isdecimal():
+                    found.append(Filter(ifindex, names[ifindex], int(number)))
+    return found
+
+
+def set_filter(ifindex: int, program_fd: int, name: str) -> None:
+    """Let the interface run a program, in place of the one of ours that it may run already. Raises KernelError."""
+    with open_netlink() as netlink:
+        try:
+            netlink.tc("add", "clsact", ifindex, _CLSACT_HANDLE)
+        except Exception as error:
+            if _number(error) != errno.EEXIST:
+                raise
+        netlink.tc(
+            "replace-filter",
+            "bpf",
+            ifindex,
+            _HANDLE,
+            fd=program_fd,
+            name=f"{name} {libbpf.program_info(program_fd).id}",
+            parent=_INGRESS,
+            prio=PRIORITY,
+            protocol=_ETH_P_ALL,
+            classid=1,
+            direct_action=True,
+        )
+
+
+def remove_filter(ifindex: int) -> None:
+    """Take our filter off an interface; that it isn't there, or the interface is gone, is no error."""
+    with open_netlink() as netlink:
+        try:
+            netlink.tc(
+                "del-filter", "bpf", ifindex, _HANDLE, parent=_INGRESS, prio=PRIORITY, protocol=_ETH_P_ALL
+            )
+        except Exception as error:
+            if _number(error) not in (errno.ENOENT, errno.EINVAL, errno.ENODEV):
+                raise
+
+
+def _number(error: Exception) -> int:
+    """The errno of pyroute2's NetlinkError or of ours; other exceptions are no answer of the kernel's."""
+    if isinstance(error, KernelError):
+        return error.errno
+    code: Any = getattr(error, "code", 0)
+    return int(code)

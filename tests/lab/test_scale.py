@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Bundles of flows on real tables and real traffic."""
+
+from __future__ import annotations
+
+from ipaddress import ip_address
+from pathlib import Path
+
+import numpy as np
+from traffic import address_of, kept, mptm, ping, table_bytes, try_ping
+
+from mptm.intent import Flow
+from mptm.kernel.dataplane import remove_instance
+from mptm.lab.topology import Lab
+
+OTHERS = 100_000
+"""Flows that nobody sends packets of."""
+
+
+def number_of(address: str) -> int:
+    return int(ip_address(address))
+
+
+def test_flows_of_a_bundle_steer_packets_and_come_back_after_a_reboot(lab: Lab, tmp_path: Path) -> None:
+    node = lab.node("node1")
+    with kept(node):
+        network, tunnel = "blue", "blue-to-node2"
+        here, there = address_of(lab, "node1-c1"), address_of(lab, "node2-c1")
+        ping(lab, "node1-c1", there)
+        sources = np.append(np.arange(OTHERS, dtype=np.uint32), np.uint32(number_of(here)))
+        destinations = np.full(OTHERS + 1, number_of(there), dtype=np.uint32)
+        path = tmp_path / "flows.npz"
+        np.savez(path, source=sources, destination=destinations)
+        loaded = mptm(lab, "node1", "flow", "load", str(path), "--network", network, "--drop")
+        assert loaded.returncode == 0, loaded.stderr
+        assert loaded.stderr.endswith(f"mptm: bundle flows has {OTHERS + 1} flows\n")
+        assert "0 received" in try_ping(lab, "node1-c1", there)
+
+        own = Flow(network=network, source=here, destination=there, via=tunnel)
+        node.add(own)
+        ping(lab, "node1-c1", there)
+        node.remove("flow", own.key)
+        assert "0 received" in try_ping(lab, "node1-c1", there)
+
+        before = table_bytes(node)["flows_v4"]
+        assert len(before) == OTHERS + 1
+        remove_instance(node.instance)
+        restored = mptm(lab, "node1", "restore")
+        assert restored.returncode == 0, restored.stderr
+        assert table_bytes(node)["flows_v4"] == before
+        assert "0 received" in try_ping(lab, "node1-c1", there)
+        assert node.status().differences == 0
+
+        saved = tmp_path / "saved.csv"
+        assert mptm(lab, "node1", "flow", "save", "flows", str(saved)).returncode == 0
+        with saved.open() as lines:
+            assert sum(1 for _ in lines) == OTHERS + 2
+        assert mptm(lab, "node1", "flow", "unload", "flows").returncode == 0
+        assert table_bytes(node)["flows_v4"] == {}
+        ping(lab, "node1-c1", there)

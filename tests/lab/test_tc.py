@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Ports at TC: real TCP through every protocol, GSO packets whole where the kernel can, beside nodes at XDP."""
+
+from __future__ import annotations
+
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+from msgspec.structs import replace
+from packets import carriers, carries, protocol_of, required_options
+from scapy.layers.inet import TCP
+from scapy.layers.inet6 import IPv6, IPv6ExtHdrDestOpt, PadN
+from scapy.layers.l2 import Ether
+from scapy.packet import Raw
+from traffic import (
+    MEGABYTE,
+    NODES,
+    SOL_PACKET,
+    Capture,
+    Datagrams,
+    address_of,
+    carried_by,
+    drops,
+    kept,
+    mac_of,
+    ping,
+    transfer,
+)
+
+from mptm.intent import Intent, Route
+from mptm.kernel import netns
+from mptm.lab.topology import Lab, configure
+
+UNDERLAY_MTU = 1500
+WHOLE = 3000
+"""Bytes of a frame that is no single segment on a link of UNDERLAY_MTU."""
+SIZE = 4 * MEGABYTE
+PACKET_VNET_HDR = 15
+NEEDS_CHECKSUM, GSO_TCP6 = 1, 4
+TCP_CHECKSUM_OFFSET = 16
+
+
+@pytest.fixture(scope="module")
+def lab(lab_prefix: Callable[[], str]) -> Iterator[Lab]:
+    """The containers' links could carry more than fits a tunnel."""
+    with Lab(lab_prefix(), container_mtu=1600) as built:
+        yield built
+
+
+def at_hook(intent: Intent, hook: str) -> Intent:
+    for port in intent.ports.values():
+        intent = intent.replace(replace(port, hook=hook))
+    return intent
+
+
+def bring_up(lab: Lab, variant: str, underlay: int, hooks: tuple[str, str]) -> None:
+    """Both nodes with a tunnel of the variant at these hooks, and the containers' MTU as it fits."""
+    name = protocol_of(variant).name
+    for node, hook in zip(NODES, hooks, strict=True):
+        options = required_options(variant)
+        lab.node(node).apply(at_hook(carried_by(lab, node, name, underlay, **options), hook))
+    mtu = min(lab.node(node).inner_mtu("blue") or 0 for node in NODES)
+    for node in NODES:
+        configure(lab.namespace(f"{node}-c1"), [f"link set eth0 mtu {mtu}"])
+
+
+class Longest:
+    """The longest frame with an outer IP header, or a tag, that passes the underlay while the block runs."""
+
+    def __init__(self, lab: Lab) -> None:
+        self._capture = Capture(lab, "underlay", "node1")
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+        self.len = 0
+
+    def _watch(self) -> None:
+        while not self._over.is_set():
+            for frame in self._capture.frames(wait_seconds=0.2):
+                self.len = max(self.len, len(frame))
+
+    def __enter__(self) -> Longest:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+        self._capture.__exit__(None, None, None)
+
+
+@pytest.mark.parametrize(("variant", "underlay"), carriers())
+def test_tcp_goes_through_every_protocol(lab: Lab, variant: str, underlay: int) -> None:
+    """Both nodes at TC: what is sent is what arrives, no checksum is wrong, and the packets are as long as they can."""
+    bring_up(lab, variant, underlay, ("tc", "tc"))
+    gso = lab.node("node1").tunnel_details("blue-to-node2").found["GSO at TC"]
+    for version in (4, 6):
+        if not carries(variant, underlay, version):
+            continue
+        ping(lab, "node1-c1", address_of(lab, "node2-c1", version), count=2)
+        with Datagrams(lab, "node1-c1", "node2-c1", version) as datagrams:
+            datagrams.send(b"x")  # behind its IP header there is less than an IPv6 header would be
+            assert datagrams.receive() == (b"x", 0)
+        with Longest(lab) as longest:
+            transfer(lab, "node1-c1", "node2-c1", version, size=SIZE)
+        assert (longest.len > WHOLE) == (gso == "whole")
+        assert gso == "whole" or longest.len <= UNDERLAY_MTU + 18
+
+
+MIXED = [("vxlan", 4), ("geneve", 6), ("vlan", 4), ("gre checksum", 4), ("ipip", 4), ("l2tp", 4)]
+
+
+@pytest.mark.parametrize("hooks", [("tc", "xdp"), ("xdp", "tc")])
+@pytest.mark.parametrize(("variant", "underlay"), MIXED)
+def test_a_node_at_tc_and_one_at_xdp_understand_each_other(
+    lab: Lab, variant: str, underlay: int, hooks: tuple[str, str]
+) -> None:
+    bring_up(lab, variant, underlay, hooks)
+    for version in (4, 6):
+        if carries(variant, underlay, version):
+            ping(lab, "node1-c1", address_of(lab, "node2-c1", version), count=2)
+            transfer(lab, "node1-c1", "node2-c1", version, size=SIZE)
+
+
+def test_both_hooks_on_one_node(lab: Lab) -> None:
+    """Container c1 at XDP, c2 at TC, the uplink at TC, which serves both."""
+    with kept(*map(lab.node, NODES)):
+        for name in NODES:
+            intent = at_hook(lab.intent(name), "tc")
+            port = intent.get("port", "veth-c1")
+            lab.node(name).apply(intent.replace(replace(port, hook="xdp")))
+        for container in ("c1", "c2"):
+            for version in (4, 6):
+                transfer(lab, f"node1-{container}", f"node2-{container}", version, size=SIZE)
+
+
+def test_a_container_at_tc_sends_to_its_neighbour(lab: Lab) -> None:
+    """Without a tunnel: from port to port, straight into the other namespace."""
+    neighbour = "10.250.1.201"
+    with kept(lab.node("node1")):
+        intent = at_hook(lab.intent("node1"), "tc")
+        port = replace(intent.get("port", "veth-c2"), network="blue")
+        intent = intent.replace(port)
+        intent = intent.remove("route", "green 10.250.1.100/32").remove("route", "green fd00:250:1::100/128")
+        intent = intent.add(Route(network="blue", prefix=f"{neighbour}/32", port="veth-c2"))
+        # It has the address of c1, otherwise.
+        configure(
+            lab.namespace("node1-c2"),
+            ["address flush dev eth0 scope global", f"address add {neighbour}/24 dev eth0"],
+        )
+        try:
+            lab.node("node1").apply(intent)
+            transfer(lab, "node1-c1", "node1-c2", address=neighbour, size=SIZE)
+        finally:
+            addresses = lab.container("node1-c2").addresses
+            configure(
+                lab.namespace("node1-c2"),
+                [
+                    "address flush dev eth0 scope global",
+                    *(f"address add {each} dev eth0" for each in addresses),
+                ],
+            )
+
+
+def test_segments_whose_length_is_not_known_before_are_judged_when_they_are_there(lab: Lab) -> None:
+    """TCP behind an IPv6 extension header, in a GSO packet whose segments fit no tunnel."""
+    bring_up(lab, "vxlan", 4, ("tc", "tc"))
+    node = lab.node("node1")
+    header = IPv6(src=address_of(lab, "node1-c1", 6), dst=address_of(lab, "node2-c1", 6)) / IPv6ExtHdrDestOpt(
+        options=[PadN(optdata=bytes(4))]
+    )
+    frame = (
+        Ether(src=mac_of(lab, "node1-c1"), dst=mac_of(lab, "node2-c1"))
+        / header
+        / TCP(sport=7, dport=7, flags="A")
+        / Raw(bytes(6000))
+    )
+    node.reset_counters()
+    with netns.inside(lab.namespace("node1-c1")), Longest(lab) as longest:
+        send_gso(bytes(frame), header_len=14 + 40 + 8 + 20, checksum_at=14 + 40 + 8, size=UNDERLAY_MTU)
+        deadline = time.monotonic() + 3
+        while not drops(node, "REASON_TOO_BIG", "blue-to-node2") and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert drops(node, "REASON_TOO_BIG", "blue-to-node2") == 6000 // UNDERLAY_MTU
+    assert longest.len <= UNDERLAY_MTU + 18
+
+
+def send_gso(frame: bytes, *, header_len: int, checksum_at: int, size: int) -> None:
+    """Send a TCP segment out of eth0 that is to become some of `size` bytes of payload (linux/virtio_net.h)."""
+    header = struct.pack(
+        "=BBHHHH", NEEDS_CHECKSUM, GSO_TCP6, header_len, size, checksum_at, TCP_CHECKSUM_OFFSET
+    )
+    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as sender:
+        sender.bind(("eth0", 0x86DD))
+        sender.setsockopt(SOL_PACKET, PACKET_VNET_HDR, 1)
+        sender.send(header + frame)
