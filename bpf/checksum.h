@@ -163,6 +163,34 @@ static __always_inline int sum_checksummed_ip(const hook_ctx *ctx, const struct 
 }
 
 /*
+ * Where, from the IP header at l3_at on, a transport checksum begins that is to be filled in later: the sum
+ * of the pseudo header stands there. 0: there is none such.
+ */
+static __always_inline __u32 unfinished_at(const hook_ctx *ctx, const struct packet *packet, __u32 l3_at)
+{
+	__u32 *words = (void *)packet_start(ctx) + (l3_at & SUM_OFFSET_MASK),
+	      header_len = sizeof(struct ipv6hdr);
+	void *end = packet_end(ctx);
+	__u64 pseudo = bpf_htons(packet->protocol);
+	__be16 *field;
+
+	if ((void *)(words + sizeof(struct iphdr) / sizeof(*words)) > end)
+		return 0;
+	if (packet->family == 4)
+		header_len = (*(__u8 *)words & 0xf) * 4;
+#pragma unroll
+	for (int i = 0; i < 4; i++)
+		pseudo += (__u64)packet->source[i] + packet->destination[i];
+	pseudo += bpf_htons(packet->end - packet->l3_offset - header_len);
+	field = (void *)packet_start(ctx) + ((l3_at + header_len) & SUM_OFFSET_MASK) +
+		(packet->protocol == IPPROTO_TCP ? TCP_CHECKSUM_END : UDP_CHECKSUM_END) - sizeof(*field);
+	if ((packet->protocol != IPPROTO_TCP && packet->protocol != IPPROTO_UDP) ||
+	    (void *)(field + 1) > end || *field != fold_checksum(pseudo))
+		return 0;
+	return header_len;
+}
+
+/*
  * Sum of everything from `offset` to the end of a packet of `len` bytes whose inner frame or packet begins at
  * inner_at with its IP header at l3_at: by the inner transport checksum where it has one, else byte by byte.
  * A global function, and calls none: together the frames of who calls are near what BPF allows.

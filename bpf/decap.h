@@ -111,29 +111,6 @@ static __always_inline int find_termination(const struct outer *outer, struct in
 	return found;
 }
 
-/* An inner transport checksum that is to be filled in later: the sum of the pseudo header stands there. */
-static __always_inline bool is_unfinished(const hook_ctx *ctx, const struct packet *packet, __u32 l3_at)
-{
-	__u32 *words = (void *)packet_start(ctx) + (l3_at & SUM_OFFSET_MASK),
-	      header_len = sizeof(struct ipv6hdr);
-	void *end = packet_end(ctx);
-	__u64 pseudo = bpf_htons(packet->protocol);
-	__be16 *field;
-
-	if ((void *)(words + sizeof(struct iphdr) / sizeof(*words)) > end)
-		return false;
-	if (packet->family == 4)
-		header_len = (*(__u8 *)words & 0xf) * 4;
-#pragma unroll
-	for (int i = 0; i < 4; i++)
-		pseudo += (__u64)packet->source[i] + packet->destination[i];
-	pseudo += bpf_htons(packet->end - packet->l3_offset - header_len);
-	field = (void *)packet_start(ctx) + ((l3_at + header_len) & SUM_OFFSET_MASK) +
-		(packet->protocol == IPPROTO_TCP ? TCP_CHECKSUM_END : UDP_CHECKSUM_END) - sizeof(*field);
-	return (packet->protocol == IPPROTO_TCP || packet->protocol == IPPROTO_UDP) &&
-	       (void *)(field + 1) <= end && *field == fold_checksum(pseudo);
-}
-
 /*
  * The sum from `offset` to `end` that there will be once the transport checksum of the inner frame or packet
  * at inner_at is filled in; -1: that isn't what it waits for. A global function: off the fast path.
@@ -150,7 +127,7 @@ __noinline int sum_finished(hook_ctx *ctx, __u32 offset, __u32 end, __u32 inner_
 				     : parse_frame(ctx, inner_at, end - inner_at, &packet);
 	if (kind != INNER_IP)
 		l3_at += packet.l3_offset;
-	if (!is_parsed || !packet.family || !is_unfinished(ctx, &packet, l3_at))
+	if (!is_parsed || !packet.family || !unfinished_at(ctx, &packet, l3_at))
 		return -1;
 	return sum_outer(ctx, &packet, offset, l3_at, end);
 }

@@ -87,8 +87,35 @@ static __always_inline bool deserves_answer(const hook_ctx *ctx, const struct pa
 	       (*type >= ICMPV6_FIRST_INFORMATIONAL && *type != ICMPV6_REDIRECT);
 }
 
+/*
+ * What of the quoted packet is yet to change: the kernel goes on with the transport checksum that it has
+ * noted, and fills it in, in the quotation. The sum from there on is then known, whatever was cut off.
+ */
+struct later {
+	__u32 at; /* from the quoted IP header on; 0: nothing changes */
+	__u32 sum;
+};
+
+static __always_inline void expect_later(const hook_ctx *ctx, const struct packet *packet, __u32 quoted,
+					 struct later *later)
+{
+	__u32 field_end = packet->protocol == IPPROTO_TCP ? TCP_CHECKSUM_END : UDP_CHECKSUM_END;
+	__be16 *field;
+
+	if (!HAS_UNFINISHED_SUMS)
+		return;
+	later->at = unfinished_at(ctx, packet, packet->l3_offset);
+	field = packet_at(ctx, packet->l3_offset + later->at + field_end - sizeof(*field));
+	if (!later->at || later->at + field_end > quoted || (void *)(field + 1) > packet_end(ctx)) {
+		later->at = 0;
+		return;
+	}
+	later->sum = (__u16) ~*field;
+}
+
 static __always_inline bool write_fragmentation_needed(hook_ctx *ctx, __u32 at, const struct packet *packet,
-						       const struct gateway *gateway, __u32 mtu, __u32 quoted)
+						       const struct gateway *gateway, __u32 mtu, __u32 quoted,
+						       const struct later *later)
 {
 	__u32 icmp_at = at + sizeof(struct iphdr);
 	struct iphdr *ip = packet_at(ctx, at);
@@ -115,16 +142,17 @@ static __always_inline bool write_fragmentation_needed(hook_ctx *ctx, __u32 at, 
 	icmp->type = ICMP_UNREACHABLE;
 	icmp->code = ICMP_FRAGMENTATION_NEEDED;
 	icmp->mtu = bpf_htonl(mtu & 0xffff);
-	sum = sum_bytes(ctx, icmp_at, sizeof(*icmp) + quoted);
+	sum = sum_bytes(ctx, icmp_at, sizeof(*icmp) + (later->at ? later->at : quoted));
 	icmp = packet_at(ctx, icmp_at);
 	if (sum < 0 || (void *)(icmp + 1) > packet_end(ctx))
 		return false;
-	icmp->checksum = ~sum;
+	icmp->checksum = ~fold_checksum((__u64)(__u32)sum + later->sum);
 	return true;
 }
 
 static __always_inline bool write_packet_too_big(hook_ctx *ctx, __u32 at, const struct packet *packet,
-						 const struct gateway *gateway, __u32 mtu, __u32 quoted)
+						 const struct gateway *gateway, __u32 mtu, __u32 quoted,
+						 const struct later *later)
 {
 	__u32 icmp_at = at + sizeof(struct ipv6hdr), len = sizeof(struct icmp_error) + quoted;
 	struct ipv6hdr *ip = packet_at(ctx, at);
@@ -147,11 +175,11 @@ static __always_inline bool write_packet_too_big(hook_ctx *ctx, __u32 at, const 
 #pragma unroll
 	for (int i = 0; i < 4; i++)
 		pseudo += (__u64)gateway_words[i] + packet->source[i];
-	sum = sum_bytes(ctx, icmp_at, len);
+	sum = sum_bytes(ctx, icmp_at, later->at ? sizeof(*icmp) + later->at : len);
 	icmp = packet_at(ctx, icmp_at);
 	if (sum < 0 || (void *)(icmp + 1) > packet_end(ctx))
 		return false;
-	icmp->checksum = ~fold_checksum(pseudo + (__u32)sum);
+	icmp->checksum = ~fold_checksum(pseudo + (__u32)sum + later->sum);
 	return true;
 }
 
@@ -170,6 +198,7 @@ __noinline int write_too_big(hook_ctx *ctx, const struct packet *packet, __u32 n
 	} l2 = {};
 	struct port *port = bpf_map_lookup_elem(&ports, &port_slot);
 	__u32 quoted, header_len, l3_offset;
+	struct later later = {};
 	struct gateway *gateway;
 	__be16 *rest;
 	void *start;
@@ -192,6 +221,7 @@ __noinline int write_too_big(hook_ctx *ctx, const struct packet *packet, __u32 n
 	if (quoted > packet->end - l3_offset)
 		quoted = packet->end - l3_offset;
 
+	expect_later(ctx, packet, quoted, &later);
 	rest = packet_start(ctx) + MACS_LEN;
 #pragma unroll
 	for (int i = 0; i < 5; i++) {
@@ -209,8 +239,9 @@ __noinline int write_too_big(hook_ctx *ctx, const struct packet *packet, __u32 n
 	/* All that a header with two tags would have; what belongs to a shorter one's IP header is written
 	 * next. */
 	__builtin_memcpy(start, &l2, sizeof(l2));
-	return packet->family == 4 ? write_fragmentation_needed(ctx, l3_offset, packet, gateway, mtu, quoted)
-				   : write_packet_too_big(ctx, l3_offset, packet, gateway, mtu, quoted);
+	return packet->family == 4
+		   ? write_fragmentation_needed(ctx, l3_offset, packet, gateway, mtu, quoted, &later)
+		   : write_packet_too_big(ctx, l3_offset, packet, gateway, mtu, quoted, &later);
 }
 
 #endif

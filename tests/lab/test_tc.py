@@ -17,6 +17,8 @@ from scapy.layers.inet6 import IPv6, IPv6ExtHdrDestOpt, PadN
 from scapy.layers.l2 import Ether
 from scapy.packet import Raw
 from traffic import (
+    FAMILY,
+    IP_HEADER_LEN,
     MEGABYTE,
     NODES,
     SOL_PACKET,
@@ -181,6 +183,36 @@ def test_segments_whose_length_is_not_known_before_are_judged_when_they_are_ther
             time.sleep(0.01)
     assert drops(node, "REASON_TOO_BIG", "blue-to-node2") == 6000 // UNDERLAY_MTU
     assert longest.len <= UNDERLAY_MTU + 18
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_who_is_told_of_the_mtu_believes_it_though_the_checksum_was_to_be_filled_in(
+    lab: Lab, version: int
+) -> None:
+    """By a port that fills it in itself, in what is quoted of the packet: the answer's own checksum fits that."""
+    bring_up(lab, "vxlan", 4, ("tc", "tc"))
+    configure(lab.namespace("node1-c1"), ["link set eth0 mtu 1500"])
+    discover, level = (10, 0) if version == 4 else (23, 41)  # IP_MTU_DISCOVER, IPV6_MTU_DISCOVER
+    lab.exec("node1", ["ethtool", "-K", "veth-c1", "tx", "off"])
+    try:
+        with (
+            netns.inside(lab.namespace("node1-c1")),
+            socket.socket(FAMILY[version], socket.SOCK_DGRAM) as sender,
+        ):
+            sender.setsockopt(level, discover, 2)  # IP_PMTUDISC_DO
+            sender.connect((address_of(lab, "node2-c1", version), 999))
+            sender.send(bytes(1500 - IP_HEADER_LEN[version] - 8))
+            deadline = time.monotonic() + 3
+            while mtu_of(sender, version) == 1500 and time.monotonic() < deadline:
+                time.sleep(0.01)
+            assert mtu_of(sender, version) == lab.node("node1").inner_mtu("blue")
+    finally:
+        lab.exec("node1", ["ethtool", "-K", "veth-c1", "tx", "on"])
+
+
+def mtu_of(connected: socket.socket, version: int) -> int:
+    """What the stack knows of the way of a connected socket, in bytes (IP_MTU, IPV6_MTU)."""
+    return connected.getsockopt(*((0, 14) if version == 4 else (41, 24)))
 
 
 def send_gso(frame: bytes, *, header_len: int, checksum_at: int, size: int) -> None:
