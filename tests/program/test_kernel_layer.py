@@ -436,6 +436,7 @@ def test_a_load_that_was_interrupted_is_finished_with_the_tables_and_links_there
 
 def test_a_data_plane_that_is_forgotten_leaves_no_descriptor_open(instance: str) -> None:
     open_loaded(instance).close()
+    gc.collect()  # what other tests forgot
     before = os.listdir("/proc/self/fd")
     for _ in range(3):
         assert open_loaded(instance).maps["ports"].key.size == 4
