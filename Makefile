@@ -19,7 +19,8 @@ C_FILES := $(wildcard bpf/*.bpf.c bench/*.bpf.c) $(HEADERS)
 TESTS   := $(wildcard tests/unit tests/program)
 TRAFFIC := $(wildcard tests/lab)
 # Those of tests/program that send packets: once more, at the other hook.
-AT_TC   := $(filter-out %/test_kernel_layer.py %/test_trace.py %/test_dissect.py %/test_tc.py,$(wildcard tests/program/test_*.py))
+AT_TC   := $(filter-out $(addprefix %/test_,$(addsuffix .py,kernel_layer trace dissect tc hashtable table_races multi_buffer)), \
+	$(wildcard tests/program/test_*.py))
 
 .PHONY: help
 help: ## this list

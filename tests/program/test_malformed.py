@@ -33,7 +33,7 @@ from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Dot1Q
 from scapy.packet import Raw
 from scenario import Scenario
-from world import OURS, REMOTE, THEIRS, World
+from world import OURS, REMOTE, THEIRS, World, can_be_run
 
 from model import Model, encap
 from model.encap.base import Fields
@@ -243,6 +243,8 @@ def test_a_workloads_packet_cut_at_every_length(node, kind):
     whole = INNER[kind]
     needed = len(whole) - len(whole[whole.index(ip_packet(whole)) :]) + len(ip_packet(whole))
     for length in range(MINIMUM, min(needed, 200)):
+        if not can_be_run(whole[:length]):
+            continue
         got = node.send("c1", whole[:length])
         assert (got.verdict, got.data) == ("PASS", whole[:length]), (
             f"cut to {length} bytes it is the kernel's"

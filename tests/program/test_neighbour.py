@@ -28,6 +28,7 @@ from world import (
     REMOTE_MAC,
     THEIR_MAC,
     THEIRS,
+    can_be_run,
 )
 
 from model.frames import ones_complement
@@ -271,6 +272,8 @@ def test_a_short_question_is_left_to_the_kernel(node):
     node.apply(geneve(), remote(4), remote(6))
     for whole in (bytes(arp()), bytes(solicit())):
         for length in range(14, len(whole)):
+            if not can_be_run(whole[:length]):
+                continue
             got = node.send("c1", whole[:length])
             if got.verdict != "REDIRECT":
                 assert (got.verdict, got.data) == ("PASS", whole[:length])

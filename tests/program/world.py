@@ -69,7 +69,7 @@ def can_be_run(packet: bytes) -> bool:
 
 def least_len(packet: bytes) -> int:
     """Bytes of a frame that BPF_PROG_TEST_RUN wants at TC, by its EtherType."""
-    return 14 + {b"\x08\x00": 20, b"\x86\xdd": 40}.get(packet[12:14], 0)
+    return 14 + {b"\x08\x00": 20, b"\x86\xdd": 40}.get(packet[12:14], 1)
 
 
 def run_one(data_plane: DataPlane, role: str, packet: bytes, ifindex: int) -> testrun.Run:
