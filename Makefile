@@ -32,8 +32,8 @@ demo: setup ## the two-node lab on real traffic: GENEVE and VXLAN side by side, 
 
 .PHONY: test
 test: setup peers bench-objects lint ## lint, types, unit, program and lab tests, and the quick part of the matrix of peers
-	@$(VENV)/python -m pytest --numprocesses 4 $(TESTS)
-	@MPTM_TEST_HOOK=tc $(VENV)/python -m pytest --numprocesses 4 $(AT_TC)
+	@$(VENV)/python -m pytest --numprocesses 6 $(TESTS)
+	@MPTM_TEST_HOOK=tc $(VENV)/python -m pytest --numprocesses 6 $(AT_TC)
 	@$(VENV)/python -m pytest --numprocesses 3 --dist worksteal $(TRAFFIC)
 	@$(if $(filter test-interop,$(MAKECMDGOALS)),: the whole matrix is asked for as well,$(VENV)/python -m pytest tests/interop -k 'not linux')
 
