@@ -51,7 +51,8 @@ static __always_inline int deliver(hook_ctx *ctx, const struct packet *packet,
 	return VERDICT_REDIRECT;
 }
 
-/* Gives the frame at the start of the packet to the kernel's stack, addressed to the port it came by. */
+/* Gives the frame at the start of the packet to the kernel's stack, as received by a port: the one it came
+ * by. */
 static __always_inline int pass_to_stack(hook_ctx *ctx, const struct port *ingress)
 {
 	__be16 ethertype;
@@ -61,7 +62,7 @@ static __always_inline int pass_to_stack(hook_ctx *ctx, const struct port *ingre
 		return drop_on_port(REASON_BAD_INNER, ingress->ifindex, frame_len(ctx));
 	__builtin_memcpy(eth->h_dest, ingress->mac, ETH_ALEN);
 	ethertype = eth->h_proto;
-	return pass_frame(ctx, ethertype);
+	return pass_frame(ctx, ingress->ifindex, ethertype);
 }
 
 #endif
