@@ -297,7 +297,7 @@ static __always_inline int encap_inline(hook_ctx *ctx, struct packet *packet, st
 			return drop_on_tunnel(REASON_PORT_GONE, tunnel->counter, packet->len);
 		count_encap(tunnel->counter, inner_bytes);
 		trace(TRACE_TO_STACK, tunnel->outer_len, patching.hash, 0);
-		return pass_to_stack(ctx, ingress);
+		return pass_to_stack(ctx, ingress, room == ROOM_NOTED);
 	}
 	if (redirect_to(ctx, tunnel->egress_ifindex) != VERDICT_REDIRECT)
 		return drop_on_tunnel(REASON_EGRESS_GONE, tunnel->counter, packet->len);
