@@ -236,7 +236,7 @@ static __always_inline int encap_inline(hook_ctx *ctx, struct packet *packet, st
 	if (!tunnel || !tunnel->outer_len)
 		return tunnel && tunnel->flags & TUNNEL_CANT_SEND
 			   ? drop_on_tunnel(REASON_TUNNEL_DOWN, tunnel->counter, packet->len)
-			   : drop_on_port(REASON_TUNNEL_DOWN, ctx->ingress_ifindex, packet->len);
+			   : drop_on_port(REASON_TUNNEL_DOWN, ingress_ifindex(ctx), packet->len);
 	is_l3 = tunnel->flags & TUNNEL_L3;
 	if (is_l3 && !is_carried(tunnel, packet))
 		return sending->is_answer ? VERDICT_DROP
