@@ -41,6 +41,8 @@ from mptm.lab.topology import Lab
 from mptm.node import Node
 
 NODES = ("node1", "node2")
+HOOK = os.environ.get("MPTM_TEST_HOOK")
+"""Where the ports of all labs are, whatever the lab's files say; None: where those say."""
 THOROUGH = ("geneve", "vxlan", "vlan")
 """Protocols that all tests of the lab run with: with every one they would take hours. That the others talk to somebody
 else is up to tests with peers; test_every_protocol.py sends some packets through each."""
