@@ -292,12 +292,12 @@ static __always_inline int encap_inline(hook_ctx *ctx, struct packet *packet, st
 
 	finish_room(ctx, room, patching.l3_offset);
 	if (tunnel->flags & TUNNEL_TO_STACK) {
-		ingress = lookup_port(ingress_ifindex(ctx), &port_slot);
+		ingress = arrival_port(ctx);
 		if (!ingress)
 			return drop_on_tunnel(REASON_PORT_GONE, tunnel->counter, packet->len);
 		count_encap(tunnel->counter, inner_bytes);
 		trace(TRACE_TO_STACK, tunnel->outer_len, patching.hash, 0);
-		return pass_to_stack(ctx, ingress);
+		return pass_to_stack(ctx, ingress, room == ROOM_NOTED);
 	}
 	if (redirect_to(ctx, tunnel->egress_ifindex) != VERDICT_REDIRECT)
 		return drop_on_tunnel(REASON_EGRESS_GONE, tunnel->counter, packet->len);

@@ -51,8 +51,11 @@ static __always_inline int deliver(hook_ctx *ctx, const struct packet *packet,
 	return VERDICT_REDIRECT;
 }
 
-/* Gives the frame at the start of the packet to the kernel's stack, addressed to the port it came by. */
-static __always_inline int pass_to_stack(hook_ctx *ctx, const struct port *ingress)
+/*
+ * Gives the frame at the start of the packet to the kernel's stack, as received by a port, the one it came
+ * by. `is_noted`: the kernel knows where the frame's IP header is.
+ */
+static __always_inline int pass_to_stack(hook_ctx *ctx, const struct port *ingress, bool is_noted)
 {
 	__be16 ethertype;
 	struct ethhdr *eth = packet_start(ctx);
@@ -61,7 +64,7 @@ static __always_inline int pass_to_stack(hook_ctx *ctx, const struct port *ingre
 		return drop_on_port(REASON_BAD_INNER, ingress->ifindex, frame_len(ctx));
 	__builtin_memcpy(eth->h_dest, ingress->mac, ETH_ALEN);
 	ethertype = eth->h_proto;
-	return pass_frame(ctx, ethertype);
+	return pass_frame(ctx, ingress->ifindex, ethertype, is_noted);
 }
 
 #endif

@@ -169,15 +169,19 @@ static __always_inline int redirect_to_peer(hook_ctx *ctx, __u32 ifindex, __be16
 	return bpf_redirect_peer(ifindex, 0);
 }
 
-/* To the stack of this node; `ethertype` is what the frame, addressed to its ingress port, has become. */
-static __always_inline int pass_frame(hook_ctx *ctx, __be16 ethertype)
+/*
+ * To the stack of this node, as received by the port of `ifindex`; `ethertype` is what the frame, addressed
+ * to that port, has become. `is_noted`: the kernel knows where its IP header is.
+ */
+static __always_inline int pass_frame(hook_ctx *ctx, __u32 ifindex, __be16 ethertype, bool is_noted)
 {
-	if (ctx->protocol == ethertype && !bpf_skb_change_type(ctx, PACKET_HOST))
+	if (is_noted && ctx->ifindex == ifindex && ctx->protocol == ethertype &&
+	    !bpf_skb_change_type(ctx, PACKET_HOST))
 		return VERDICT_PASS;
 	restore_tag(ctx);
 	/* Received once more, it is looked at by the kernel again, and not by us. */
 	ctx->mark = MARK_PASS;
-	bpf_redirect(ctx->ifindex, BPF_F_INGRESS);
+	bpf_redirect(ifindex, BPF_F_INGRESS);
 	return VERDICT_REDIRECT;
 }
 
@@ -276,7 +280,9 @@ static __always_inline int redirect_to_peer(hook_ctx *ctx, __u32 ifindex,
 }
 
 static __always_inline int pass_frame(hook_ctx *ctx __attribute__((unused)),
-				      __be16 ethertype __attribute__((unused)))
+				      __u32 ifindex __attribute__((unused)),
+				      __be16 ethertype __attribute__((unused)),
+				      bool is_noted __attribute__((unused)))
 {
 	return XDP_PASS;
 }

@@ -372,7 +372,7 @@ static __always_inline int forward(hook_ctx *ctx, const struct port *port, const
 	count_decap(accepted->counter, packet->len);
 	if (next_hop->kind == NEXT_HOP_PASS) {
 		trace(TRACE_TO_STACK, 0, 0, 0);
-		return pass_to_stack(ctx, port);
+		return pass_to_stack(ctx, port, true);
 	}
 	if (!question)
 		return to >= 0 ? relay(ctx, packet, next_hop, accepted, &sending, port_slot)

@@ -14,6 +14,7 @@ SEC("tc") int mptm_segment_tc(hook_ctx *ctx)
 	if (!parse_frame(ctx, 0, frame_len(ctx), &packet))
 		return VERDICT_DROP;
 	verdict = encap(ctx, &packet, &sending);
-	ctx->mark = 0;
+	if (ctx->mark != MARK_PASS)
+		ctx->mark = 0;
 	return verdict == VERDICT_REDIRECT ? verdict : VERDICT_DROP;
 }

@@ -9,11 +9,10 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from apart import set_apart
-from traffic import at_hook
+from traffic import HOOK, at_hook
 
 from mptm.lab.topology import Lab
 
-HOOK = os.environ.get("MPTM_TEST_HOOK")
 _numbers = itertools.count(1)
 TEST_SECONDS = 480
 """Time limit of a test. The longest make hundreds of changes: 216 s were seen on a busy machine."""

@@ -8,7 +8,18 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from traffic import CARRIERS, MEGABYTE, NODES, address_of, carried_by, packet_of, ping, transfer, try_ping
+from traffic import (
+    CARRIERS,
+    HOOK,
+    MEGABYTE,
+    NODES,
+    address_of,
+    carried_by,
+    packet_of,
+    ping,
+    transfer,
+    try_ping,
+)
 
 from mptm.intent import Intent, Object, Route, Tunnel, tunnel_from_dict
 from mptm.lab.topology import Lab, configure
@@ -114,7 +125,16 @@ def test_a_relay_passes_transfers_from_vxlan_on_into_geneve(lab: Lab) -> None:
         # 1450 bytes fit the first tunnel, 1430 the second: the relay says so, through the first.
         said = try_ping(lab, "node1-c1", C2[version], *packet_of(version, 1450), count=2, wait_seconds=0.5)
         assert "0 received" in said
-        assert learned_mtu(lab, "node1-c1", version, C2[version]) == 1430
+        if HOOK in (None, "xdp"):
+            assert learned_mtu(lab, "node1-c1", version, C2[version]) == 1430
+        else:
+            # docs/hooks.md, "Limits": at TC, between nodes on one machine, it is dropped without an answer.
+            assert learned_mtu(lab, "node1-c1", version, C2[version]) is None
+            dropped = sum(drop.packets for drop in far.drops() if drop.reason == "REASON_TOO_BIG")
+            assert dropped == {4: 2, 6: 4}[version]
+            lab.exec(
+                "node1-c1", ["ip", f"-{version}", "route", "add", C2[version], "dev", "eth0", "mtu", "1430"]
+            )
         transfer(lab, "node1-c1", "node1-c2", version, address=C2[version], size=2 * MEGABYTE)
     relayed = far.counters().tunnels
     assert min(relayed["second"].encap_packets, relayed["blue-to-node1"].encap_packets) > 100

@@ -31,6 +31,7 @@ from traffic import (
     kept,
     mac_of,
     ping,
+    set_switches,
     transfer,
 )
 
@@ -160,6 +161,26 @@ def test_a_container_at_tc_sends_to_its_neighbour(lab: Lab) -> None:
                     *(f"address add {each} dev eth0" for each in addresses),
                 ],
             )
+
+
+@pytest.mark.parametrize(("variant", "underlay"), [("vxlan", 4), ("vxlan", 6), ("etherip", 4)])
+def test_the_kernel_routes_gso_packets_and_segments(lab: Lab, variant: str, underlay: int) -> None:
+    """Option `to_stack`: what comes of a packet, whole or not, is received by the port that the packet came by."""
+    switches = ("ipv4.ip_forward", "ipv4.conf.veth-c1.accept_local", "ipv6.conf.all.forwarding")
+    nodes = [lab.node(name) for name in NODES]
+    options = {**required_options(variant), "to_stack": True}
+    with kept(*nodes):
+        for name, node in zip(NODES, nodes, strict=True):
+            node.apply(at_hook(carried_by(lab, name, variant, underlay, **options), "tc"))
+            configure(lab.namespace(f"{name}-c1"), [f"link set eth0 mtu {node.inner_mtu('blue')}"])
+        set_switches(lab, switches, 1)
+        try:
+            sent = nodes[0].counters().ports["eth0"].tx_packets
+            transfer(lab, "node1-c1", "node2-c1", size=SIZE)
+            assert nodes[0].counters().ports["eth0"].tx_packets == sent
+            assert drops(nodes[0], "REASON_GSO", "blue-to-node2") == 0
+        finally:
+            set_switches(lab, switches, 0)
 
 
 def test_segments_whose_length_is_not_known_before_are_judged_when_they_are_there(lab: Lab) -> None:

@@ -8,7 +8,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -33,8 +33,10 @@ from traffic import (
     packet_of,
     peer_of,
     ping,
+    set_switches,
     transfer,
     try_ping,
+    with_finished_sum,
     with_outer_ecn,
 )
 
@@ -333,7 +335,7 @@ def test_ecn_leaves_the_tunnel_by_rfc_6040(lab: Lab, carrier: Carrier, version: 
             data = os.urandom(16)
             datagrams.send(data, tos=0xB8 | inner)
             assert datagrams.receive() == (data, 0xB8 | inner)
-            packet = bytes(from_node1.carrying(data))
+            packet = with_finished_sum(bytes(from_node1.carrying(data)), data, version)
             for outer, expected in outcomes.items():
                 to_node2.send(with_outer_ecn(packet, outer))
                 if expected is None:
@@ -527,8 +529,3 @@ def test_the_kernel_may_route_the_outer_packet(lab: Lab, carrier: Carrier) -> No
             assert nodes[0].counters().ports["eth0"].tx_packets == sent
         finally:
             set_switches(lab, switches, 0)
-
-
-def set_switches(lab: Lab, names: Sequence[str], value: int) -> None:
-    for node in NODES:
-        lab.exec(node, ["sysctl", "-qw", *(f"net.{name}={value}" for name in names)])

@@ -20,7 +20,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +29,7 @@ from typing import Any, Self
 
 from msgspec.structs import replace
 from packets import carriers, required_options
-from scapy.layers.inet import IP
+from scapy.layers.inet import IP, UDP
 from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Ether
 from scapy.packet import Packet
@@ -41,6 +41,8 @@ from mptm.lab.topology import Lab
 from mptm.node import Node
 
 NODES = ("node1", "node2")
+HOOK = os.environ.get("MPTM_TEST_HOOK")
+"""Where the ports of all labs are, whatever the lab's files say; None: where those say."""
 THOROUGH = ("geneve", "vxlan", "vlan")
 """Protocols that all tests of the lab run with: with every one they would take hours. That the others talk to somebody
 else is up to tests with peers; test_every_protocol.py sends some packets through each."""
@@ -56,6 +58,7 @@ IP_RECVTOS, IPV6_RECVTCLASS, IPV6_TCLASS = 13, 66, 67
 FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
 IP_HEADER_LEN = {4: 20, 6: 40}
 PING_HEADER_LEN = 8
+UDP_HEADER_LEN = 8
 
 
 def peer_of(node: str) -> str:
@@ -170,6 +173,12 @@ def flood(lab: Lab, source: str, address: str, *, count: int = 1000) -> Flood:
     ping(lab, source, address, count=1)
     command = ["ping", "-n", "-q", "-i", "0.002", "-c", str(count), "-W", "2", address]
     return Flood(lab.popen(source, command))
+
+
+def set_switches(lab: Lab, names: Sequence[str], value: int) -> None:
+    """Set sysctls, without their "net.", on both nodes."""
+    for node in NODES:
+        lab.exec(node, ["sysctl", "-qw", *(f"net.{name}={value}" for name in names)])
 
 
 # ---- sockets ---------------------------------------------------------------------------------------------
@@ -425,6 +434,18 @@ def with_outer_ecn(frame: bytes, ecn: int) -> bytes:
         assert isinstance(layer, IPv6)
         layer.tc = layer.tc & ~3 | ecn
     return bytes(packet)
+
+
+def with_finished_sum(frame: bytes, data: bytes, version: int) -> bytes:
+    """A frame with a datagram of `data` in it, as a sender without checksum offload makes it.
+
+    One that is captured on its way between veths may have only the beginning of its inner UDP checksum.
+    """
+    end = frame.index(data) + len(data)
+    start = end - len(data) - UDP_HEADER_LEN - IP_HEADER_LEN[version]
+    inner = (IP if version == 4 else IPv6)(frame[start:end])
+    del inner[UDP].chksum
+    return frame[:start] + bytes(inner) + frame[end:]
 
 
 # ---- what the data plane holds ---------------------------------------------------------------------------
