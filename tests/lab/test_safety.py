@@ -25,7 +25,7 @@ import pytest
 from packets import required_options
 from scapy.layers.inet import UDP
 from scapy.layers.inet6 import IPv6
-from scapy.layers.l2 import Dot1Q
+from scapy.layers.l2 import Dot1Q, Ether
 from scapy.packet import Packet
 from traffic import (
     CARRIERS,
@@ -48,6 +48,7 @@ from traffic import (
     table_bytes,
     transfer,
     try_ping,
+    with_finished_sum,
 )
 
 from mptm import config
@@ -126,7 +127,7 @@ def test_a_spoofed_sender_delivers_nothing(lab: Lab, carrier: tuple[str, int]) -
     ):
         datagrams.send(data)
         assert datagrams.receive() is not None
-        genuine = from_node2.carrying(data)
+        genuine = Ether(with_finished_sum(bytes(from_node2.carrying(data)), data, 4))
         to_node1.send(genuine)
         assert datagrams.receive() is not None
         refused, decapsulated = refusals(node), node.counters().tunnels["blue-to-node2"].decap_packets
