@@ -37,6 +37,7 @@ typedef struct __sk_buff hook_ctx;
 
 /* Checksums of what is sent by a stack of this machine may be yet to be filled in (CHECKSUM_PARTIAL). */
 #define HAS_UNFINISHED_SUMS 1
+#define INLINES_ENCAP	    0 /* with what TC needs besides, the stack would be too small for it */
 
 /* skb->mark of packets that come back to us, "MP" in the upper half: a slot in tunnels, or what only passes.
  */
@@ -203,6 +204,7 @@ typedef struct xdp_md hook_ctx;
 #define VERDICT_REDIRECT XDP_REDIRECT
 
 #define HAS_UNFINISHED_SUMS 0
+#define INLINES_ENCAP	    1
 
 static __always_inline void *packet_start(const hook_ctx *ctx)
 {

@@ -93,7 +93,7 @@ static __always_inline int send(hook_ctx *ctx, struct packet *packet, const stru
 		return drop_on_port(REASON_GROUP_EMPTY, port->ifindex, packet->len);
 	sending.slot = slot;
 	__builtin_memcpy(sending.mac, next_hop->mac, ETH_ALEN);
-	verdict = encap_inline(ctx, packet, &sending);
+	verdict = INLINES_ENCAP ? encap_inline(ctx, packet, &sending) : encap(ctx, packet, &sending);
 	if (verdict != TOO_BIG)
 		return verdict;
 	return answer_too_big(ctx, packet, sending.mtu, port, port_slot);
