@@ -9,12 +9,12 @@ packets: what comes out must be the same. The guest is slow and does no more tha
 from __future__ import annotations
 
 import base64
-import contextlib
 import pickle
+import socket
 import struct
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,12 +132,13 @@ def _replay_here(
     scenes: Iterable[tuple[dict[str, Table], Sequence[tuple[str, int, bytes]]]],
     hook: str,
 ) -> list[Outcome]:
-    """In the guest, whose interfaces are made for it and gone afterwards."""
+    """In the guest, whose interfaces are made for it."""
     from mptm.kernel import libbpf
     from mptm.kernel.hashtable import open_maps
     from mptm.kernel.objects import DATA_PLANE, DATA_PLANE_TC, object_path
     from mptm.kernel.testrun import run, run_at_tc
 
+    _make_veths(links)
     run_one = run_at_tc if hook == "tc" else run
     with libbpf.Object(object_path(DATA_PLANE_TC if hook == "tc" else DATA_PLANE)) as loading:
         loading.load()
@@ -146,37 +147,30 @@ def _replay_here(
     outcomes = []
     standing: dict[str, Table] = {}
     before = _counted(maps)
-    with _veths(links):
-        for tables, packets in scenes:
-            for name, wanted in tables.items():
-                there = standing.get(name, {})
-                maps[name].delete([key for key in there if key not in wanted])
-                maps[name].update({key: value for key, value in wanted.items() if there.get(key) != value})
-            standing = tables
-            results = [
-                run_one(programs[program], packet, ifindex=index) for program, index, packet in packets
-            ]
-            now = _counted(maps)
-            counted = {name: _difference(now[name], before[name]) for name in COUNTERS}
-            outcomes.append(Outcome(tuple((each.verdict, each.data) for each in results), counted))
-            before = now
-            standing = standing | {"sequences": maps["sequences"].items()}  # packets counted on
+    for tables, packets in scenes:
+        for name, wanted in tables.items():
+            there = standing.get(name, {})
+            maps[name].delete([key for key in there if key not in wanted])
+            maps[name].update({key: value for key, value in wanted.items() if there.get(key) != value})
+        standing = tables
+        results = [run_one(programs[program], packet, ifindex=index) for program, index, packet in packets]
+        now = _counted(maps)
+        counted = {name: _difference(now[name], before[name]) for name in COUNTERS}
+        outcomes.append(Outcome(tuple((each.verdict, each.data) for each in results), counted))
+        before = now
+        standing = standing | {"sequences": maps["sequences"].items()}  # packets counted on
     return outcomes
 
 
-@contextlib.contextmanager
-def _veths(links: Mapping[str, int]) -> Iterator[None]:
-    """Interfaces by name and index."""
-    _ip(f"link add {name} index {index} type veth peer name {name}p" for name, index in links.items())
-    try:
-        _ip(f"link set {name} up" for name in links)
-        yield
-    finally:
-        _ip(f"link del {name}" for name in links)
-
-
-def _ip(commands: Iterable[str]) -> None:
-    subprocess.run(["ip", "-batch", "-"], input="\n".join(commands) + "\n", text=True, check=True)
+def _make_veths(links: Mapping[str, int]) -> None:
+    """Interfaces by name and index, unless a replay before made them: packets of test runs leave nothing on them."""
+    present = {name for _, name in socket.if_nameindex()}
+    commands = "".join(
+        f"link add {name} index {index} type veth peer name {name}p\nlink set {name} up\n"
+        for name, index in links.items()
+        if name not in present
+    )
+    subprocess.run(["ip", "-batch", "-"], input=commands, text=True, check=True)
 
 
 def _counted(maps: Mapping[str, Any]) -> dict[str, Sums]:
