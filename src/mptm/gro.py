@@ -55,7 +55,12 @@ def wanted(intent: Intent, attachments: Iterable[Attachment]) -> set[Listening]:
         for each in tunnel.variants():
             protocol = find_protocol(each.protocol)
             has_frames = protocol.inner_families(each.options) is None
-            if each.protocol in PROTOCOLS and has_frames and not getattr(each.options, "tlvs", ()) and address:
+            if (
+                each.protocol in PROTOCOLS
+                and has_frames
+                and not getattr(each.options, "tlvs", ())
+                and address
+            ):
                 found |= {
                     Listening(listener.number, address.version)
                     for listener in protocol.listeners(each.options)
