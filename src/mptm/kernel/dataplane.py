@@ -45,7 +45,7 @@ _SEGMENTER = "segmenter"
 """The table that leads to the pair of `mptm.kernel.segmenter`, and the pin of the link there."""
 
 _LINKS_OF_HOOK = {"xdp": "links", "tc": "tcx"}
-_NO_TCX = frozenset((errno.EINVAL, errno.EOPNOTSUPP, libbpf.ENOTSUPP))
+NO_TCX = frozenset((errno.EINVAL, errno.EOPNOTSUPP, libbpf.ENOTSUPP))
 """What kernels without tcx links answer."""
 
 _ROOT = bpffs.MOUNT_POINT / "mptm"
@@ -267,7 +267,7 @@ class DataPlane:
             if fd >= 0:
                 _pin_link(fd, pin)
                 return "tcx"
-            if -fd not in _NO_TCX:
+            if -fd not in NO_TCX:
                 raise libbpf.failure(f"{program} can't be attached to {name} at TC", fd)
         tc.set_filter(ifindex, program_fd, program)
         return "clsact"
