@@ -92,7 +92,7 @@ static __always_inline int send(hook_ctx *ctx, struct packet *packet, const stru
 	if (slot < 0)
 		return drop_on_port(REASON_GROUP_EMPTY, port->ifindex, packet->len);
 	sending.slot = slot;
-	__builtin_memcpy(sending.mac, next_hop->mac, ETH_ALEN);
+	copy_mac(sending.mac, next_hop->mac);
 	verdict = INLINES_ENCAP ? encap_inline(ctx, packet, &sending) : encap(ctx, packet, &sending);
 	if (verdict != TOO_BIG)
 		return verdict;
@@ -296,7 +296,7 @@ static __always_inline int relay(hook_ctx *ctx, struct packet *packet, const str
 	if (!decrement_ttl(ctx, packet))
 		return drop_on_tunnel(REASON_BAD_INNER, accepted->counter, packet->len);
 	sending->writes_mac = next_hop->flags & NEXT_HOP_MAC;
-	__builtin_memcpy(sending->mac, next_hop->mac, ETH_ALEN);
+	copy_mac(sending->mac, next_hop->mac);
 	verdict = encap(ctx, packet, sending);
 	if (verdict != TOO_BIG)
 		return verdict;

@@ -21,6 +21,7 @@
 #include <bpf/bpf_helpers.h>
 
 #include "maps.h"
+#include "words.h"
 
 /*
  * A look-up in one table and no other. Left alone, clang merges the calls for two tables into one, and a call
@@ -149,30 +150,19 @@ struct ip_address {
 	__be32 words[4];
 };
 
-/* An IPv6 address as two words, wherever it is aligned to. */
-static __always_inline void load_address(__u64 *words, const __be32 *address)
-{
-	__builtin_memcpy(words, address, 8);
-	__builtin_memcpy(words + 1, address + 2, 8);
-}
-
 static __always_inline __u32 find_flow_v4(__u32 network, __be32 source, __be32 destination)
 {
 	struct table_head *head = table_head(FLOWS_V4);
-	__be32 both[2] __attribute__((aligned(8))) = {source, destination};
-	__u64 words[1];
+	__u64 words[1] = {join_words(source, destination)};
 
-	__builtin_memcpy(words, both, sizeof(words));
 	return head ? FIND(flows_v4, head, struct flow_segment_v4, words, 1, network) : 0;
 }
 
 static __always_inline __u32 find_host_v4(__u32 network, __be32 address)
 {
 	struct table_head *head = table_head(HOSTS_V4);
-	__be32 both[2] __attribute__((aligned(8))) = {address, 0};
-	__u64 words[1];
+	__u64 words[1] = {join_words(address, 0)};
 
-	__builtin_memcpy(words, both, sizeof(words));
 	return head ? FIND(hosts_v4, head, struct host_segment_v4, words, 1, network) : 0;
 }
 
@@ -186,8 +176,8 @@ __noinline int find_flow_v6(const struct ip_address *source, const struct ip_add
 
 	if (!source || !destination || !head)
 		return 0;
-	load_address(words, source->words);
-	load_address(words + 2, destination->words);
+	copy_address(words, source->words);
+	copy_address(words + 2, destination->words);
 	return FIND(flows_v6, head, struct flow_segment_v6, words, 4, network);
 }
 
@@ -198,7 +188,7 @@ __noinline int find_host_v6(const struct ip_address *address, __u32 network)
 
 	if (!address || !head)
 		return 0;
-	load_address(words, address->words);
+	copy_address(words, address->words);
 	return FIND(hosts_v6, head, struct host_segment_v6, words, 2, network);
 }
 
@@ -217,14 +207,11 @@ static __always_inline __u32 lowest_bit(__u64 bits)
 __noinline int find_prefix_of_v4(__be32 address, __u32 network, __u32 shorter)
 {
 	struct table_head *head = table_head(PREFIXES_V4);
-	__be32 both[2] __attribute__((aligned(8)));
 	__u64 words[1];
 
 	if (!head || shorter > 32)
 		return 0;
-	both[0] = bpf_htonl(bpf_ntohl(address) & (__u32)(0xffffffffULL << shorter));
-	both[1] = 32 - shorter;
-	__builtin_memcpy(words, both, sizeof(words));
+	words[0] = join_words(bpf_htonl(bpf_ntohl(address) & (__u32)(0xffffffffULL << shorter)), 32 - shorter);
 	return FIND(prefixes_v4, head, struct prefix_segment_v4, words, 1, network);
 }
 
@@ -252,12 +239,11 @@ __noinline int find_prefix_v4(__be32 address, __u32 network)
 __noinline int find_prefix_of_v6(const struct ip_address *address, __u32 network, __u32 shorter)
 {
 	struct table_head *head = table_head(PREFIXES_V6);
-	__be32 length[2] __attribute__((aligned(8))) = {128 - shorter, 0};
 	__u64 words[3];
 
 	if (!address || !head || shorter > 128)
 		return 0;
-	load_address(words, address->words);
+	copy_address(words, address->words);
 	if (shorter >= 64)
 		words[1] = 0;
 	if (shorter >= 128)
@@ -266,7 +252,7 @@ __noinline int find_prefix_of_v6(const struct ip_address *address, __u32 network
 		words[0] = bpf_cpu_to_be64(bpf_be64_to_cpu(words[0]) & ~0ULL << (shorter & 63));
 	else
 		words[1] = bpf_cpu_to_be64(bpf_be64_to_cpu(words[1]) & ~0ULL << (shorter & 63));
-	__builtin_memcpy(words + 2, length, 8);
+	words[2] = join_words(128 - shorter, 0);
 	return FIND(prefixes_v6, head, struct prefix_segment_v6, words, 3, network);
 }
 
