@@ -87,13 +87,13 @@ static __always_inline enum reason parse_arrival(hook_ctx *ctx, struct outer *ou
 }
 
 /*
- * The slot of the termination for what the outer headers and the tunnel header say, by its more specific name
- * first; NOT_FOUND: nobody may send us this.
+ * The termination for what the outer headers and the tunnel header say, by its more specific name
+ * first; NULL: nobody may send us this.
  */
-static __always_inline int find_termination(const struct outer *outer, struct inner *inner)
+static __always_inline struct termination *find_termination(const struct outer *outer, struct inner *inner)
 {
 	struct termination_key key;
-	int found = NOT_FOUND;
+	struct termination *found = NULL;
 
 #pragma unroll
 	for (int i = 0; i < 2; i++) {
@@ -101,7 +101,7 @@ static __always_inline int find_termination(const struct outer *outer, struct in
 		copy_address(&key.words[2], outer->destination);
 		key.words[4] = inner->tunnel_id | (__u64)outer->number << 32 | (__u64)inner->parser << 48;
 		found = lookup_termination(&key, !outer->family);
-		if (found != NOT_FOUND || !inner->other_parser)
+		if (found || !inner->other_parser)
 			break;
 		inner->tunnel_id = inner->other_id;
 		inner->parser = inner->other_parser;

@@ -225,7 +225,7 @@ static __always_inline void write_inner_mac(struct ethhdr *eth, struct packet *p
 static __always_inline int encap_inline(hook_ctx *ctx, struct packet *packet, struct sending *sending)
 {
 	__u32 slot = sending->slot;
-	struct tunnel *tunnel = bpf_map_lookup_elem(&tunnels, &slot);
+	struct tunnel *tunnel = SLOT(tunnels, slot);
 	struct patching patching = {};
 	__u32 strip, frame_bytes = packet->len, inner_bytes, overhead, inner_longest, longest, port_slot;
 	struct port *ingress;

@@ -226,7 +226,6 @@ static __always_inline struct termination *accept(hook_ctx *ctx, const struct po
 	struct packet *packet = &arrival->packet;
 	enum reason reason = parse_arrival(ctx, outer, inner);
 	struct termination *termination;
-	__u32 slot;
 
 	*verdict = VERDICT_PASS;
 	if (!outer->parser)
@@ -243,8 +242,7 @@ static __always_inline struct termination *accept(hook_ctx *ctx, const struct po
 		*verdict = reject(ctx, port, outer, reason);
 		return NULL;
 	}
-	slot = find_termination(outer, inner);
-	termination = bpf_map_lookup_elem(&terminations, &slot);
+	termination = find_termination(outer, inner);
 	if (!termination) {
 		*verdict = refuse(ctx, port, outer,
 				  inner->parser == PARSER_GTPU_ECHO ? REFUSED_CONTROL : REFUSED_SENDER_OR_ID);
