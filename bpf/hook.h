@@ -164,6 +164,8 @@ static __always_inline int redirect_to_peer(hook_ctx *ctx, __u32 ifindex, __be16
 {
 	if (ctx->protocol != ethertype || ctx->vlan_present)
 		return redirect_to(ctx, ifindex);
+	if (!bpf_map_lookup_elem(&tx_ports, &ifindex))
+		return VERDICT_DROP;
 	if (ctx->pkt_type != PACKET_HOST && bpf_skb_change_type(ctx, PACKET_HOST))
 		return VERDICT_DROP;
 	ctx->mark = 0;

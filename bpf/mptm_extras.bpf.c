@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * Two programs that carry packets without looking at them.
+ * Programs that don't look at packets.
  *
  * mptm_redirect   sends every packet to the interface that redirect_ports names for its ingress interface
  * mptm_pass       passes every packet: on a veth's far end it enables NAPI, without which a redirect into the
  *                 veth delivers nothing
+ * mptm_drop       drops every packet: at the idle devices that bring GRO (src/mptm/kernel/gro.py)
  */
 #include <linux/bpf.h>
 #include <bpf/bpf_helpers.h>
@@ -25,6 +26,11 @@ SEC("xdp.frags") int mptm_redirect(struct xdp_md *ctx)
 SEC("xdp.frags") int mptm_pass(struct xdp_md *ctx __attribute__((unused)))
 {
 	return XDP_PASS;
+}
+
+SEC("xdp.frags") int mptm_drop(struct xdp_md *ctx __attribute__((unused)))
+{
+	return XDP_DROP;
 }
 
 char LICENSE[] SEC("license") = "GPL";

@@ -29,6 +29,8 @@ class Link:
     xdp_prog_id: int | None = None
     has_far_peer: bool = False
     """Whether it is a veth whose other end is in another network namespace."""
+    gro_port: int = 0
+    """UDP port whose packets the kernel joins because this is a tunnel device of its own there; 0: none."""
 
 
 @dataclass(frozen=True)

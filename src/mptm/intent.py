@@ -124,6 +124,10 @@ class Port(Checked, frozen=True, kw_only=True):
         bool,
         Meta(description="set at the other end of a veth what XDP needs there: checksums, VLAN tags, GRO"),
     ] = True
+    outer_gro: Annotated[
+        bool,
+        Meta(description="of an uplink at TC: have an idle device, so that the kernel joins tunnel packets"),
+    ] = True
 
     @property
     def key(self) -> str:
@@ -143,6 +147,11 @@ class Port(Checked, frozen=True, kw_only=True):
         if self.hook == "tc" and self.mode != "auto":
             raise InvalidIntent(
                 f"{self.label()}: mode {self.mode} is for XDP; with hook tc leave mode out", field="mode"
+            )
+        if self.role == "access" and not self.outer_gro:
+            raise InvalidIntent(
+                f"{self.label()}: outer_gro is an uplink's; an access port receives no tunnel packets",
+                field="outer_gro",
             )
         for field in ("network", "mac"):
             if self.role == "uplink" and getattr(self, field) is not None:

@@ -30,6 +30,7 @@ from mptm.store import Snapshot, Store, state_directory
 if TYPE_CHECKING:
     from mptm.bundles import BundleFlows
     from mptm.compile import Allocations, Compiled
+    from mptm.gro import Listening
     from mptm.intent import Bundle, Flow, Intent, NextHop, Object, Tunnel
     from mptm.offloads import Feature, Finding, Offloads, OtherEnd, PortNeeds, Settled
     from mptm.template import Template
@@ -92,8 +93,8 @@ class Kernel(Protocol):
     def can_send(self, ifindex: int) -> bool | None:
         """Whether XDP can send out of an interface; None: the kernel doesn't say."""
 
-    def bring_gro_devices_to(self, instance: str, ports: Iterable[int]) -> set[int]:
-        """Have idle tunnel devices for these UDP ports only; the ports that have one. Raises KernelError."""
+    def bring_gro_devices_to(self, instance: str, wanted: Iterable[Listening]) -> None:
+        """Have idle tunnel devices for these UDP ports only, where nobody else has them. Raises KernelError."""
 
     def inside(self, netns: str) -> AbstractContextManager[None]:
         """Be in a network namespace for a while."""
@@ -175,11 +176,11 @@ class SystemKernel:
 
         return can_send(ifindex)
 
-    def bring_gro_devices_to(self, instance: str, ports: Iterable[int]) -> set[int]:
+    def bring_gro_devices_to(self, instance: str, wanted: Iterable[Listening]) -> None:
         """See Kernel."""
         from mptm.kernel.gro import bring_to
 
-        return bring_to(instance, ports)
+        bring_to(instance, wanted)
 
     def inside(self, netns: str) -> AbstractContextManager[None]:
         """See Kernel."""
@@ -884,6 +885,17 @@ class Node:
             link = self._kernel.gather_facts((), resolve_timeout_seconds=0).links.get(port)
             return None if link is None else self._kernel.find_other_ends([link.ifindex]).get(link.ifindex)
 
+    def gro_devices(self) -> dict[str, str]:
+        """Idle tunnel devices of the instance, with what they say of themselves: `UDP port 4789 over IPv4`."""
+        from mptm import gro
+
+        links = self.links()
+        return {
+            name: f"UDP port {link.gro_port} over IPv{name[len('mgro')]}"
+            for name, link in sorted(links.items())
+            if gro.is_device_of(self.instance, name)
+        }
+
     def examine_ports(self) -> dict[str, list[Finding]]:
         """What makes packets vanish at ports although their programs are attached, by port. Needs root."""
         from mptm import gro
@@ -906,11 +918,7 @@ class Node:
                 if intent.ports[name].role == "uplink" and link.ifindex not in ends
             }
             can_send = {name: self._kernel.can_send(ports[name].ifindex) for name in own}
-        lacking = [
-            port
-            for port in sorted(gro.wanted_ports(intent, compiled.attachments))
-            if gro.device_of(port) not in facts.links
-        ]
+        lacking = gro.lacking(self.instance, gro.wanted(intent, compiled.attachments), facts.links)
         bound, needs = self._bound_netns(snapshot), needs_of(compiled.attachments)
         fits: dict[str, int] = {}
         for name, template in compiled.templates.items():
@@ -937,7 +945,7 @@ class Node:
                 )
             )
         found |= {
-            each.name: [*found[each.name], *examine_gro(each.name, lacking)]
+            each.name: [*found[each.name], *examine_gro(each.name, sorted(lacking))]
             for each in compiled.attachments
             if each.hook == "tc" and each.role == "uplink"
         }
@@ -1241,9 +1249,11 @@ class Node:
         """Have the idle tunnel devices that uplinks at TC want. Without one it is slower, no more: no failure."""
         from mptm import gro
 
-        wanted = gro.wanted_ports(intent, compiled.attachments)
-        present = {name for name in facts.links if name.startswith(gro.PREFIX)}
-        if present == {gro.device_of(port) for port in wanted}:
+        wanted = gro.wanted(intent, compiled.attachments)
+        present = {name: link for name, link in facts.links.items() if gro.is_device_of(self.instance, name)}
+        if present.keys() == {gro.device_of(self.instance, each) for each in wanted} and all(
+            link.up for link in present.values()
+        ):
             return
         try:
             self._kernel.bring_gro_devices_to(self.instance, wanted)

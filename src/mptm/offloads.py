@@ -472,8 +472,8 @@ def examine_gro(port: str, lacking: Iterable[int]) -> list[Finding]:
         Finding(
             port,
             f"the kernel doesn't join the packets to UDP port {number} (GRO), so TCP through tunnels is slower: "
-            "somebody else has the port, or Linux is older than 5.18",
-            "who has it: ss -ulnp; ip -d link show type vxlan; ip -d link show type geneve. Then: mptm restore",
+            "a program has the port",
+            "who has it: ss -ulnp. Then: mptm restore",
             is_serious=False,
         )
         for number in lacking

@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 from packets import required_options
 from scapy.layers.inet import UDP
 from scapy.layers.inet6 import IPv6
@@ -34,10 +35,12 @@ from traffic import (
     Capture,
     Datagrams,
     address_of,
+    at_hook,
     carried_by,
     drops,
     flood,
     fresh_meaning,
+    interfaces_with_programs,
     kept,
     meaning,
     mptm,
@@ -53,8 +56,9 @@ from traffic import (
 
 from mptm import config
 from mptm.errors import ForeignProgram, TableFull, Unresolved
+from mptm.gro import is_device_of
 from mptm.intent import Flow, Intent, Network, Port, Route, tunnel_from_dict
-from mptm.kernel import libbpf, netns
+from mptm.kernel import gro, libbpf, netns, segmenter
 from mptm.kernel.dataplane import DataPlane, instance_directory
 from mptm.kernel.hashtable import HashTable
 from mptm.kernel.maps import Map
@@ -223,6 +227,9 @@ def test_the_nodes_own_traffic_passes_while_attached(lab: Lab, version: int) -> 
 def test_a_refused_packet_reaches_the_nodes_own_socket_byte_for_byte(lab: Lab, node: Node) -> None:
     """Somebody else's GENEVE program on this node: packets that MPTM doesn't take are its own."""
     data = os.urandom(64)
+    node.replace(
+        replace(node.intent.get("port", "eth0"), outer_gro=False)
+    )  # at TC it would have the UDP port
     with (
         open_socket(lab, "node1", socket.AF_INET, socket.SOCK_DGRAM) as own,
         Capture(lab, "underlay", "node2") as from_node2,
@@ -462,9 +469,11 @@ def check_after_accident(node: Node, allowed: tuple[Intent, ...], number: int) -
     assert meaning(node) == fresh_meaning(node)
     counters = [allocation.counter for allocation in node.store.read().allocations.tunnels.values()]
     assert len(set(counters)) == len(counters)
-    with netns.inside(node.netns or ""):
-        attached = {state.name for state in xdp_states()}
-    assert attached == set(found.ports)
+    with node.data_plane() as data_plane:
+        at_tc = any(each.hook == "tc" for each in data_plane.attachments())
+    segment_end = {segmenter.names(node.instance)[1]} if at_tc else set()
+    running = {name for name in interfaces_with_programs(node) if not is_device_of(node.instance, name)}
+    assert running == set(found.ports) | segment_end
     node.remove("network", "next")
 
 
@@ -478,7 +487,11 @@ WRITES: tuple[tuple[Any, str], ...] = (
     (DataPlane, "attach"),
     (DataPlane, "detach"),
     (libbpf, "create_xdp_link"),
+    (libbpf, "create_tcx_link"),
     (libbpf, "pin"),
+    (segmenter, "ensure"),
+    (segmenter, "remove"),
+    (gro, "bring_to"),
 )
 """What changes the kernel's state; beside these, the statements that end a transaction of the store."""
 
@@ -683,17 +696,42 @@ def without_green(intent: Intent) -> Intent:
 
 def with_foreign_port(intent: Intent) -> Intent:
     """What the data plane refuses after it has taken all tables."""
-    return intent.add(Port(name="other0", role="access", network="blue"))
+    return intent.add(Port(name="other0", role="access", network="blue", hook="xdp"))
+
+
+ADD_OTHER = ("port", "add", "other0", "--role", "access", "--network", "green")
 
 
 def test_a_foreign_program_is_named_and_left_alone(lab: Lab, node: Node, foreign_program: int) -> None:
-    done = mptm(lab, "node1", "port", "add", "other0", "--role", "access", "--network", "green")
+    done = mptm(lab, "node1", *ADD_OTHER, "--hook", "xdp")
     assert done.returncode == 1
     assert f"mptm_pass (id {foreign_program})" in done.stderr
+    assert "--hook tc" in done.stderr, "where there is room beside it"
     with netns.inside(lab.namespace("node1")):
         attached = {state.name: state.program_id for state in xdp_states()}
     assert attached["other0"] == foreign_program
     assert node.intent == lab.intent("node1")
+
+
+def test_at_tc_a_foreign_program_stays_before_ours(lab: Lab, node: Node, foreign_program: int) -> None:
+    """It passes everything: so frames come to our program, which leaves one without a route to the kernel."""
+    done = mptm(lab, "node1", *ADD_OTHER, "--hook", "tc")
+    assert done.returncode == 0, done.stderr
+    assert "other0 is attached (tc" in done.stderr
+    with netns.inside(lab.namespace("node1")):
+        attached = {state.name: state.program_id for state in xdp_states()}
+    assert attached["other0"] == foreign_program
+    before = node.counters().ports["other0"].rx_packets
+    configure(lab.namespace("node1"), ["link set other1 up"])
+    with Capture(lab, "node1", "other1") as wire:
+        wire.send(Ether(dst="ff:ff:ff:ff:ff:ff", type=0x88B5) / bytes(50))
+        deadline = time.monotonic() + 2
+        while node.counters().ports["other0"].rx_packets == before and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert node.counters().ports["other0"].rx_packets > before
+    assert not mptm(lab, "node1", "port", "del", "other0").returncode
+    with netns.inside(lab.namespace("node1")):
+        assert {state.name: state.program_id for state in xdp_states()}["other0"] == foreign_program
 
 
 def test_an_apply_that_fails_at_the_end_changes_nothing(lab: Lab, node: Node, foreign_program: int) -> None:
@@ -723,12 +761,19 @@ def test_an_apply_that_dies_while_it_fails_is_undone_by_the_next_command(
     ping(lab, "node1-c1", address_of(lab, "node2-c1"))
 
 
-def test_another_instances_port_is_refused_and_the_instance_named(lab: Lab, node: Node) -> None:
+@pytest.mark.parametrize("hook", ["xdp", "tc"])
+@pytest.mark.parametrize("ours", ["xdp", "tc"])
+def test_another_instances_port_is_refused_and_the_instance_named(
+    lab: Lab, node: Node, ours: str, hook: str
+) -> None:
+    """Also at the other hook, where both could be attached: each would take the other's packets."""
+    node.apply(at_hook(lab.intent("node1"), ours))
     other = Node(f"{node.instance}-other", netns=lab.namespace("node1"))
     try:
         other.add(Network(name="red", id=1))
-        with pytest.raises(ForeignProgram, match=node.instance):
-            other.add(Port(name="veth-c1", role="access", network="red"))
+        with pytest.raises(ForeignProgram, match=node.instance) as refused:
+            other.add(Port(name="veth-c1", role="access", network="red", hook=hook))
+        assert f"mptm --instance {node.instance} port del veth-c1" in str(refused.value.hint)
         assert list(other.intent.ports) == []
     finally:
         other.purge()
@@ -872,10 +917,14 @@ def test_no_ping_is_lost_meanwhile(lab: Lab, node: Node, change: Callable[[Lab, 
 # ---- the end ---------------------------------------------------------------------------------------------
 
 
-def test_purge_leaves_nothing(own_lab: Lab) -> None:
-    lab, node = own_lab, own_lab.node("node1")
+def test_purge_leaves_nothing(bare_lab: Lab) -> None:
+    lab, node = bare_lab, bare_lab.node("node1")
+    with netns.inside(lab.namespace("node1")):
+        interfaces = {name for _, name in socket.if_nameindex()}
+    lab.up()
     with node.data_plane() as data_plane:
-        programs = [data_plane.program_id(name) for name in ("mptm_encap_xdp", "mptm_decap_xdp")]
+        programs = [info.id for info in data_plane._program_infos.values()]
+    assert len(programs) >= 2
     pins = instance_directory(node.instance)
     assert pins.is_dir()
     assert node.store.directory.is_dir()
@@ -883,8 +932,9 @@ def test_purge_leaves_nothing(own_lab: Lab) -> None:
     assert done.returncode == 0, done.stderr
     assert not pins.exists()
     assert not node.store.directory.exists()
+    assert interfaces_with_programs(Node(netns=lab.namespace("node1"))) == set()
     with netns.inside(lab.namespace("node1")):
-        assert xdp_states() == []
+        assert {name for _, name in socket.if_nameindex()} == interfaces
     deadline = time.monotonic() + 5
     while any(libbpf.program_info_by_id(each) is not None for each in programs):
         assert time.monotonic() < deadline, "the programs are still loaded"

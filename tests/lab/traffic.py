@@ -35,8 +35,8 @@ from scapy.layers.l2 import Ether
 from scapy.packet import Packet
 
 from mptm.intent import Intent, tunnel_from_dict
-from mptm.kernel import netns
-from mptm.kernel.netlink import gather_facts
+from mptm.kernel import libbpf, netns, tc
+from mptm.kernel.netlink import gather_facts, xdp_states
 from mptm.lab.topology import Lab
 from mptm.node import Node
 
@@ -123,6 +123,14 @@ def kept(*nodes: Node) -> Iterator[None]:
     finally:
         for node, intent in zip(nodes, before, strict=True):
             node.apply(intent)
+
+
+def interfaces_with_programs(node: Node) -> set[str]:
+    """Interfaces of the node's namespace that run somebody's program at XDP or at TC, as the kernel has it."""
+    with netns.inside(node.netns or ""):
+        at_xdp = {state.name for state in xdp_states()}
+        at_tcx = {name for ifindex, name in socket.if_nameindex() if libbpf.tcx_programs(ifindex)}
+        return at_xdp | at_tcx | {each.name for each in tc.filters()}
 
 
 def drops(node: Node, reason: str, name: str) -> int:

@@ -16,6 +16,7 @@ from typing import Any
 from mptm.compile import NextHopKind
 from mptm.errors import ForeignProgram, MptmError, NotFound
 from mptm.facts import Facts, Link, Path
+from mptm.gro import Listening, device_of, is_device_of
 from mptm.intent import Tunnel
 from mptm.kernel.btf import IntegerLayout, Layout, Types, load_types
 from mptm.kernel.objects import object_path
@@ -328,12 +329,14 @@ class FakeKernel:
     def read_features(self, ifindex: int) -> dict[str, Feature]:
         return self.own
 
-    def bring_gro_devices_to(self, instance: str, ports: Iterable[int]) -> set[int]:
-        for name in [name for name in self.links if name.startswith("mgro-")]:
+    def bring_gro_devices_to(self, instance: str, wanted: Iterable[Listening]) -> None:
+        for name in [name for name in self.links if is_device_of(instance, name)]:
             del self.links[name]
-        for port in set(ports) - self.taken_ports:
-            self.links[f"mgro-{port}"] = link(10000 + port % 200, f"mgro-{port}", kind="vxlan")
-        return set(ports) - self.taken_ports
+        for each in wanted:
+            name = device_of(instance, each)
+            if each.port not in self.taken_ports:
+                number = 10000 + each.port % 200 + 200 * each.version
+                self.links[name] = link(number, name, kind="vxlan", gro_port=each.port)
 
     def can_send(self, ifindex: int) -> bool | None:
         return self.sends

@@ -9,7 +9,7 @@ import pytest
 from fake import FakeKernel, link, other_end
 
 from mptm import gro
-from mptm.errors import ForeignProgram, MptmError
+from mptm.errors import ForeignProgram, InvalidIntent, MptmError
 from mptm.intent import Intent, Network, Port, tunnel_from_dict
 from mptm.node import Node
 from mptm.offloads import XDP_NEEDS, Feature, Offloads, OtherEnd, PortFacts, ethtool_command, examine
@@ -312,6 +312,10 @@ def at_tc(*names: str, uplink: Port = UPLINK) -> Intent:
     return Intent.of([BLUE, uplink, *tunnels])
 
 
+def listening(version: int, *ports: int) -> set[gro.Listening]:
+    return {gro.Listening(port, version) for port in ports}
+
+
 @pytest.mark.parametrize(
     ("names", "ports"),
     [
@@ -322,38 +326,77 @@ def at_tc(*names: str, uplink: Port = UPLINK) -> Intent:
 )
 def test_gro_is_wanted_for_frames_behind_8_bytes_of_header(names: tuple[str, ...], ports: set[int]) -> None:
     for uplink, wanted in (
-        (UPLINK, ports),
+        (UPLINK, listening(4, *ports)),
         (Port(name="eth0", role="uplink", hook="xdp"), set()),
         (Port(name="eth0", role="uplink", hook="tc", offloads=False), set()),
+        (Port(name="eth0", role="uplink", hook="tc", outer_gro=False), set()),
     ):
         attachments = [Attachment(2, "eth0", "uplink", "auto", uplink.hook)]
-        assert gro.wanted_ports(at_tc(*names, uplink=uplink), attachments) == wanted
+        assert gro.wanted(at_tc(*names, uplink=uplink), attachments) == wanted
 
 
-def test_what_a_tunnel_accepts_is_joined_too() -> None:
-    tunnel = tunnel_from_dict(
-        {
-            "name": "t",
-            "network": "blue",
-            "remote": "10.30.30.2",
-            "protocol": "gretap",
-            "accept": ["vxlan,vni=7"],
-        }
-    )
+@pytest.mark.parametrize(
+    ("remote", "version"),
+    [
+        ({"remote": "10.30.30.2"}, 4),
+        ({"remote": "fd00::2"}, 6),
+        ({"remote": "any", "local": "fd00::1"}, 6),
+        ({"remote_mac": "02:00:00:00:00:02", "egress": "eth0", "protocol": "vlan", "vid": 1}, None),
+    ],
+)
+def test_what_a_tunnel_accepts_is_joined_too_where_its_remote_is(
+    remote: dict[str, object], version: int | None
+) -> None:
+    fields = {"name": "t", "network": "blue", "protocol": "gretap"} | remote
+    if version is not None:
+        fields["accept"] = ["vxlan,vni=7"]
     attachments = [Attachment(2, "eth0", "uplink", "auto", "tc")]
-    assert gro.wanted_ports(Intent.of([BLUE, UPLINK, tunnel]), attachments) == {4789}
+    wanted = gro.wanted(Intent.of([BLUE, UPLINK, tunnel_from_dict(fields)]), attachments)
+    assert wanted == (listening(version, 4789) if version else set())
+
+
+def test_one_uplink_that_is_to_leave_ports_free_leaves_them_free_on_the_node() -> None:
+    """A socket is for all interfaces."""
+    other = Port(name="eth1", role="uplink", hook="tc", outer_gro=False)
+    intent = at_tc("vxlan").add(other)
+    attachments = [
+        Attachment(2, "eth0", "uplink", "auto", "tc"),
+        Attachment(3, "eth1", "uplink", "auto", "tc"),
+    ]
+    assert gro.wanted(intent, attachments) == set()
+    assert gro.wanted(intent.remove("port", "eth1"), attachments[:1]) == listening(4, 4789)
+
+
+def test_an_access_port_has_no_outer_gro() -> None:
+    with pytest.raises(InvalidIntent, match="outer_gro is an uplink's"):
+        Port(name="veth-a", role="access", network="blue", outer_gro=False)
+
+
+def test_instances_have_devices_of_their_own() -> None:
+    names = {
+        gro.device_of(name, each) for name in ("a", "b") for each in listening(4, 65535) | listening(6, 65535)
+    }
+    assert len(names) == 4
+    assert all(len(name) <= 15 for name in names)  # IFNAMSIZ, with the null byte behind it
+    assert [name for name in names if gro.is_device_of("a", name) and gro.is_device_of("b", name)] == []
 
 
 def test_a_node_has_the_devices_that_it_wants_and_says_where_it_cant(kernel: FakeKernel, node: Node) -> None:
+    def devices() -> set[int]:
+        return {link.gro_port for name, link in kernel.links.items() if gro.is_device_of("default", name)}
+
     node.apply(at_tc("vxlan", "geneve"))
-    assert {"mgro-4789", "mgro-6081"} <= kernel.links.keys()
+    assert devices() == {4789, 6081}
+    assert [served.split()[2] for served in node.gro_devices().values()] == ["4789", "6081"]
     assert not any(node.examine_ports().values())
     node.apply(at_tc("geneve"))
-    assert "mgro-4789" not in kernel.links
+    assert devices() == {6081}
     kernel.taken_ports = {4789}
     assert not node.apply(at_tc("vxlan", "geneve")).warnings
     (finding,) = node.examine_ports()["eth0"]
     assert "UDP port 4789 (GRO)" in finding.problem
     assert not finding.is_serious
+    kernel.links["theirs"] = link(77, "theirs", kind="vxlan", gro_port=4789)
+    assert not any(node.examine_ports().values()), "that device has the kernel join them just as well"
     node.purge()
-    assert not [name for name in kernel.links if name.startswith("mgro-")]
+    assert devices() == set()

@@ -231,6 +231,13 @@ def examine_ports(node: Node) -> Iterator[Check]:
             yield Check(f"port {port}", status, finding.problem, finding.command)
         if not findings:
             yield Check(f"port {port}", "ok", "what is behind it sends and takes whole frames")
+    for device, served in node.gro_devices().items():
+        yield Check(
+            "outer GRO",
+            "ok",
+            f"{device}, an idle device of ours, lets the kernel join tunnel packets to {served}",
+            'where that is in the way ("Address already in use"): mptm port set UPLINK --no-outer-gro',
+        )
 
 
 def _xdp(privileged: bool) -> Iterator[Check]:

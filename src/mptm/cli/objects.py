@@ -305,6 +305,13 @@ def port() -> None:
     default=True,
     help="Leave the features of the veth's other end alone.",
 )
+@click.option(
+    "--no-outer-gro",
+    "outer_gro",
+    flag_value=False,
+    default=True,
+    help="Leave UDP ports of tunnels free, for kernel tunnel devices that can't share them (uplinks at TC only).",
+)
 def port_add(name: str, **options: Any) -> None:
     """Make INTERFACE a port and attach the program of its role.
 
@@ -362,19 +369,31 @@ def _explain_port(node: Node, port: Port, plan: Plan) -> None:
 
 @port.command("set")
 @click.argument("name", metavar="INTERFACE", shell_complete=complete_names("ports"))
-@click.option("--hook", required=True, type=hook_choice, help="The hook that its program is to run at.")
-def port_set(name: str, hook: str) -> None:
-    """Move a port to another hook: routes, flows and counters stay, and no packet is lost in between.
+@click.option("--hook", type=hook_choice, help="The hook that its program is to run at.")
+@click.option(
+    "--outer-gro/--no-outer-gro",
+    default=None,
+    help="Have the kernel join tunnel packets, or leave their UDP ports free (uplinks at TC only).",
+)
+def port_set(name: str, **options: Any) -> None:
+    """Change a port: its hook, or what an uplink at TC has the kernel do.
+
+    Routes, flows and counters stay, and no packet is lost in between.
 
     \b
     Example:
       mptm port set veth-node1 --hook tc
+      mptm port set eth0 --no-outer-gro
     """
     from msgspec.structs import replace
 
+    given = {field: value for field, value in options.items() if value is not None}
+    if not given:
+        raise click.UsageError("nothing to change: give --hook, --outer-gro or --no-outer-gro")
+
     def change(intent: Intent) -> Intent:
         with usage_errors():
-            return intent.replace(replace(intent.get("port", name), hook=hook))
+            return intent.replace(replace(intent.get("port", name), **given))
 
     node = current_node()
     plan = node.edit(change)

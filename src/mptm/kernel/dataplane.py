@@ -252,6 +252,7 @@ class DataPlane:
                 if libbpf.link_info(fd).program_id != self.program_id(program):
                     _update_link(fd, self.program_fd(program), attachment.name)
                 return "tcx"
+        self._refuse_another_instances(attachment)
         return self._create_at_tc(
             attachment.ifindex, attachment.name, program, self._link_pin(attachment.name, "tc")
         )
@@ -259,22 +260,28 @@ class DataPlane:
     def _create_at_tc(self, ifindex: int, name: str, program: str, pin: Path) -> str:
         """Attach a program at TC by a link that is pinned, or where the kernel has none by a filter; the mode."""
         program_fd = self.program_fd(program)
-        present = [each for each in tc.filters() if each.ifindex == ifindex]
-        if not any(self._is_ours(each.program_id) for each in present):
+        if not any(each.ifindex == ifindex and self._is_ours(each.program_id) for each in tc.filters()):
             fd = libbpf.create_tcx_link(program_fd, ifindex)
             if fd >= 0:
                 _pin_link(fd, pin)
                 return "tcx"
             if -fd not in _NO_TCX:
                 raise libbpf.failure(f"{program} can't be attached to {name} at TC", fd)
-            for each in present:
-                if (owner := _owner(each.program_id)) is not None:
-                    raise ForeignProgram(
-                        f"{name} already has the TC filter of the instance {owner}",
-                        f"mptm --instance {owner} port del {name}",
-                    )
         tc.set_filter(ifindex, program_fd, program)
         return "clsact"
+
+    def _refuse_another_instances(self, attachment: Attachment) -> None:
+        """Raise ForeignProgram where another instance has a program at either hook: each would take from the other."""
+        state = _xdp_state(attachment.ifindex, attachment.name)
+        programs = [state.program_id] if state is not None else []
+        programs += libbpf.tcx_programs(attachment.ifindex)
+        programs += [each.program_id for each in tc.filters() if each.ifindex == attachment.ifindex]
+        for program_id in programs:
+            if not self._is_ours(program_id) and (owner := _owner(program_id)) is not None:
+                raise ForeignProgram(
+                    f"{attachment.name} is a port of the instance {owner} already",
+                    f"mptm --instance {owner} port del {attachment.name}",
+                )
 
     def _ensure_segmenter(self) -> None:
         """Have what makes segments of GSO packets, with the program at its end."""
@@ -484,6 +491,7 @@ class DataPlane:
         return "adopted"
 
     def _create_link(self, attachment: Attachment, program: str) -> str:
+        self._refuse_another_instances(attachment)
         modes = ("native", "generic") if attachment.mode == "auto" else (attachment.mode,)
         for mode in modes:
             fd = libbpf.create_xdp_link(self.program_fd(program), attachment.ifindex, _MODE_FLAGS[mode])
@@ -673,7 +681,8 @@ def _foreign(state: netlink.XdpState) -> ForeignProgram:
         + (f" of the instance {owner}" if owner else ""),
         f"mptm --instance {owner} port del {state.name}"
         if owner
-        else f"detach it first: ip link set dev {state.name} xdp off, or stop what attached it",
+        else f"--hook tc has room beside it; or detach it first: ip link set dev {state.name} xdp off, or stop what "
+        "attached it",
     )
 
 

@@ -370,6 +370,12 @@ class _XdpAttachOptions(ctypes.Structure):
     _fields_: ClassVar = [("sz", ctypes.c_size_t), ("old_prog_fd", _INT), ("padding", _U32)]
 
 
+def attach_xdp(ifindex: int, program_fd: int, mode_flag: int) -> None:
+    """Attach a program without a link: it stays for as long as there is the interface. Raises KernelError."""
+    result = library().bpf_xdp_attach(ifindex, program_fd, mode_flag, None)
+    check(result, f"an XDP program can't be attached to interface {ifindex}")
+
+
 def replace_xdp(ifindex: int, old_program_id: int, new_program_fd: int | None, mode_flag: int) -> None:
     """Exchange (or, without a new one, detach) a program that is attached without a link.
 

@@ -219,8 +219,17 @@ def _read_link(netlink: Any, messages: dict[int, Any], message: Any) -> _RawLink
         _peer_mac(netlink, messages, message) if kind == "veth" else None,
         state.program_id if state else None,
         kind == "veth" and message.get_attr("IFLA_LINK_NETNSID") is not None,
+        _gro_port(kind, info),
     )
     return _RawLink(link, message["flags"], message["ifi_type"])
+
+
+def _gro_port(kind: str, info: Any) -> int:
+    """See Link.gro_port. A device of VXLAN-GPE joins by that protocol's header, not by ours."""
+    data = info.get_attr("IFLA_INFO_DATA") if kind in ("vxlan", "geneve") else None
+    if not data or data.get_attr("IFLA_VXLAN_GPE"):
+        return 0
+    return int(data.get_attr("IFLA_VXLAN_PORT") or data.get_attr("IFLA_GENEVE_PORT") or 0)
 
 
 def _peer_mac(netlink: Any, messages: dict[int, Any], message: Any) -> bytes | None:
