@@ -15,6 +15,10 @@ WORKLOAD_KINDS = frozenset(("veth", "tun"))
 """Kinds of link (IFLA_INFO_KIND) behind which a TCP stack hands over GSO packets: containers, and VMs by a tap."""
 
 
+NAMED = 3
+"""Of many ports, so many are named."""
+
+
 class HookChoice(NamedTuple):
     """`hook` is "xdp" or "tc"; `why` a sentence for people."""
 
@@ -35,12 +39,20 @@ def choose_hook(port: Port, intent: Intent, facts: Facts) -> HookChoice:
         for other in intent.ports.values()
         if other.role == "access"
     ]
-    at_tc = sorted(other.name for other, hook in others if hook == "tc")
+    at_tc, at_xdp = (sorted(other.name for other, hook in others if hook == each) for each in ("tc", "xdp"))
+    if at_tc and at_xdp:
+        return HookChoice("tc", f"it serves access ports at TC ({_some(at_tc)}) and at XDP ({_some(at_xdp)})")
     if at_tc:
-        return HookChoice("tc", f"it serves access ports at TC ({', '.join(at_tc)})")
+        return HookChoice("tc", f"it serves access ports at TC ({_some(at_tc)})")
     if others:
         return HookChoice("xdp", "all access ports are at XDP")
     return HookChoice("xdp", "there is no access port; a relay is faster at XDP")
+
+
+def _some(names: list[str]) -> str:
+    """The first of them, and how many more there are."""
+    more = len(names) - NAMED
+    return ", ".join(names[:NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def _choose_for_access(port: Port, facts: Facts) -> HookChoice:
@@ -48,5 +60,6 @@ def _choose_for_access(port: Port, facts: Facts) -> HookChoice:
     if link is None:
         return HookChoice("xdp", "there is no such interface yet")
     if link.kind in WORKLOAD_KINDS:
-        return HookChoice("tc", f"a {link.kind} brings whole GSO packets, which TC keeps whole")
+        kind = "tap" if link.kind == "tun" else link.kind
+        return HookChoice("tc", f"a {kind} brings whole GSO packets, which TC keeps whole")
     return HookChoice("xdp", f"a {link.kind or 'physical'} interface brings packets one by one")

@@ -116,7 +116,7 @@ class Port(Checked, frozen=True, kw_only=True):
     hook: Annotated[
         Literal["xdp", "tc", "auto"],
         Meta(description="xdp: most packets; tc: most bytes, GSO kept whole; auto: by the kind of interface"),
-    ] = "xdp"
+    ] = "auto"
     mac: Annotated[
         Mac | None, Meta(description="gateway MAC that the workload is told; default: the interface's own")
     ] = None

@@ -199,13 +199,15 @@ def count_entries(changes: Iterable[Change | BulkChange]) -> int:
 class Outcome:
     """What a synchronisation did: entries changed, the mode of each attached port, interfaces detached.
 
-    `upgraded`: the attached programs were exchanged for those of another build.
+    `upgraded`: the attached programs were exchanged for those of another build. `moved`: ports that were at another
+    hook, and the one that they are at now.
     """
 
     changes: tuple[Change | BulkChange, ...] = ()
     modes: dict[str, str] = field(default_factory=dict)
     detached: tuple[str, ...] = ()
     upgraded: bool = False
+    moved: dict[str, str] = field(default_factory=dict)
 
 
 def plan(
@@ -324,7 +326,8 @@ def apply(data_plane: DataPlane, compiled: Compiled, previous: Allocations | Non
         data_plane.switch_links()
 
     wanted = {attachment.name: attachment for attachment in compiled.attachments}
-    detached = [state.name for state in data_plane.attachments() if state.name not in wanted]
+    before = {state.name: state.hook for state in data_plane.attachments()}
+    detached = [name for name in before if name not in wanted]
     for name in detached:
         data_plane.detach(name)
     modes = {name: data_plane.attach(attachment) for name, attachment in wanted.items()}
@@ -332,7 +335,8 @@ def apply(data_plane: DataPlane, compiled: Compiled, previous: Allocations | Non
     _delete(maps, (change for change in removed if change.table in POINTING))
     _delete(maps, (change for change in removed if change.table not in POINTING))
     _tidy_drops(maps["drops"], compiled.allocations)
-    return Outcome(tuple(changes), modes, tuple(detached), upgraded)
+    moved = {name: each.hook for name, each in wanted.items() if before.get(name, each.hook) != each.hook}
+    return Outcome(tuple(changes), modes, tuple(detached), upgraded, moved)
 
 
 def apply_steering(data_plane: DataPlane, compiled: CompiledSteering) -> Outcome:

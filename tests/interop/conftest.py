@@ -30,6 +30,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--full", action="store_true", help="the whole matrix of peers, not its quick part")
     parser.addoption("--transfer-megabytes", type=int, help="of a TCP transfer, each way")
     parser.addoption("--peer", choices=PEERS, help="no other peer than this")
+    parser.addoption(
+        "--hook",
+        choices=["xdp", "tc", "auto"],
+        default="auto",
+        help="of our ports (default: auto, as MPTM's)",
+    )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -72,8 +78,9 @@ def _peer_number(item: pytest.Item) -> int:
 class Grounds:
     """The lab of one peer at a time: tests are sorted by peer."""
 
-    def __init__(self, full: bool) -> None:
+    def __init__(self, full: bool, hook: str) -> None:
         self._full = full
+        self._hook = hook
         self._standing: Ground | None = None
         self._broken: dict[str, BaseException] = {}
 
@@ -86,7 +93,7 @@ class Grounds:
             raise self._broken[name]
         peer = PEERS[name]
         cases = [case for case in peer.cases() if case.quick or self._full]
-        built = Ground(f"mptmi{os.getpid()}-{name}", peer, cases)
+        built = Ground(f"mptmi{os.getpid()}-{name}", peer, cases, self._hook)
         try:
             built.up()
             unable = {each.protocol: each.reason for each in peer.unable()}
@@ -108,7 +115,7 @@ class Grounds:
 @pytest.fixture(scope="session")
 def grounds(request: pytest.FixtureRequest) -> Iterator[Grounds]:
     """All labs of the matrix."""
-    made = Grounds(request.config.getoption("--full"))
+    made = Grounds(request.config.getoption("--full"), request.config.getoption("--hook"))
     try:
         yield made
     finally:
@@ -143,8 +150,9 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Only what is whole is kept: every check, with transfers as long as docs/interop.md says."""
-    if not session.config.getoption("--full") or session.config.getoption("--transfer-megabytes") is not None:
+    """Only what is whole is kept: every check, at the hook of the default, with transfers as docs/interop.md says."""
+    option = session.config.getoption
+    if not option("--full") or option("--transfer-megabytes") is not None or option("--hook") != "auto":
         return
     RESULTS.mkdir(parents=True, exist_ok=True)
     for name, results in found.items():

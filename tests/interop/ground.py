@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -14,9 +13,6 @@ from mptm.intent import Intent, Network, Object, Port, Route
 from mptm.lab.topology import Lab, Topology, configure, run_in
 from mptm.node import Node
 
-HOOK = os.environ.get("MPTM_TEST_HOOK", "xdp")
-"""The hook of our ports: xdp, tc or auto."""
-
 HOST_LEN = {4: 32, 6: 128}
 LINK_LEN = {4: 24, 6: 64}
 ROUTER = {4: "10.251.{}.254", 6: "fd00:251:{:x}::fe"}
@@ -24,10 +20,14 @@ ROUTER = {4: "10.251.{}.254", 6: "fd00:251:{:x}::fe"}
 
 
 class Ground:
-    """The lab of one peer with all its cases set up: `up` and `down`, then `places` by case id."""
+    """The lab of one peer with all its cases set up: `up` and `down`, then `places` by case id.
 
-    def __init__(self, prefix: str, kind: type[Peer], cases: Sequence[Case]) -> None:
+    `hook` is that of our ports: xdp, tc or auto.
+    """
+
+    def __init__(self, prefix: str, kind: type[Peer], cases: Sequence[Case], hook: str = "auto") -> None:
         self.lab = Lab(prefix)
+        self.hook = hook
         self.lab.topology = kind.topology(self.lab.topology)
         self.peer = kind(self.lab)
         self.places = {case.id: Place(case, number) for number, case in enumerate(cases, 1)}
@@ -72,7 +72,7 @@ class Ground:
             )
         configure(node, at_node)
         configure(workloads, at_workload)
-        self.node.apply(Intent.of([Port(name="eth0", role="uplink", hook=HOOK), *self._objects()]))
+        self.node.apply(Intent.of([Port(name="eth0", role="uplink", hook=self.hook), *self._objects()]))
 
     def _objects(self) -> list[Object]:
         objects: list[Object] = []
@@ -80,7 +80,7 @@ class Ground:
             network = place.network
             objects += [
                 Network(name=network, id=place.number, gateway=tuple(place.gateway.values())),
-                Port(name=place.interface, role="access", network=network, hook=HOOK),
+                Port(name=place.interface, role="access", network=network, hook=self.hook),
                 place.tunnel(),
             ]
             to_peer: dict[str, Any] = {"via": network} | ({} if place.is_l3 else {"mac": place.peer_mac})

@@ -96,8 +96,8 @@ def test_up_tells_what_it_leaves_otherwise_than_was_asked_for(bare_lab: Lab) -> 
     )
     assert len(said) == 2
     assert list(bare_lab.node("node1").intent.networks) == ["mine"]
-    # Another process brought it up, by its file, which has ports at XDP.
-    assert bare_lab.node("node2").intent == at_hook(bare_lab.intent("node2"), "xdp")
+    # Another process brought it up, by its file, which says nothing of hooks.
+    assert bare_lab.node("node2").intent == at_hook(bare_lab.intent("node2"), "auto")
     said = mptm("lab", "up", "--bare", "--prefix", prefix).stderr.splitlines()
     assert [line.partition(",")[0] for line in said[1:]] == ["But node1 is not bare", "But node2 is not bare"]
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """What XDP needs of the other end of a veth: set when a port is added, put back when it goes, told where it can't be.
 
-The lab sets nothing by hand, so all its traffic tests show that the settings do.
+The lab sets nothing by hand, so all its traffic tests at XDP show that the settings do.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from traffic import address_of, mptm, open_socket, packet_of, ping, try_ping
+from traffic import address_of, at_hook, mptm, open_socket, packet_of, ping, try_ping
 
 from mptm.intent import Network, Port
 from mptm.kernel import netns
@@ -31,8 +31,17 @@ PORT = "veth-c1"
 TCP_SECONDS = 2.0
 """How long a transfer that takes milliseconds is given."""
 
-ADD = ("port", "add", PORT, "--role", "access", "--network", "blue")
-ADD_STOLEN = ("port", "add", "veth-stolen", "--role", "access", "--network", "blue")
+ADD = ("port", "add", PORT, "--role", "access", "--network", "blue", "--hook", "xdp")
+ADD_STOLEN = ("port", "add", "veth-stolen", "--role", "access", "--network", "blue", "--hook", "xdp")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def at_xdp() -> Iterator[None]:
+    """All ports are at XDP: at TC they need nothing of this."""
+    with pytest.MonkeyPatch.context() as patch:
+        as_it_is = Lab.intent
+        patch.setattr(Lab, "intent", lambda lab, name: at_hook(as_it_is(lab, name), "xdp"))
+        yield
 
 
 @pytest.fixture
@@ -164,7 +173,7 @@ def kill_at_attach(lab: Lab) -> int:
         "from mptm.intent import Port\n"
         "from mptm.node import Node\n"
         "DataPlane.attach = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "Node(sys.argv[1]).add(Port(name=sys.argv[2], role='access', network='blue'))\n"
+        "Node(sys.argv[1]).add(Port(name=sys.argv[2], role='access', network='blue', hook='xdp'))\n"
     )
     instance = lab.topology.node("node1").instance
     return subprocess.run([sys.executable, "-c", script, instance, PORT], check=False).returncode
@@ -446,7 +455,7 @@ def test_doctor_finds_an_end_that_sends_more_than_its_port_takes(standing: Lab) 
 def test_doctor_finds_an_uplink_that_xdp_cant_send_out_of(standing: Lab) -> None:
     configure(standing.namespace("node1"), ["link add br7 type bridge", "link set br7 up"])
     try:
-        standing.node("node1").add(Port(name="br7", role="uplink"))
+        standing.node("node1").add(Port(name="br7", role="uplink", hook="xdp"))
         (complaint,) = complaints(standing)
         assert complaint["name"] == "port br7"
         assert "takes no frames from XDP" in complaint["detail"]

@@ -270,7 +270,7 @@ def test_programs_of_another_build_are_told(
     lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An object with a byte more behind its end is loaded as well, but is another."""
-    for name in ("mptm.o", "mptm_trace.o", "mptm_extras.o"):
+    for name in ("mptm.o", "mptm_tc.o", "mptm_trace.o", "mptm_extras.o"):
         shutil.copy(object_path(name), tmp_path / name)
     with (tmp_path / "mptm.o").open("ab") as file:
         file.write(b"\0")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import click
 import pytest
-from fake import FakeKernel
+from fake import FakeDataPlane, FakeKernel
 
 from mptm import cli, config
 from mptm.cli.common import ProgressBars
@@ -451,17 +451,45 @@ def test_every_option_of_every_protocol_is_an_option_of_tunnel_add(run):
 
 
 def test_a_port_moves_to_another_hook_and_says_which_and_why(up, kernel):
+    _, out, _ = up("port", "show", "veth-a")
+    assert re.search(r"^hook +auto$", out, re.MULTILINE)
+    assert re.search(r"^runs at +tc: a veth brings whole GSO packets", out, re.MULTILINE)
     status, _, err = up("port", "set", "veth-a", "--hook", "tc")
     assert status == 0
-    assert "veth-a is attached (tcx)" in err
+    assert "veth-a is attached at TC (tcx)" in err
     assert "tx off" not in err, "that is for XDP"
     assert kernel.planes["default"].attached["veth-a"].hook == "tc"
     _, out, _ = up("port", "show", "veth-a")
     assert re.search(r"^hook +tc$", out, re.MULTILINE)
     assert re.search(r"^runs at +tc: as the port says$", out, re.MULTILINE)
     _, _, err = up("port", "set", "veth-a", "--hook", "xdp")
+    assert "veth-a is attached at XDP (native)" in err
     assert "tx off" in err
     assert kernel.planes["default"].attached["veth-a"].hook == "xdp"
+    assert "eth0 is at XDP now: `mptm port show eth0` says why" in err, "it serves no port at TC any more"
+    status, _, err = up("port", "set", "veth-a")
+    assert (status, "nothing to change" in err) == (2, True)
+
+
+def test_that_the_kernel_runs_xdp_instead_of_the_driver_is_said(up, kernel, monkeypatch):
+    monkeypatch.setattr(FakeDataPlane, "attach", lambda plane, attachment: "generic")
+    _, _, err = up("port", "add", "veth-b", "--role", "access", "--network", "blue", "--hook", "xdp")
+    assert "veth-b is attached at XDP (generic)" in err
+    assert "the driver of veth-b, as it is set now (MTU, queues), doesn't run XDP" in err
+
+
+def test_doctor_names_the_devices_that_have_udp_ports(up, kernel, monkeypatch):
+    from mptm.cli import doctor
+
+    monkeypatch.setattr(doctor, "examine", lambda: iter(()))
+    monkeypatch.setattr(doctor, "_is_privileged", lambda: True)
+    assert up("port", "set", "eth0", "--hook", "tc")[0] == 0
+    found = json.loads(up("doctor", "--json")[1])["checks"]
+    (told,) = (check for check in found if check["name"] == "outer GRO")
+    assert "UDP port 6081 over IPv4" in told["detail"]
+    assert "--no-outer-gro" in told["hint"]
+    assert up("port", "set", "eth0", "--no-outer-gro")[0] == 0
+    assert "outer GRO" not in up("doctor", "--json")[1]
 
 
 def test_what_an_option_defaults_to_is_said_for_each_protocol(run):

@@ -129,8 +129,8 @@ def test_ports_stand_at_their_home_slot_and_are_attached():
     assert (uplink.ifindex, uplink.network, uplink.role, uplink.lookups) == (2, 0, PortRole.UPLINK, 0)
     assert made.tables.tx_ports == {2: 2, 7: 7}
     assert made.attachments == [
-        Attachment(2, "eth0", "uplink", "auto"),
-        Attachment(7, "veth0", "access", "auto"),
+        Attachment(2, "eth0", "uplink", "auto", "tc"),
+        Attachment(7, "veth0", "access", "auto", "tc"),
     ]
     assert made.states["port", "veth0"] == "up"
 

@@ -72,8 +72,37 @@ def test_an_uplink_serves_its_access_ports(ports: tuple[Port, ...], hook: str) -
 def test_the_reason_names_the_ports() -> None:
     intent = intent_of(uplink(), access("c1"), access("vm1"), access("eth1"))
     assert choose_hook(intent.get("port", "eth0"), intent, Facts(LINKS)).why == (
-        "it serves access ports at TC (c1, vm1)"
+        "it serves access ports at TC (c1, vm1) and at XDP (eth1)"
     )
+
+
+def test_of_many_ports_the_reason_names_a_few() -> None:
+    intent = intent_of(uplink(), *(access(f"p{number}", "tc") for number in range(5)))
+    assert choose_hook(intent.get("port", "eth0"), intent, Facts(LINKS)).why == (
+        "it serves access ports at TC (p0, p1, p2 and 2 more)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("port", "why"),
+    [
+        (access("c1"), "a veth brings whole GSO packets, which TC keeps whole"),
+        (access("vm1"), "a tap brings whole GSO packets, which TC keeps whole"),
+        (access("eth1"), "a physical interface brings packets one by one"),
+        (access("br0"), "a bridge interface brings packets one by one"),
+        (access("gone"), "there is no such interface yet"),
+        (access("c1", "xdp"), "as the port says"),
+        (access("c1", mode="generic"), "mode generic is XDP's"),
+        (uplink(), "there is no access port; a relay is faster at XDP"),
+    ],
+)
+def test_the_reason_is_said(port: Port, why: str) -> None:
+    intent = intent_of(port)
+    assert choose_hook(port, intent, Facts(LINKS)).why == why
+
+
+def test_auto_is_the_default() -> None:
+    assert Port(name="eth0", role="uplink").hook == "auto"
 
 
 def test_compile_says_the_hook_of_each_attachment() -> None:

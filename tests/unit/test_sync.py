@@ -99,7 +99,8 @@ def test_an_empty_data_plane_gets_everything_and_a_second_run_nothing():
         "flows_v6",
         "prefixes_v6",
     }
-    assert first.modes == {"eth0": "native", "veth-a": "native", "veth-b": "native"}
+    assert first.modes == {"eth0": "tcx", "veth-a": "tcx", "veth-b": "tcx"}
+    assert first.moved == {}
     plane.log.clear()
     second = sync.apply(plane, made, made.allocations)
     assert second.changes == ()

@@ -133,6 +133,13 @@ def warn_of(plan: Plan) -> None:
         click.echo(f"mptm: warning: {warning}", err=True)
 
 
+def note_moves(plan: Plan, but: str = "") -> None:
+    """Say which ports, but one, a change has led to another hook."""
+    for name, hook in plan.outcome.moved.items():
+        if name != but:
+            note(f"{name} is at {hook.upper()} now: `mptm port show {name}` says why")
+
+
 def print_json(document: Any) -> None:
     """One JSON document on standard output."""
     click.echo(json.dumps(document, indent=2, default=str))

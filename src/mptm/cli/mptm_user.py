@@ -13,9 +13,9 @@ import hashlib
 import ipaddress
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import msgspec
 
@@ -304,7 +304,8 @@ def add(node: Node, values: dict[str, str]) -> None:
     if uplink.name == access.name:
         raise Usage(f"--eth0_iface and --veth_iface are both {uplink.name}")
     workload_mac = access.peer_mac or _visible_mac(links, values.get("vpeer_iface"))
-    node.edit(lambda intent: with_entry(intent, values, uplink.name, access.name, workload_mac))
+    at_xdp = {link.name for link in (uplink, access) if link.xdp_prog_id is not None}
+    node.edit(lambda intent: with_entry(intent, values, uplink.name, access.name, workload_mac, at_xdp))
     if values.get("redirect") == "0":
         print(
             f"mptm_user: the kernel routes what {access.name} hands it only with these settings (sysctl):\n"
@@ -315,9 +316,17 @@ def add(node: Node, values: dict[str, str]) -> None:
 
 
 def with_entry(
-    intent: Intent, values: dict[str, str], uplink: str, access: str, workload_mac: bytes | None
+    intent: Intent,
+    values: dict[str, str],
+    uplink: str,
+    access: str,
+    workload_mac: bytes | None,
+    at_xdp: Collection[str] = (),
 ) -> Intent:
-    """The intent with the entry that the flags describe; everything that it needs is there or is made."""
+    """The intent with the entry that the flags describe; everything that it needs is there or is made.
+
+    Interfaces `at_xdp` have a program there already, such as bpftool attached, and stay there.
+    """
     from mptm.intent import Flow, Network, Port, Route
 
     source, destination = values["inner_src_ip"], values["inner_dst_ip"]
@@ -351,8 +360,11 @@ def with_entry(
         )
 
     ensure("network", network, new_network)
-    ensure("port", uplink, lambda: Port(name=uplink, role="uplink"))
-    ensure("port", access, lambda: Port(name=access, role="access", network=network))
+    hook_of: dict[str, Literal["xdp", "auto"]] = {
+        name: "xdp" if name in at_xdp else "auto" for name in (uplink, access)
+    }
+    ensure("port", uplink, lambda: Port(name=uplink, role="uplink", hook=hook_of[uplink]))
+    ensure("port", access, lambda: Port(name=access, role="access", network=network, hook=hook_of[access]))
     tunnel = _tunnel(values, network, uplink)
     shared = _tunnel_to_share(intent, tunnel)
     if shared is not None and _outer(shared) != _outer(tunnel):

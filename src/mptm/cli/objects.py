@@ -19,6 +19,7 @@ from mptm.cli.common import (
     json_option,
     network_option,
     note,
+    note_moves,
     of_network,
     only_network_option,
     print_fields,
@@ -289,7 +290,7 @@ def port() -> None:
 @click.option(
     "--hook",
     type=hook_choice,
-    default="xdp",
+    default="auto",
     show_default=True,
     help="xdp: most packets per second; tc: most bytes per second, GSO kept whole; auto: by the kind of interface.",
 )
@@ -315,14 +316,15 @@ def port() -> None:
 def port_add(name: str, **options: Any) -> None:
     """Make INTERFACE a port and attach the program of its role.
 
-    An interface that already has somebody else's XDP program is refused, and the program is named. What XDP needs at
-    the other end of a veth is set there, and put back when the port is deleted: checksums are no longer left to
-    hardware, VLAN tags stand in the frame, GRO is on.
+    By default containers and VMs (veth, tap) are at TC, everything else at XDP, and uplinks where their access ports
+    are served best. For a port at XDP what it needs at the other end of a veth is set there, and put back when the port
+    is deleted: checksums are no longer left to hardware, VLAN tags stand in the frame, GRO is on. An interface that
+    already has somebody else's XDP program is refused there, and the program is named; at TC it stays before ours.
 
     \b
     Example:
       mptm port add veth-node1 --role access --network blue
-      mptm port add veth-node2 --role access --network blue --hook tc
+      mptm port add veth-node2 --role access --network blue --hook xdp
       mptm port add eth0 --role uplink --mode generic
     """
     from mptm.intent import Port
@@ -333,6 +335,7 @@ def port_add(name: str, **options: Any) -> None:
     plan = node.add(wanted)
     warn_of(plan)
     _explain_port(node, wanted, plan)
+    note_moves(plan, name)
 
 
 def _explain_port(node: Node, port: Port, plan: Plan) -> None:
@@ -342,7 +345,8 @@ def _explain_port(node: Node, port: Port, plan: Plan) -> None:
 
     mode = plan.outcome.modes.get(port.name)
     if mode is not None:
-        note(f"{port.name} is attached ({mode})")
+        hook = choose_hook(port, node.intent, plan.facts).hook
+        note(f"{port.name} is attached at {hook.upper()} ({mode})")
     if mode == "generic" and port.mode == "auto":
         note(
             f"the driver of {port.name}, as it is set now (MTU, queues), doesn't run XDP: the kernel does, later "
@@ -399,6 +403,7 @@ def port_set(name: str, **options: Any) -> None:
     plan = node.edit(change)
     warn_of(plan)
     _explain_port(node, node.intent.get("port", name), plan)
+    note_moves(plan, name)
 
 
 @port.command("list")
@@ -469,7 +474,9 @@ def port_del(name: str) -> None:
     Example:
       mptm port del veth-node1
     """
-    warn_of(current_node().remove("port", name))
+    plan = current_node().remove("port", name)
+    warn_of(plan)
+    note_moves(plan)
 
 
 # ---- routes --------------------------------------------------------------------------------------

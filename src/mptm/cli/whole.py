@@ -14,6 +14,7 @@ from mptm.cli.common import (
     current_node,
     json_option,
     note,
+    note_moves,
     print_fields,
     print_json,
     print_table,
@@ -87,6 +88,7 @@ def apply(path: str, quiet: bool) -> None:
     warn_of(plan)
     if not quiet:
         _print_changes(plan.changes)
+        note_moves(plan)
         note(f"{count(len(plan.changes), 'object')} changed" if plan.changes else "nothing to change")
 
 
@@ -149,6 +151,7 @@ def restore() -> None:
 
     plan = current_node().restore()
     warn_of(plan)
+    note_moves(plan)
     if plan.outcome.upgraded:
         note("the attached programs were exchanged for those of the installed build")
     changed = count_entries(plan.outcome.changes)
