@@ -21,6 +21,8 @@ TRAFFIC := $(wildcard tests/lab)
 # Those of tests/program that send packets: once more, at the other hook.
 AT_TC   := $(filter-out $(addprefix %/test_,$(addsuffix .py,kernel_layer trace dissect tc hashtable table_races multi_buffer)), \
 	$(wildcard tests/program/test_*.py))
+# Those of tests/lab about packets: once more, at the hook that isn't the default of veths.
+AT_XDP  := $(addprefix tests/lab/test_,$(addsuffix .py,traffic every_protocol migration path_mtu))
 
 .PHONY: help
 help: ## this list
@@ -35,6 +37,7 @@ test: setup peers bench-objects lint ## lint, types, unit, program and lab tests
 	@$(VENV)/python -m pytest --numprocesses 6 $(TESTS)
 	@MPTM_TEST_HOOK=tc $(VENV)/python -m pytest --numprocesses 6 $(AT_TC)
 	@$(VENV)/python -m pytest --numprocesses 3 --dist worksteal $(TRAFFIC)
+	@MPTM_TEST_HOOK=xdp $(VENV)/python -m pytest --numprocesses 3 --dist worksteal $(AT_XDP)
 	@$(if $(filter test-interop,$(MAKECMDGOALS)),: the whole matrix is asked for as well,$(VENV)/python -m pytest tests/interop -k 'not linux')
 
 .PHONY: fuzz
