@@ -14,7 +14,7 @@
 #define MPTM_PORT_SLOTS		4096
 #define MPTM_PORT_PROBES	8 /* how far from its home slot a port may stand */
 #define MPTM_LISTEN_ROW		8 /* numbers in a row of listeners */
-#define MPTM_LISTEN_ROWS	(3 * 65536 / MPTM_LISTEN_ROW)
+#define MPTM_LISTEN_ROWS	(4 * 65536 / MPTM_LISTEN_ROW) /* the first 65536 numbers stay unused */
 #define MPTM_TERMINATION_SLOTS	(1 << 16)
 #define MPTM_TERMINATION_PROBES 4
 #define MPTM_TRACE_STEPS	64
@@ -122,6 +122,8 @@ struct prefix_key_v6 {
 #define MPTM_BUCKET_V6	   128
 #define MPTM_NEXT_HOPS	   4096 /* next hops of a segment */
 
+#define MPTM_FIRST_NEXT_HOPS (1 << 16) /* next hops that are found without a segment */
+
 /* In place of a next hop: nobody ever was here; somebody was, whom a program may still be looking at. */
 #define ENTRY_FREE    0
 #define ENTRY_REMOVED 0x80000000U
@@ -150,14 +152,17 @@ TABLE_LAYOUT(host, v6);
 TABLE_LAYOUT(prefix, v4);
 TABLE_LAYOUT(prefix, v6);
 
-/* next_hops: what entries point at, the same for all that lead to the same place. Never changed in use. */
+/*
+ * first_next_hops and next_hops: what entries point at, the same for all that lead to the same place. Never
+ * changed in use. Number 0 stays empty.
+ */
 struct next_hop_slot {
 	struct next_hop next_hop;
 	__u32 is_used;
 };
 
 struct next_hop_segment {
-	struct next_hop_slot slots[MPTM_NEXT_HOPS]; /* the first one of all stays empty */
+	struct next_hop_slot slots[MPTM_NEXT_HOPS];
 };
 
 /* What a segment of each table is. Nothing else says so in an object's type information. */
@@ -179,7 +184,7 @@ enum table_number {
 	HOSTS_V6 = 3,
 	PREFIXES_V4 = 4,
 	PREFIXES_V6 = 5,
-	TABLE_COUNT = 6,
+	TABLE_HEADS = 8, /* a power of two that has room for all */
 };
 
 /* table_heads: how to look into a table. */
@@ -308,7 +313,7 @@ enum parser {
 	PARSER_GTPU_ECHO = 19, /* in terminations only: whose echo requests are answered */
 };
 
-/* listeners: number is entry number % MPTM_LISTEN_ROW of row ((kind - 1) * 65536 + number) / MPTM_LISTEN_ROW.
+/* listeners: number is entry number % MPTM_LISTEN_ROW of row (kind * 65536 + number) / MPTM_LISTEN_ROW.
  */
 struct listener_row {
 	__u8 parsers[MPTM_LISTEN_ROW]; /* enum parser; PARSER_NONE: nobody listens */

@@ -87,21 +87,21 @@ static __always_inline enum reason parse_arrival(hook_ctx *ctx, struct outer *ou
 }
 
 /*
- * The slot of the termination for what the outer headers and the tunnel header say, by its more specific name
- * first; NOT_FOUND: nobody may send us this.
+ * The termination for what the outer headers and the tunnel header say, by its more specific name
+ * first; NULL: nobody may send us this.
  */
-static __always_inline int find_termination(const struct outer *outer, struct inner *inner)
+static __always_inline struct termination *find_termination(const struct outer *outer, struct inner *inner)
 {
 	struct termination_key key;
-	int found = NOT_FOUND;
+	struct termination *found = NULL;
 
 #pragma unroll
 	for (int i = 0; i < 2; i++) {
-		__builtin_memcpy(&key.words[0], outer->source, 16);
-		__builtin_memcpy(&key.words[2], outer->destination, 16);
+		copy_address(&key.words[0], outer->source);
+		copy_address(&key.words[2], outer->destination);
 		key.words[4] = inner->tunnel_id | (__u64)outer->number << 32 | (__u64)inner->parser << 48;
 		found = lookup_termination(&key, !outer->family);
-		if (found != NOT_FOUND || !inner->other_parser)
+		if (found || !inner->other_parser)
 			break;
 		inner->tunnel_id = inner->other_id;
 		inner->parser = inner->other_parser;
@@ -252,8 +252,8 @@ static __always_inline enum reason parse_inner(const hook_ctx *ctx, struct inner
 	if (inner->parser == PARSER_NVGRE && packet->l3_offset != ETH_HLEN)
 		return REASON_INNER_TAG; /* RFC 7637 §3.3 */
 	if (inner->payload.keeps_macs) {
-		__builtin_memcpy(packet->macs.destination, outer->destination, ETH_ALEN);
-		__builtin_memcpy(packet->macs.source, outer->source, ETH_ALEN);
+		copy_mac(packet->macs.destination, outer->destination);
+		copy_mac(packet->macs.source, outer->source);
 	}
 	return REASON_NONE;
 }
@@ -321,12 +321,12 @@ static __always_inline bool strip_outer(hook_ctx *ctx, const struct payload *pay
 	if ((void *)(eth + 1) > packet_end(ctx))
 		return false;
 	if (payload->kind == INNER_IP) {
-		__builtin_memcpy(eth->h_dest, gateway_mac, ETH_ALEN);
-		__builtin_memcpy(eth->h_source, gateway_mac, ETH_ALEN);
+		copy_mac(eth->h_dest, gateway_mac);
+		copy_mac(eth->h_source, gateway_mac);
 		eth->h_proto = packet->ethertype;
-		__builtin_memcpy(&packet->macs, eth, MACS_LEN);
+		copy_macs(&packet->macs, eth);
 	} else if (payload->keeps_macs) {
-		__builtin_memcpy(eth, &packet->macs, MACS_LEN);
+		copy_macs(eth, &packet->macs);
 	}
 	trace(TRACE_STRIPPED, strip, payload->kind, 0);
 	if (packet->family && ecn != (packet->tos & ECN_MASK)) {

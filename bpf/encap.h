@@ -155,7 +155,7 @@ static __always_inline bool apply_patch(hook_ctx *ctx, const struct patch *patch
 	case PATCH_INNER_MACS:
 		if (field + MACS_LEN > end)
 			return false;
-		__builtin_memcpy(field, &packet->macs, MACS_LEN);
+		copy_macs(field, &packet->macs);
 		return true;
 	case PATCH_FLOW8:
 	case PATCH_INNER_PROTOCOL:
@@ -213,8 +213,8 @@ struct sending {
 
 static __always_inline void write_inner_mac(struct ethhdr *eth, struct packet *packet, const __u8 *mac)
 {
-	__builtin_memcpy(eth->h_dest, mac, ETH_ALEN);
-	__builtin_memcpy(packet->macs.destination, mac, ETH_ALEN);
+	copy_mac(eth->h_dest, mac);
+	copy_mac(packet->macs.destination, mac);
 }
 
 /*
@@ -225,7 +225,7 @@ static __always_inline void write_inner_mac(struct ethhdr *eth, struct packet *p
 static __always_inline int encap_inline(hook_ctx *ctx, struct packet *packet, struct sending *sending)
 {
 	__u32 slot = sending->slot;
-	struct tunnel *tunnel = bpf_map_lookup_elem(&tunnels, &slot);
+	struct tunnel *tunnel = SLOT(tunnels, slot);
 	struct patching patching = {};
 	__u32 strip, frame_bytes = packet->len, inner_bytes, overhead, inner_longest, longest, port_slot;
 	struct port *ingress;

@@ -39,7 +39,7 @@ static __always_inline int deliver(hook_ctx *ctx, const struct packet *packet,
 	if (!port || (void *)(eth + 1) > packet_end(ctx))
 		return drop_on_port(REASON_BAD_INNER, next_hop->id, packet->len);
 	if (next_hop->flags & NEXT_HOP_MAC)
-		__builtin_memcpy(eth->h_dest, next_hop->mac, ETH_ALEN);
+		copy_mac(eth->h_dest, next_hop->mac);
 	has_peer = port->flags & PORT_HAS_PEER && packet->l3_offset == ETH_HLEN;
 	verdict = has_peer && !(eth->h_dest[0] & MAC_GROUP)
 		      ? redirect_to_peer(ctx, next_hop->id, packet->ethertype)
@@ -62,7 +62,7 @@ static __always_inline int pass_to_stack(hook_ctx *ctx, const struct port *ingre
 
 	if ((void *)(eth + 1) > packet_end(ctx))
 		return drop_on_port(REASON_BAD_INNER, ingress->ifindex, frame_len(ctx));
-	__builtin_memcpy(eth->h_dest, ingress->mac, ETH_ALEN);
+	copy_mac(eth->h_dest, ingress->mac);
 	ethertype = eth->h_proto;
 	return pass_frame(ctx, ingress->ifindex, ethertype, is_noted);
 }

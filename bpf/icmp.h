@@ -34,7 +34,7 @@ static __always_inline void write_icmp_type(struct icmp_type *icmp, __u8 type)
  */
 __noinline int write_echo_reply(hook_ctx *ctx, const struct packet *packet, __u32 port_slot)
 {
-	struct port *port = bpf_map_lookup_elem(&ports, &port_slot);
+	struct port *port = SLOT(ports, port_slot);
 	struct ethhdr *eth = packet_start(ctx);
 	struct icmp_type *icmp;
 	void *at;

@@ -17,7 +17,7 @@ static __always_inline struct port *lookup_port(__u32 ifindex, __u32 *slot)
 #pragma clang loop unroll(disable)
 	for (__u32 probe = 0; probe < MPTM_PORT_PROBES; probe++) {
 		__u32 at = (ifindex + probe) % MPTM_PORT_SLOTS;
-		struct port *port = bpf_map_lookup_elem(&ports, &at);
+		struct port *port = SLOT(ports, at);
 
 		if (port && port->ifindex == ifindex) {
 			*slot = at;
@@ -30,8 +30,8 @@ static __always_inline struct port *lookup_port(__u32 ifindex, __u32 *slot)
 /* The parser for what arrives at a UDP port, IP protocol or EtherType; PARSER_NONE: not ours. */
 static __always_inline enum parser lookup_listener(enum listener_kind kind, __u16 number)
 {
-	__u32 at = ((kind - 1) * 65536 + number) / MPTM_LISTEN_ROW;
-	struct listener_row *row = bpf_map_lookup_elem(&listeners, &at);
+	__u32 at = (kind * 65536 + number) / MPTM_LISTEN_ROW;
+	struct listener_row *row = SLOT(listeners, at);
 
 	return row ? row->parsers[number % MPTM_LISTEN_ROW] : PARSER_NONE;
 }
@@ -45,48 +45,44 @@ struct termination_key {
 						    */
 #define TERMINATION_KEY_MASK 0x00ffffffffffffffULL /* of the last word: what is key, not value */
 
-#define NOT_FOUND -1
-
-/* The slot that holds the key, of a few from `home` on, or NOT_FOUND. */
-static __always_inline int probe_termination(__u32 home, const struct termination_key *key)
+/* The slot that holds the key, of a few from `home` on, or NULL. */
+static __always_inline struct termination *probe_termination(__u32 home, const struct termination_key *key)
 {
 #pragma clang loop unroll(disable)
 	for (__u32 probe = 0; probe < MPTM_TERMINATION_PROBES; probe++) {
-		__u32 at = (home + probe) % MPTM_TERMINATION_SLOTS;
-		struct termination *found = bpf_map_lookup_elem(&terminations, &at);
-		const __u64 *words = (const void *)found;
+		struct termination *found = SLOT(terminations, home + probe);
+		const any_u64 *words = (const void *)found;
 
 		if (found && (words[4] & TERMINATION_KEY_MASK) == key->words[4] &&
 		    words[0] == key->words[0] && words[1] == key->words[1] && words[2] == key->words[2] &&
 		    words[3] == key->words[3])
-			return at;
+			return found;
 	}
-	return NOT_FOUND;
+	return NULL;
 }
 
-static __always_inline int lookup_termination_exact(const struct termination_key *key)
+static __always_inline struct termination *lookup_termination_exact(const struct termination_key *key)
 {
 	__u64 hash = key->words[0] * 0x9E3779B97F4A7C15ULL + key->words[1] * 0xC2B2AE3D27D4EB4FULL +
 		     key->words[2] * 0x165667B19E3779F9ULL + key->words[3] * 0x27D4EB2F165667C5ULL +
 		     key->words[4] * 0x85EBCA77C2B2AE63ULL;
-	int found;
+	struct termination *found;
 
 	hash ^= hash >> 32;
 	hash *= 0x9E3779B97F4A7C15ULL;
 	found = probe_termination(hash >> 16, key);
-	return found != NOT_FOUND ? found : probe_termination(hash >> 40, key);
+	return found ? found : probe_termination(hash >> 40, key);
 }
 
 /*
- * Who accepts this packet: the slot of the termination for its sender, else of one that accepts any sender,
- * else NOT_FOUND. Where destinations are MAC addresses, who accepts any sender accepts any destination, at
- * its own interface.
+ * Who accepts this packet: the termination for its sender, else one that accepts any sender, else NULL. Where
+ * destinations are MAC addresses, who accepts any sender accepts any destination, at its own interface.
  */
-static __always_inline int lookup_termination(struct termination_key *key, bool is_l2)
+static __always_inline struct termination *lookup_termination(struct termination_key *key, bool is_l2)
 {
-	int found = lookup_termination_exact(key);
+	struct termination *found = lookup_termination_exact(key);
 
-	if (found != NOT_FOUND)
+	if (found)
 		return found;
 	key->words[0] = 0;
 	key->words[1] = 0;

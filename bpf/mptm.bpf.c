@@ -92,7 +92,7 @@ static __always_inline int send(hook_ctx *ctx, struct packet *packet, const stru
 	if (slot < 0)
 		return drop_on_port(REASON_GROUP_EMPTY, port->ifindex, packet->len);
 	sending.slot = slot;
-	__builtin_memcpy(sending.mac, next_hop->mac, ETH_ALEN);
+	copy_mac(sending.mac, next_hop->mac);
 	verdict = INLINES_ENCAP ? encap_inline(ctx, packet, &sending) : encap(ctx, packet, &sending);
 	if (verdict != TOO_BIG)
 		return verdict;
@@ -226,7 +226,6 @@ static __always_inline struct termination *accept(hook_ctx *ctx, const struct po
 	struct packet *packet = &arrival->packet;
 	enum reason reason = parse_arrival(ctx, outer, inner);
 	struct termination *termination;
-	__u32 slot;
 
 	*verdict = VERDICT_PASS;
 	if (!outer->parser)
@@ -243,8 +242,7 @@ static __always_inline struct termination *accept(hook_ctx *ctx, const struct po
 		*verdict = reject(ctx, port, outer, reason);
 		return NULL;
 	}
-	slot = find_termination(outer, inner);
-	termination = bpf_map_lookup_elem(&terminations, &slot);
+	termination = find_termination(outer, inner);
 	if (!termination) {
 		*verdict = refuse(ctx, port, outer,
 				  inner->parser == PARSER_GTPU_ECHO ? REFUSED_CONTROL : REFUSED_SENDER_OR_ID);
@@ -296,7 +294,7 @@ static __always_inline int relay(hook_ctx *ctx, struct packet *packet, const str
 	if (!decrement_ttl(ctx, packet))
 		return drop_on_tunnel(REASON_BAD_INNER, accepted->counter, packet->len);
 	sending->writes_mac = next_hop->flags & NEXT_HOP_MAC;
-	__builtin_memcpy(sending->mac, next_hop->mac, ETH_ALEN);
+	copy_mac(sending->mac, next_hop->mac);
 	verdict = encap(ctx, packet, sending);
 	if (verdict != TOO_BIG)
 		return verdict;

@@ -18,12 +18,12 @@
 
 #include "abi.h"
 #include "hook.h"
+#include "words.h"
 
 #define OFFSET_MASK   0x3ff		  /* bound of every variable offset into a packet, for the verifier */
 #define OFFSET_MAX    (OFFSET_MASK - 127) /* what a parser goes to, and still reads a header behind */
 #define VLAN_LEN      4
 #define INNER_TAGS    2
-#define MACS_LEN      (2 * ETH_ALEN)
 #define L2_MAX	      (ETH_HLEN + INNER_TAGS * VLAN_LEN)
 #define PORTS_LEN     4
 #define MAC_GROUP     0x01 /* in the first byte: broadcast or multicast */
@@ -55,7 +55,7 @@ struct vlan_tag {
 struct mac_pair {
 	__u8 destination[ETH_ALEN];
 	__u8 source[ETH_ALEN];
-};
+} __attribute__((aligned(4)));
 
 /* An Ethernet frame of the overlay as far as forwarding needs it. */
 struct packet {
@@ -72,6 +72,11 @@ struct packet {
 	__be32 source[4] __attribute__((aligned(8))); /* IPv4: only the first word is used */
 	__be32 destination[4] __attribute__((aligned(8)));
 };
+
+static __always_inline __be16 ethertype_of(const struct ethhdr *eth)
+{
+	return *(const any_u16 *)((const void *)eth + MACS_LEN);
+}
 
 static __always_inline void *packet_at(const hook_ctx *ctx, __u64 offset)
 {
@@ -125,8 +130,8 @@ static __always_inline bool parse_ipv4(const hook_ctx *ctx, struct packet *packe
 	packet->protocol = ip->protocol;
 	packet->tos = ip->tos;
 	packet->ttl = ip->ttl;
-	packet->source[0] = ip->saddr;
-	packet->destination[0] = ip->daddr;
+	*(any_u64 *)packet->source = join_words(ip->saddr, 0);
+	*(any_u64 *)packet->destination = join_words(ip->daddr, 0);
 	if (has_ports(ip->protocol) && total_len >= header_len + PORTS_LEN &&
 	    !(ip->frag_off & bpf_htons(IPV4_OFFSET_BITS | IPV4_MORE_FRAGMENTS))) {
 		__u32 *ports = at + header_len;
@@ -151,8 +156,8 @@ static __always_inline bool parse_ipv6(const hook_ctx *ctx, struct packet *packe
 	packet->protocol = ip->nexthdr;
 	packet->tos = ip->priority << 4 | ip->flow_lbl[0] >> 4;
 	packet->ttl = ip->hop_limit;
-	__builtin_memcpy(packet->source, &ip->saddr, sizeof(packet->source));
-	__builtin_memcpy(packet->destination, &ip->daddr, sizeof(packet->destination));
+	copy_address(packet->source, &ip->saddr);
+	copy_address(packet->destination, &ip->daddr);
 	/* Behind an extension header there are no ports for us: all fragments of a packet hash alike. */
 	if (has_ports(ip->nexthdr) && bpf_ntohs(ip->payload_len) >= PORTS_LEN) {
 		__u32 *ports = (void *)(ip + 1);
@@ -177,8 +182,8 @@ static __always_inline bool parse_frame(const hook_ctx *ctx, __u64 offset, __u32
 		return false;
 	packet->len = len;
 	packet->ttl = 64;
-	packet->ethertype = eth->h_proto;
-	__builtin_memcpy(&packet->macs, eth, sizeof(packet->macs));
+	packet->ethertype = ethertype_of(eth);
+	copy_macs(&packet->macs, eth);
 	packet->l3_offset = sizeof(*eth);
 #pragma unroll
 	for (int tags = 0; tags < INNER_TAGS; tags++) {
@@ -261,7 +266,8 @@ static __always_inline __u32 longest_len(const hook_ctx *ctx, __u32 offset, cons
 /* Hash of the inner flow: addresses, protocol and, where there are any, ports. One flow, one value. */
 static __always_inline __u32 hash_flow(const struct packet *packet)
 {
-	const __u64 *source = (const void *)packet->source, *destination = (const void *)packet->destination;
+	const any_u64 *source = (const void *)packet->source,
+		      *destination = (const void *)packet->destination;
 	__u64 hash = (source[0] + ((__u64)packet->protocol << 40)) * 0x9E3779B97F4A7C15ULL +
 		     destination[0] * 0xC2B2AE3D27D4EB4FULL + packet->ports * 0x165667B19E3779F9ULL;
 

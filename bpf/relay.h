@@ -13,8 +13,7 @@
 static __always_inline enum reason check_relay(const struct termination *accepted,
 					       const struct packet *packet, __u32 slot)
 {
-	__u32 from_slot = accepted->tunnel;
-	struct tunnel *from = LOOKUP(&tunnels, &from_slot), *to = LOOKUP(&tunnels, &slot);
+	const struct tunnel *from = SLOT(tunnels, accepted->tunnel), *to = SLOT(tunnels, slot);
 
 	if (!from || !to)
 		return REASON_TUNNEL_DOWN;

@@ -47,7 +47,7 @@ static __always_inline bool read_l2(const hook_ctx *ctx, __u32 offset, const str
 {
 	__be16 *rest = packet_at(ctx, offset + MACS_LEN);
 
-	__builtin_memcpy(&l2->macs, &packet->macs, sizeof(l2->macs));
+	copy_macs(&l2->macs, &packet->macs);
 #pragma unroll
 	for (int i = 0; i < 5; i++) {
 		if ((void *)(rest + i + 1) > packet_end(ctx))
@@ -65,7 +65,7 @@ static __always_inline bool write_l2(hook_ctx *ctx, __u32 offset, const struct l
 	if (len == ETH_HLEN) {
 		if ((void *)(at + ETH_HLEN) > packet_end(ctx))
 			return false;
-		__builtin_memcpy(at, &l2->macs, sizeof(l2->macs));
+		copy_macs(at, &l2->macs);
 		*(__be16 *)(at + MACS_LEN) = l2->rest[0];
 		return true;
 	}

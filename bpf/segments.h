@@ -40,8 +40,7 @@ static __always_inline struct port *arrival_port(hook_ctx *ctx)
 
 	if (port || ctx->mark >> 16 != MARK_OURS)
 		return port;
-	slot = ctx->tc_index;
-	port = bpf_map_lookup_elem(&ports, &slot);
+	port = SLOT(ports, ctx->tc_index);
 	return port && port->ifindex ? port : NULL;
 }
 

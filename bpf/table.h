@@ -21,17 +21,7 @@
 #include <bpf/bpf_helpers.h>
 
 #include "maps.h"
-
-/*
- * A look-up in one table and no other. Left alone, clang merges the calls for two tables into one, and a call
- * that may be for either is not inlined by the verifier: 15 ns more.
- */
-#define LOOKUP(table, key)                                                                                   \
-	({                                                                                                   \
-		void *entry = bpf_map_lookup_elem((table), (key));                                           \
-		asm volatile("" : "+r"(entry) : "i"(__COUNTER__));                                           \
-		entry;                                                                                       \
-	})
+#include "words.h"
 
 /* The last word of an entry: two fields that are written and read in one stroke. */
 #if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
@@ -126,9 +116,9 @@ static __always_inline __u32 probe_bucket(const void *bucket, const __u64 *words
 		found;                                                                                       \
 	})
 
-static __always_inline struct table_head *table_head(__u32 number)
+static __always_inline const struct table_head *table_head(__u32 number)
 {
-	return LOOKUP(&table_heads, &number);
+	return SLOT(table_heads, number);
 }
 
 /* What an entry points at; NULL: nothing. */
@@ -136,12 +126,23 @@ static __always_inline struct next_hop *next_hop_at(__u32 number)
 {
 	__u32 at = number / MPTM_NEXT_HOPS, zero = 0;
 	struct next_hop_segment *segment;
-	void *directory = LOOKUP(&next_hops, &at);
+	void *directory;
 
-	if (!number || !directory)
+	if (!number)
+		return NULL;
+	if (number < MPTM_FIRST_NEXT_HOPS) {
+		struct next_hop_slot *slot = SLOT(first_next_hops, number);
+
+		return slot ? &slot->next_hop : NULL;
+	}
+	directory = LOOKUP(&next_hops, &at);
+	if (!directory)
 		return NULL;
 	segment = LOOKUP(directory, &zero);
-	return segment ? &segment->slots[number % MPTM_NEXT_HOPS].next_hop : NULL;
+	if (!segment)
+		return NULL;
+	asm volatile("" : "+r"(segment)); /* no reckoning with it before */
+	return &segment->slots[number % MPTM_NEXT_HOPS].next_hop;
 }
 
 /* Four words, zero behind an IPv4 address. */
@@ -149,30 +150,19 @@ struct ip_address {
 	__be32 words[4];
 };
 
-/* An IPv6 address as two words, wherever it is aligned to. */
-static __always_inline void load_address(__u64 *words, const __be32 *address)
-{
-	__builtin_memcpy(words, address, 8);
-	__builtin_memcpy(words + 1, address + 2, 8);
-}
-
 static __always_inline __u32 find_flow_v4(__u32 network, __be32 source, __be32 destination)
 {
-	struct table_head *head = table_head(FLOWS_V4);
-	__be32 both[2] __attribute__((aligned(8))) = {source, destination};
-	__u64 words[1];
+	const struct table_head *head = table_head(FLOWS_V4);
+	__u64 words[1] = {join_words(source, destination)};
 
-	__builtin_memcpy(words, both, sizeof(words));
 	return head ? FIND(flows_v4, head, struct flow_segment_v4, words, 1, network) : 0;
 }
 
 static __always_inline __u32 find_host_v4(__u32 network, __be32 address)
 {
-	struct table_head *head = table_head(HOSTS_V4);
-	__be32 both[2] __attribute__((aligned(8))) = {address, 0};
-	__u64 words[1];
+	const struct table_head *head = table_head(HOSTS_V4);
+	__u64 words[1] = {join_words(address, 0)};
 
-	__builtin_memcpy(words, both, sizeof(words));
 	return head ? FIND(hosts_v4, head, struct host_segment_v4, words, 1, network) : 0;
 }
 
@@ -181,24 +171,24 @@ static __always_inline __u32 find_host_v4(__u32 network, __be32 address)
 __noinline int find_flow_v6(const struct ip_address *source, const struct ip_address *destination,
 			    __u32 network)
 {
-	struct table_head *head = table_head(FLOWS_V6);
+	const struct table_head *head = table_head(FLOWS_V6);
 	__u64 words[4];
 
 	if (!source || !destination || !head)
 		return 0;
-	load_address(words, source->words);
-	load_address(words + 2, destination->words);
+	copy_address(words, source->words);
+	copy_address(words + 2, destination->words);
 	return FIND(flows_v6, head, struct flow_segment_v6, words, 4, network);
 }
 
 __noinline int find_host_v6(const struct ip_address *address, __u32 network)
 {
-	struct table_head *head = table_head(HOSTS_V6);
+	const struct table_head *head = table_head(HOSTS_V6);
 	__u64 words[2];
 
 	if (!address || !head)
 		return 0;
-	load_address(words, address->words);
+	copy_address(words, address->words);
 	return FIND(hosts_v6, head, struct host_segment_v6, words, 2, network);
 }
 
@@ -216,22 +206,20 @@ static __always_inline __u32 lowest_bit(__u64 bits)
 /* The next hop of the prefix that is `shorter` bits shorter than the address. */
 __noinline int find_prefix_of_v4(__be32 address, __u32 network, __u32 shorter)
 {
-	struct table_head *head = table_head(PREFIXES_V4);
-	__be32 both[2] __attribute__((aligned(8)));
+	const struct table_head *head = table_head(PREFIXES_V4);
 	__u64 words[1];
 
 	if (!head || shorter > 32)
 		return 0;
-	both[0] = bpf_htonl(bpf_ntohl(address) & (__u32)(0xffffffffULL << shorter));
-	both[1] = 32 - shorter;
-	__builtin_memcpy(words, both, sizeof(words));
+	words[0] =
+	    join_words(bpf_htonl(bpf_ntohl(address) & (__u32)(0xffffffffULL << shorter)), 32 - shorter);
 	return FIND(prefixes_v4, head, struct prefix_segment_v4, words, 1, network);
 }
 
 /* One probe for each length that the table has prefixes of, the longest first. */
 __noinline int find_prefix_v4(__be32 address, __u32 network)
 {
-	struct table_head *head = table_head(PREFIXES_V4);
+	const struct table_head *head = table_head(PREFIXES_V4);
 	__u64 lengths;
 
 	if (!head)
@@ -251,13 +239,12 @@ __noinline int find_prefix_v4(__be32 address, __u32 network)
 /* The next hop of the prefix that is `shorter` bits shorter than the address. */
 __noinline int find_prefix_of_v6(const struct ip_address *address, __u32 network, __u32 shorter)
 {
-	struct table_head *head = table_head(PREFIXES_V6);
-	__be32 length[2] __attribute__((aligned(8))) = {128 - shorter, 0};
+	const struct table_head *head = table_head(PREFIXES_V6);
 	__u64 words[3];
 
 	if (!address || !head || shorter > 128)
 		return 0;
-	load_address(words, address->words);
+	copy_address(words, address->words);
 	if (shorter >= 64)
 		words[1] = 0;
 	if (shorter >= 128)
@@ -266,7 +253,7 @@ __noinline int find_prefix_of_v6(const struct ip_address *address, __u32 network
 		words[0] = bpf_cpu_to_be64(bpf_be64_to_cpu(words[0]) & ~0ULL << (shorter & 63));
 	else
 		words[1] = bpf_cpu_to_be64(bpf_be64_to_cpu(words[1]) & ~0ULL << (shorter & 63));
-	__builtin_memcpy(words + 2, length, 8);
+	words[2] = join_words(128 - shorter, 0);
 	return FIND(prefixes_v6, head, struct prefix_segment_v6, words, 3, network);
 }
 
@@ -290,7 +277,7 @@ __noinline int find_prefix_among_v6(const struct ip_address *address, __u32 netw
 
 __noinline int find_prefix_v6(const struct ip_address *address, __u32 network)
 {
-	struct table_head *head = table_head(PREFIXES_V6);
+	const struct table_head *head = table_head(PREFIXES_V6);
 	int found = 0;
 
 	if (!address || !head)

@@ -196,7 +196,7 @@ __noinline int write_too_big(hook_ctx *ctx, const struct packet *packet, __u32 n
 		struct mac_pair macs;
 		__be16 rest[5]; /* EtherType, and two tags before it if they are there */
 	} l2 = {};
-	struct port *port = bpf_map_lookup_elem(&ports, &port_slot);
+	struct port *port = SLOT(ports, port_slot);
 	__u32 quoted, header_len, l3_offset;
 	struct later later = {};
 	struct gateway *gateway;

@@ -12,8 +12,8 @@
 
 /* What the outer headers say. Addresses as in struct termination. */
 struct outer {
-	__u8 source[16];
-	__u8 destination[16];
+	__u8 source[16] __attribute__((aligned(8)));
+	__u8 destination[16] __attribute__((aligned(8)));
 	__u32 frame_len;      /* of the packet as it came */
 	__u32 payload_offset; /* of the tunnel header, from the start of the packet */
 	__u32 payload_len; /* bytes from there on, by the outer headers: padding of the frame is not in it */
@@ -77,7 +77,6 @@ static __always_inline void parse_outer_ipv4(const hook_ctx *ctx, __u64 len, str
 {
 	struct iphdr *ip = packet_at(ctx, ETH_HLEN);
 	__u32 total_len;
-	__be32 mapped = bpf_htonl(0xffff);
 
 	if ((void *)(ip + 1) > packet_end(ctx) || ip->ihl > 5)
 		return;
@@ -86,10 +85,8 @@ static __always_inline void parse_outer_ipv4(const hook_ctx *ctx, __u64 len, str
 	outer->protocol = ip->protocol;
 	outer->tos = ip->tos;
 	outer->is_fragment = (ip->frag_off & bpf_htons(IPV4_OFFSET_BITS | IPV4_MORE_FRAGMENTS)) != 0;
-	__builtin_memcpy(outer->source + 8, &mapped, 4);
-	__builtin_memcpy(outer->source + 12, &ip->saddr, 4);
-	__builtin_memcpy(outer->destination + 8, &mapped, 4);
-	__builtin_memcpy(outer->destination + 12, &ip->daddr, 4);
+	((any_u64 *)outer->source)[1] = join_words(bpf_htonl(0xffff), ip->saddr);
+	((any_u64 *)outer->destination)[1] = join_words(bpf_htonl(0xffff), ip->daddr);
 	outer->payload_offset = ETH_HLEN + sizeof(*ip);
 	outer->payload_len = total_len - sizeof(*ip);
 	if (!is_ipv4_header_sound(ip) || total_len < sizeof(*ip) || ETH_HLEN + total_len > len)
@@ -160,8 +157,8 @@ static __always_inline void parse_outer_ipv6(const hook_ctx *ctx, __u64 len, str
 	outer->family = 6;
 	outer->protocol = ip->nexthdr;
 	outer->tos = ip->priority << 4 | ip->flow_lbl[0] >> 4;
-	__builtin_memcpy(outer->source, &ip->saddr, 16);
-	__builtin_memcpy(outer->destination, &ip->daddr, 16);
+	copy_address(outer->source, &ip->saddr);
+	copy_address(outer->destination, &ip->daddr);
 	outer->payload_offset = ETH_HLEN + sizeof(*ip);
 	outer->payload_len = bpf_ntohs(ip->payload_len);
 	if (ip->version != 6 || outer->payload_offset + outer->payload_len > len)
@@ -178,20 +175,22 @@ static __always_inline void parse_outer(const hook_ctx *ctx, __u64 len, struct o
 {
 	struct ethhdr *eth = packet_start(ctx);
 	__u32 ifindex = ingress_ifindex(ctx);
+	__be16 ethertype;
 
 	if ((void *)(eth + 1) > packet_end(ctx))
 		return;
-	if (eth->h_proto == bpf_htons(ETH_P_IP)) {
+	ethertype = ethertype_of(eth);
+	if (ethertype == bpf_htons(ETH_P_IP)) {
 		parse_outer_ipv4(ctx, len, outer);
-	} else if (eth->h_proto == bpf_htons(ETH_P_IPV6)) {
+	} else if (ethertype == bpf_htons(ETH_P_IPV6)) {
 		parse_outer_ipv6(ctx, len, outer);
 	} else {
-		outer->number = bpf_ntohs(eth->h_proto);
+		outer->number = bpf_ntohs(ethertype);
 		outer->parser = lookup_listener(LISTEN_ETHERTYPE, outer->number);
 		outer->payload_offset = ETH_HLEN;
 		outer->payload_len = len - ETH_HLEN;
-		__builtin_memcpy(outer->source, eth->h_source, ETH_ALEN);
-		__builtin_memcpy(outer->destination, eth->h_dest, ETH_ALEN);
+		copy_mac(outer->source, eth->h_source);
+		copy_mac(outer->destination, eth->h_dest);
 		__builtin_memcpy(outer->destination + L2_IFINDEX_AT, &ifindex, sizeof(ifindex));
 	}
 }

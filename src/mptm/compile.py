@@ -500,7 +500,7 @@ def _listener_rows(intent: Intent) -> dict[int, tables.ListenerRow]:
     for tunnel in intent.tunnels.values():
         for variant in tunnel.variants():
             for listener in find_protocol(variant.protocol).listeners(variant.options):
-                row, at = divmod((listener.kind - 1) * 65536 + listener.number, LISTEN_ROW)
+                row, at = divmod(listener.kind * 65536 + listener.number, LISTEN_ROW)
                 rows.setdefault(row, bytearray(LISTEN_ROW))[at] = int(listener.parser)
     return {row: tables.ListenerRow(bytes(parsers)) for row, parsers in rows.items()}
 

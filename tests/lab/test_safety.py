@@ -60,9 +60,11 @@ from mptm.gro import is_device_of
 from mptm.intent import Flow, Intent, Network, Port, Route, tunnel_from_dict
 from mptm.kernel import gro, libbpf, netns, segmenter
 from mptm.kernel.dataplane import DataPlane, instance_directory
+from mptm.kernel.hashtable import HashTable
 from mptm.kernel.maps import Map
 from mptm.kernel.netlink import xdp_states
 from mptm.kernel.objects import EXTRAS, object_path
+from mptm.kernel.slots import SlotTable
 from mptm.lab.topology import Lab, configure
 from mptm.node import Node
 from mptm.protocols import PROTOCOLS
@@ -478,6 +480,10 @@ def check_after_accident(node: Node, allowed: tuple[Intent, ...], number: int) -
 WRITES: tuple[tuple[Any, str], ...] = (
     (Map, "update"),
     (Map, "delete"),
+    (SlotTable, "update"),
+    (SlotTable, "delete"),
+    (HashTable, "update"),
+    (HashTable, "delete"),
     (DataPlane, "attach"),
     (DataPlane, "detach"),
     (libbpf, "create_xdp_link"),

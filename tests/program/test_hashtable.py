@@ -114,10 +114,21 @@ def test_slots_are_used_again_after_what_was_in_them_was_deleted(loaded: Loaded)
 def test_next_hops_that_no_entry_has_any_more_make_room_for_others(loaded: Loaded) -> None:
     table = loaded.table("hosts_v4")
     keys = numbered(table, range(1000))
-    for start in range(0, 40_000, 1000):
+    for start in range(0, 140_000, 1000):
         table.update_many(keys, hops(range(start, start + 1000)))
         assert table.items() == as_dict(keys, hops(range(start, start + 1000)))
-    assert table._next_hops._count == 1, "4095 next hops fit one segment"
+    assert table._next_hops._count == table._next_hops._segments.fixed, "there is room without a segment"
+
+
+def test_next_hops_beyond_the_first_ones_stand_in_segments(loaded: Loaded) -> None:
+    table = loaded.table("hosts_v4")
+    keys = numbered(table, range(80_000))
+    table.update_many(keys, hops(range(80_000)))
+    assert table._next_hops._count > table._next_hops._segments.fixed
+    assert table.items() == as_dict(keys, hops(range(80_000)))
+    again = cast(HashTable, loaded.again()["hosts_v4"])
+    assert again.items() == as_dict(keys, hops(range(80_000)))
+    again.close()
 
 
 def test_the_last_of_equal_keys_counts(loaded: Loaded) -> None:

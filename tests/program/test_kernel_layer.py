@@ -460,15 +460,13 @@ BUILD = """
 char LICENSE[] SEC("license") = "GPL";
 SEC(KIND) int mptm_encap_xdp(struct xdp_md *ctx)
 {
-	__u32 slot = 0;
 	if (ctx->ingress_ifindex == 12345)
 		return bpf_redirect_map(&tx_ports, 1, XDP_DROP);
-	return bpf_map_lookup_elem(&ports, &slot) ? VERDICT : XDP_ABORTED;
+	return SLOT(ports, 0) ? VERDICT : XDP_ABORTED;
 }
 SEC(KIND) int mptm_decap_xdp(struct xdp_md *ctx)
 {
-	__u32 slot = 0;
-	return bpf_map_lookup_elem(&tunnels, &slot) ? VERDICT : XDP_ABORTED;
+	return SLOT(tunnels, 0) ? VERDICT : XDP_ABORTED;
 }
 """
 

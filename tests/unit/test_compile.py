@@ -192,7 +192,7 @@ def test_a_tunnel_becomes_its_template_with_egress_and_longest_frame():
     assert [tuple(patch) for patch in tunnel.patches] == [(2, 14, -14), (4, 34, 0), (1, 38, -34)]
     assert tunnel.patch_count == 3
     assert made.states["tunnel", "to-node2"] == "up"
-    assert made.tables.listeners == {6081 // 8: ListenerRow(bytes((0, 1, 0, 0, 0, 0, 0, 0)))}
+    assert made.tables.listeners == {(65536 + 6081) // 8: ListenerRow(bytes((0, 1, 0, 0, 0, 0, 0, 0)))}
     assert made.tables.locals == {LocalKey(MAPPED + PATH.local.packed): 1}
     assert made.warnings == []
 
@@ -859,7 +859,7 @@ def test_tunnels_share_a_listener_and_every_number_can_have_one():
 def listening(made: Compiled) -> dict[tuple[int, int], int]:
     """Parsers by kind and number of the listener."""
     return {
-        (at // 65536 + 1, at % 65536): parser
+        (at // 65536, at % 65536): parser
         for row, record in made.tables.listeners.items()
         for at, parser in enumerate(record.parsers, row * 8)
         if parser

@@ -604,7 +604,7 @@ def _parsers(listeners: Any) -> dict[tuple[int, int], str]:
         row, parsers = listeners.key.unpack(key)["value"], listeners.value.unpack(value)["parsers"]
         for at, parser in enumerate(parsers, row * len(parsers)):
             if parser:
-                found[at // 65536 + 1, at % 65536] = names.get(parser, "?").upper()
+                found[at // 65536, at % 65536] = names.get(parser, "?").upper()
     return found
 
 

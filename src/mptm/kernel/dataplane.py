@@ -157,7 +157,7 @@ class DataPlane:
     def _load(cls, instance: str, build: str) -> DataPlane:
         root, path = instance_directory(instance), object_path(DATA_PLANE)
         with libbpf.Object(path) as loading:
-            types = Types(loading.btf(), path.name)
+            types = loading.types
             reused: set[str] = set()
             declared_maps = loading.maps()
             with ExitStack() as opened:

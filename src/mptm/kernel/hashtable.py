@@ -21,7 +21,6 @@ all that the next writer needs is in the table itself. There is one writer at a 
 from __future__ import annotations
 
 import mmap
-import platform
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
@@ -31,17 +30,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mptm.errors import TableFull
-from mptm.kernel import libbpf
 from mptm.kernel.btf import Layout, Types
+from mptm.kernel.libbpf import order_stores
 from mptm.kernel.maps import ARRAY_OF_MAPS, Map, types_of
 from mptm.kernel.segments import Segments, Window
+from mptm.kernel.slots import SlotTable, open_map
 
-HEADS, NEXT_HOPS, LAYOUTS = "table_heads", "next_hops", "table_layouts"
+HEADS, FIRST_NEXT_HOPS, NEXT_HOPS, LAYOUTS = "table_heads", "first_next_hops", "next_hops", "table_layouts"
 
 TABLES = ("flows_v4", "flows_v6", "hosts_v4", "hosts_v6", "prefixes_v4", "prefixes_v6")
 """The tables, each at its `enum table_number` of bpf/abi.h."""
 
-PARTS = frozenset((*TABLES, HEADS, NEXT_HOPS))
+PARTS = frozenset((*TABLES, HEADS, FIRST_NEXT_HOPS, NEXT_HOPS))
 """Maps that belong together: with one of them exchanged, all are."""
 
 _Bytes = NDArray[np.uint8]
@@ -66,8 +66,6 @@ _FULL = 0.75
 _KICKS = 1000
 _CHUNK = 1 << 16
 _MANY = 1024
-_ORDERED = ("x86_64", "i686")
-"""Machines on which others see stores in the order in which they were made."""
 
 
 def open_maps(descriptors: Mapping[str, int]) -> dict[str, Map]:
@@ -75,13 +73,21 @@ def open_maps(descriptors: Mapping[str, int]) -> dict[str, Map]:
     maps: dict[str, Map] = {}
     try:
         for name, fd in descriptors.items():
-            maps[name] = Map(name, fd)
-        if not all(name in maps and maps[name].type == ARRAY_OF_MAPS for name in (*TABLES, NEXT_HOPS)):
+            maps[name] = open_map(name, fd)
+        directories = [maps[name] for name in (*TABLES, NEXT_HOPS) if name in maps]
+        slots = [maps[name] for name in (HEADS, FIRST_NEXT_HOPS) if isinstance(maps.get(name), SlotTable)]
+        if (
+            len(directories) <= len(TABLES)
+            or len(slots) < 2
+            or {each.type for each in directories} != {ARRAY_OF_MAPS}
+        ):
             return maps  # another build's
-        like = maps["ports"]
-        heads = _Heads(maps[HEADS])
+        like = maps["tunnel_counters"]
+        heads = _Heads(cast(SlotTable, maps[HEADS]))
         layouts = table_layouts(maps[HEADS])
-        next_hops = NextHops(maps[NEXT_HOPS], like, layouts[NEXT_HOPS].name)
+        next_hops = NextHops(
+            maps[NEXT_HOPS], cast(SlotTable, maps[FIRST_NEXT_HOPS]), like, layouts[NEXT_HOPS].name
+        )
         for number, name in enumerate(TABLES):
             table = HashTable(maps[name], like, layouts[name].name, heads, number, next_hops)
             maps[name] = table
@@ -105,8 +111,8 @@ def segment_layouts(types: Types) -> dict[str, Layout]:
 class _Heads:
     """`table_heads`: how programs look into each table."""
 
-    def __init__(self, heads: Map) -> None:
-        self._window = Window(mmap.PAGESIZE, 1)
+    def __init__(self, heads: SlotTable) -> None:
+        self._window = Window(mmap.PAGESIZE, 1)  # its own, which lasts as long as the tables
         self._window.map(0, heads.fd)
         self._words = self._window.bytes.view(np.uint64)
         self._stride = heads.value.size // 8
@@ -119,15 +125,15 @@ class _Heads:
 class NextHops:
     """`next_hops`: each next hop once, for all tables. A slot is free again when no entry points at it any more."""
 
-    def __init__(self, directory: Map, like: Map, struct: str) -> None:
+    def __init__(self, directory: Map, first: SlotTable, like: Map, struct: str) -> None:
         self.name = directory.name
         self.tables: list[HashTable] = []
-        self._segments = Segments(directory, like, struct)
+        self._segments = Segments(directory, like, struct, first.fd, first.info.value_size)
         slots = cast(Any, self._segments.layout).fields[0].layout
         slot, self._per_segment = slots.element, slots.count
         self.value: Layout = slot.fields[0].layout
         assert slot.size == 16
-        self._count = 0
+        self._count = self._segments.fixed
         self._pairs = self._segments.bytes.view(np.uint64).reshape(-1, 2)
         self._used = self._segments.bytes.view(np.uint32).reshape(-1, 4)[:, 3]
 
@@ -185,9 +191,8 @@ class NextHops:
     def _allocate(self, count: int, keep: _Numbers) -> _Indexes:
         free = self._free()
         if len(free) < count:
-            if self._count:
-                self._collect(keep)
-                free = self._free()
+            self._collect(keep)
+            free = self._free()
             total = self._count * self._per_segment
             if len(free) < max(count, total // 4):
                 self._grow(-(-(count - len(free) + total // 4 + 1) // self._per_segment))  # 1: the empty one
@@ -205,7 +210,7 @@ class NextHops:
         wanted[keep] = True
         for table in self.tables:
             wanted[table.next_hops_in_use()] = True
-        self._segments.wait_for_programs()
+        any(table.wait_for_programs() for table in self.tables)
         self._used[: len(wanted)][~wanted] = 0
 
     def _full(self) -> TableFull:
@@ -389,6 +394,13 @@ class HashTable(Map):
             self._set_lengths()
 
     # ---- inside ----
+
+    def wait_for_programs(self) -> bool:
+        """Wait until every program that runs now has ended; False: by this table, never written, it can't be done."""
+        if not self._refresh():
+            return False
+        self._open.wait_for_programs()
+        return True
 
     @property
     def _open(self) -> Segments:
@@ -687,9 +699,3 @@ def _last_of_each(keys: _Bytes) -> _Indexes:
 def _cut(rows: _Bytes) -> list[bytes]:
     data, size = rows.tobytes(), rows.shape[1]
     return [data[at : at + size] for at in range(0, len(data), size)]
-
-
-def order_stores() -> None:
-    """Let no CPU see what we store from here on before what we stored up to here. x86 keeps the order anyhow."""
-    if platform.machine() not in _ORDERED:
-        libbpf.memory_barrier()

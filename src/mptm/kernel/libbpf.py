@@ -13,11 +13,12 @@ import os
 import platform
 import threading
 from collections import deque
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 from mptm.errors import KernelError, NotSupported
+from mptm.kernel.btf import Types
 
 XDP = 37
 """`enum bpf_attach_type`: BPF_XDP."""
@@ -457,11 +458,12 @@ class Object:
             handle = self._library.bpf_object__next_map(self._handle, handle)
         return found
 
-    def btf(self) -> bytes:
-        """The object's type information: what the type ids of `maps` refer to."""
+    @cached_property
+    def types(self) -> Types:
+        """The object's type information: what the type ids of `maps` refer to. Raises MptmError."""
         size = _U32()
         data = self._library.btf__raw_data(self._library.bpf_object__btf(self._handle), ctypes.byref(size))
-        return ctypes.string_at(data, size.value) if data else b""
+        return Types(ctypes.string_at(data, size.value) if data else b"", self.path.name)
 
     def reuse_map(self, declared: ObjectMap, fd: int) -> None:
         """Use an existing map in place of a new one. Only before `load`."""
@@ -488,6 +490,9 @@ class Object:
         return {each.name: os.dup(self._library.bpf_map__fd(each.handle)) for each in self.maps()}
 
 
+_ORDERED = ("x86_64", "i686")
+"""Machines on which others see stores in the order in which they were made."""
+
 _PRIVATE_EXPEDITED, _REGISTER_PRIVATE_EXPEDITED = 1 << 3, 1 << 4
 _MEMBARRIER_X86_64, _MEMBARRIER = 324, 283  # system call numbers: x86_64, and what has the generic ones
 
@@ -506,3 +511,9 @@ def memory_barrier() -> None:
     _membarrier()(_REGISTER_PRIVATE_EXPEDITED)
     if _membarrier()(_PRIVATE_EXPEDITED):
         raise failure("memory can't be written in order (membarrier)", ctypes.get_errno())
+
+
+def order_stores() -> None:
+    """Let no CPU see what we store from here on before what we stored up to here. x86 keeps the order anyhow."""
+    if platform.machine() not in _ORDERED:
+        memory_barrier()

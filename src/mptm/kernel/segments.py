@@ -81,11 +81,11 @@ class Window:
             memoryview((ctypes.c_uint8 * self._length).from_address(address)), np.uint8
         )
 
-    def map(self, number: int, fd: int) -> None:
-        """Map the map of a descriptor at the place of that number."""
+    def map(self, number: int, fd: int, size: int = 0) -> None:
+        """Map the map of a descriptor, of the usual size or that many bytes, from the place of that number on."""
         assert self._address is not None
         at = self._address + number * self.size
-        if _c_library().mmap(at, self.size, _PROT_READ_WRITE, _SHARED | _FIXED, fd, 0) != at:
+        if _c_library().mmap(at, size or self.size, _PROT_READ_WRITE, _SHARED | _FIXED, fd, 0) != at:
             raise libbpf.failure("a segment of a table can't be mapped", ctypes.get_errno())
 
     def __del__(self) -> None:
@@ -103,12 +103,15 @@ class Window:
 class Segments:
     """The directory of one table. `directory` stays the caller's, who closes it after this.
 
+    The first segments may be one map of their own, that of `fixed_fd`, which has no place in the directory.
     `like` is a map of the same object whose keys are of type __u32, and `struct` the name of the struct that a
     segment is: this is what the kernel is told of new ones, so that bpftool names their fields.
     Whatever fails raises KernelError.
     """
 
-    def __init__(self, directory: Map, like: Map, struct: str) -> None:
+    def __init__(
+        self, directory: Map, like: Map, struct: str, fixed_fd: int = -1, fixed_size: int = 0
+    ) -> None:
         self.directory = directory
         self._types = types_of(like.info.btf_id)
         self.layout = self._types.struct(struct)
@@ -118,6 +121,9 @@ class Segments:
         self._library: Any = libbpf.library()
         self._window: Window | None = Window(self.layout.size, self.capacity)
         self._mapped = [0] * self.capacity
+        self.fixed = fixed_size // self.layout.size
+        if self.fixed:
+            self._window.map(0, fixed_fd, fixed_size)
 
     def close(self) -> None:
         """Let go of the mappings; the segments live on."""

@@ -15,10 +15,10 @@ from typing import Self
 
 from mptm.errors import MptmError
 from mptm.kernel import hashtable, libbpf, testrun
-from mptm.kernel.btf import Types
 from mptm.kernel.dataplane import PROGRAM_OF_ROLE, DataPlane, compatible_maps
 from mptm.kernel.maps import Map
 from mptm.kernel.objects import TRACED, object_path
+from mptm.kernel.slots import open_map
 from mptm.tables import Tables
 
 SHARED = frozenset(each.name for each in fields(Tables)) | hashtable.PARTS
@@ -70,7 +70,7 @@ class TracedPrograms:
         """
         path = object_path(TRACED)
         with libbpf.Object(path) as loading:
-            types = Types(loading.btf(), path.name)
+            types = loading.types
             shared = [each for each in loading.maps() if each.name in SHARED]
             theirs = {name: each.fd for name, each in data_plane.maps.items()}
             fitting = compatible_maps(shared, types, theirs)
@@ -82,7 +82,7 @@ class TracedPrograms:
                     )
                 loading.reuse_map(declared, theirs[declared.name])
             loading.load()
-            maps = {name: Map(name, fd) for name, fd in loading.map_fds().items()}
+            maps = {name: open_map(name, fd) for name, fd in loading.map_fds().items()}
             loaded = cls(maps, loading.program_fds())
         try:
             loaded.take_sequences(data_plane)
