@@ -187,21 +187,60 @@ def moving_parts(name: str) -> list[slice]:
     return []
 
 
+TO_XDP = """
+import sys
+from msgspec.structs import replace
+from mptm import Node
+node = Node(sys.argv[1])
+intent = node.intent
+for port in intent.ports.values():
+    intent = intent.replace(replace(port, hook="xdp"))
+node.apply(intent)
+"""
+
+
 @pytest.mark.timeout(TEST_SECONDS)
 def test_traffic_flows_through_programs_on_veths(guest: Machine) -> None:
-    """The two-node lab, with all its processes, in the guest: GENEVE and VXLAN."""
+    """The two-node lab, with all its processes, in the guest: GENEVE and VXLAN, at TC and then at XDP.
+
+    A plain vxlan device of somebody else's shares the UDP port with the one that brings GRO.
+    """
+    at_tc = "tcx" if kernel_of(guest) >= (6, 6) else "clsact"
+    nodes, interfaces = ("node1", "node2"), ("eth0", "veth-c1", "veth-c2")
     try:
         guest.python("-m", "mptm", "lab", "up", timeout=150).check()
-        for node in ("node1", "node2"):
-            shown = inside(guest, f"mptm-{node}", "ip", "-json", "link", "show").check().stdout
-            modes = {link["ifname"]: link["xdp"]["mode"] for link in json.loads(shown) if "xdp" in link}
-            assert modes == dict.fromkeys(("eth0", "veth-c1", "veth-c2"), 1), "1: native"
-        for container in ("c1", "c2"):
-            for address in ("10.250.1.101", "fd00:250:1::101"):
-                command = ["ping", "-n", "-c", "3", "-i", "0.2", "-W", "5", address]
-                inside(guest, f"mptm-node1-{container}", *command).check()
+        for node in nodes:
+            assert attached(guest, node) == dict.fromkeys(interfaces, f"attached: {at_tc}")
+        theirs = "ip link add theirs type vxlan id 300 dstport 4789", "ip link set theirs up"
+        for command in theirs:
+            inside(guest, "mptm-node1", *command.split()).check()
+        ping_all(guest)
+        for node in nodes:
+            guest.python("-c", TO_XDP, node, timeout=150).check()
+            assert attached(guest, node) == dict.fromkeys(interfaces, "attached: native")
+        ping_all(guest)
     finally:
         guest.python("-m", "mptm", "lab", "down", timeout=150).check()
+
+
+def kernel_of(guest: Machine) -> tuple[int, int]:
+    major, minor, *_ = guest.run("uname", "-r").check().stdout.split(".")
+    return int(major), int(minor)
+
+
+def attached(guest: Machine, node: str) -> dict[str, str]:
+    """State of each port of a node."""
+    done = guest.python("-m", "mptm", "--instance", node, "status", "--json", timeout=150).check()
+    return {
+        each["key"]: each["state"] for each in json.loads(done.stdout)["objects"] if each["kind"] == "port"
+    }
+
+
+def ping_all(guest: Machine) -> None:
+    for container in ("c1", "c2"):
+        for address in ("10.250.1.101", "fd00:250:1::101"):
+            command = ["ping", "-n", "-c", "3", "-i", "0.2", "-W", "5", address]
+            inside(guest, f"mptm-node1-{container}", *command).check()
 
 
 def inside(guest: Machine, namespace: str, *argv: str):
