@@ -21,8 +21,9 @@ TRAFFIC := $(wildcard tests/lab)
 # Those of tests/program that send packets: once more, at the other hook.
 AT_TC   := $(filter-out $(addprefix %/test_,$(addsuffix .py,kernel_layer trace dissect tc hashtable table_races multi_buffer)), \
 	$(wildcard tests/program/test_*.py))
-# Those of tests/lab about packets: once more, at the hook that isn't the default of veths.
-AT_XDP  := $(addprefix tests/lab/test_,$(addsuffix .py,traffic every_protocol migration path_mtu))
+
+# What matters most of lab and matrix, once more with all ports at XDP: elsewhere they are at the hook of the default.
+AT_XDP  := $(wildcard $(addprefix tests/lab/test_,$(addsuffix .py,traffic every_protocol migration safety path_mtu)))
 
 .PHONY: help
 help: ## this list
@@ -38,6 +39,7 @@ test: setup peers bench-objects lint ## lint, types, unit, program and lab tests
 	@MPTM_TEST_HOOK=tc $(VENV)/python -m pytest --numprocesses 6 $(AT_TC)
 	@$(VENV)/python -m pytest --numprocesses 3 --dist worksteal $(TRAFFIC)
 	@MPTM_TEST_HOOK=xdp $(VENV)/python -m pytest --numprocesses 3 --dist worksteal $(AT_XDP)
+	@$(VENV)/python -m pytest tests/interop -k 'not linux' --hook xdp
 	@$(if $(filter test-interop,$(MAKECMDGOALS)),: the whole matrix is asked for as well,$(VENV)/python -m pytest tests/interop -k 'not linux')
 
 .PHONY: fuzz
@@ -45,7 +47,7 @@ fuzz: setup ## random packets through programs and reference model (MINUTES=10, 
 	@$(VENV)/python tests/fuzz.py --minutes $(or $(MINUTES),10) $(if $(SEED),--seed $(SEED))
 
 .PHONY: test-interop
-test-interop: setup peers ## every protocol with real peers, printed as a table (ARGS='-k geneve': a part of it)
+test-interop: setup peers ## every protocol with real peers, printed as a table (ARGS='-k geneve': a part of it; '--hook xdp')
 	@$(VENV)/python tests/interop/run_matrix.py $(ARGS)
 
 .PHONY: test-kernels

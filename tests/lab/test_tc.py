@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import struct
 import threading
@@ -119,20 +120,40 @@ def test_a_node_at_tc_and_one_at_xdp_understand_each_other(
     bring_up(lab, variant, underlay, hooks)
     for version in (4, 6):
         if carries(variant, underlay, version):
-            ping(lab, "node1-c1", address_of(lab, "node2-c1", version), count=2)
-            transfer(lab, "node1-c1", "node2-c1", version, size=SIZE)
+            exchange(lab, "c1", version)
 
 
-def test_both_hooks_on_one_node(lab: Lab) -> None:
-    """Container c1 at XDP, c2 at TC, the uplink at TC, which serves both."""
+def exchange(lab: Lab, container: str, version: int) -> None:
+    """Pings, datagrams both ways, short ones and such as fill a packet, and TCP, whatever was sent compared."""
+    ends = [f"{node}-{container}" for node in NODES]
+    ping(lab, ends[0], address_of(lab, ends[1], version), count=2)
+    longest = 1300 - IP_HEADER_LEN[version] - 8
+    for source, destination in (ends, ends[::-1]):
+        with Datagrams(lab, source, destination, version) as datagrams:
+            for size in (0, 1, 17, longest):
+                data = os.urandom(size)
+                datagrams.send(data)
+                assert datagrams.receive() == (data, 0)
+    transfer(lab, *ends, version, size=SIZE)
+
+
+@pytest.mark.parametrize("far", ["auto", "xdp", "tc"])
+@pytest.mark.parametrize("uplink", ["auto", "tc"])
+def test_both_hooks_on_one_node(lab: Lab, uplink: str, far: str) -> None:
+    """On node 1 container c1 at XDP, c2 at TC, the uplink at TC, which serves both; node 2 as it likes."""
     with kept(*map(lab.node, NODES)):
-        for name in NODES:
-            intent = at_hook(lab.intent(name), "tc")
-            port = intent.get("port", "veth-c1")
-            lab.node(name).apply(intent.replace(replace(port, hook="xdp")))
+        intent = at_hook(lab.intent("node1"), "auto")
+        for name, hook in (("veth-c1", "xdp"), ("eth0", uplink)):
+            intent = intent.replace(replace(intent.get("port", name), hook=hook))
+        lab.node("node1").apply(intent)
+        lab.node("node2").apply(at_hook(lab.intent("node2"), far))
+        attached = lab.node("node1").status().attached
+        assert (attached["veth-c1"], attached["eth0"]) == ("native", attached["veth-c2"])
         for container in ("c1", "c2"):
+            configure(lab.namespace(f"node1-{container}"), ["link set eth0 mtu 1400"])
+            configure(lab.namespace(f"node2-{container}"), ["link set eth0 mtu 1400"])
             for version in (4, 6):
-                transfer(lab, f"node1-{container}", f"node2-{container}", version, size=SIZE)
+                exchange(lab, container, version)
 
 
 def test_a_container_at_tc_sends_to_its_neighbour(lab: Lab) -> None:

@@ -56,9 +56,9 @@ class Check(NamedTuple):
 def doctor(as_json: bool) -> None:
     """Show what this machine can do, what is missing and how to get it.
 
-    With root it also tries it: loads the data plane, attaches to a veth in a namespace of its own, and redirects a
-    frame; nothing is left behind. Then it looks at the instance's ports: at what makes TCP die while pings pass, and at
-    MTUs. The exit status is 1 when something required is missing.
+    With root it also tries it: loads the data plane, attaches to a veth in a namespace of its own, at TC and at XDP,
+    and redirects a frame; nothing is left behind. Then it looks at the instance's ports: at what makes TCP die while
+    pings pass, and at MTUs. The exit status is 1 when something required is missing.
 
     \b
     Example:
@@ -243,6 +243,7 @@ def examine_ports(node: Node) -> Iterator[Check]:
 def _xdp(privileged: bool) -> Iterator[Check]:
     steps = {
         "load": ("loading", "the kernel takes the data plane", True),
+        "tc": ("TC", "attaches to a veth; where containers and VMs are by default (--hook)", False),
         "native": ("native XDP", "attaches to a veth", False),
         "generic": ("generic XDP", "attaches to a veth", True),
         "redirect": ("redirect", "a frame went from one veth to another", True),

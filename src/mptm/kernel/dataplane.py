@@ -20,6 +20,7 @@ import errno
 import hashlib
 import os
 import shutil
+import socket
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -44,7 +45,7 @@ _SEGMENTER = "segmenter"
 """The table that leads to the pair of `mptm.kernel.segmenter`, and the pin of the link there."""
 
 _LINKS_OF_HOOK = {"xdp": "links", "tc": "tcx"}
-_NO_TCX = frozenset((errno.EINVAL, errno.EOPNOTSUPP, libbpf.ENOTSUPP))
+NO_TCX = frozenset((errno.EINVAL, errno.EOPNOTSUPP, libbpf.ENOTSUPP))
 """What kernels without tcx links answer."""
 
 _ROOT = bpffs.MOUNT_POINT / "mptm"
@@ -90,6 +91,7 @@ class DataPlane:
         self.maps = maps
         self.upgrade_needed = False
         self.fresh_maps: frozenset[str] = frozenset()
+        self._segments_at: segmenter.Pair | None = None
         self._root = instance_directory(instance)
         self._build = build
         self._program_infos = {name: libbpf.program_info(fd) for name, fd in programs.items()}
@@ -260,12 +262,12 @@ class DataPlane:
     def _create_at_tc(self, ifindex: int, name: str, program: str, pin: Path) -> str:
         """Attach a program at TC by a link that is pinned, or where the kernel has none by a filter; the mode."""
         program_fd = self.program_fd(program)
-        if not any(each.ifindex == ifindex and self._is_ours(each.program_id) for each in tc.filters()):
+        if not any(self._is_ours(each.program_id) for each in tc.filters(ifindex)):
             fd = libbpf.create_tcx_link(program_fd, ifindex)
             if fd >= 0:
                 _pin_link(fd, pin)
                 return "tcx"
-            if -fd not in _NO_TCX:
+            if -fd not in NO_TCX:
                 raise libbpf.failure(f"{program} can't be attached to {name} at TC", fd)
         tc.set_filter(ifindex, program_fd, program)
         return "clsact"
@@ -275,7 +277,7 @@ class DataPlane:
         state = _xdp_state(attachment.ifindex, attachment.name)
         programs = [state.program_id] if state is not None else []
         programs += libbpf.tcx_programs(attachment.ifindex)
-        programs += [each.program_id for each in tc.filters() if each.ifindex == attachment.ifindex]
+        programs += [each.program_id for each in tc.filters(attachment.ifindex)]
         for program_id in programs:
             if not self._is_ours(program_id) and (owner := _owner(program_id)) is not None:
                 raise ForeignProgram(
@@ -284,7 +286,9 @@ class DataPlane:
                 )
 
     def _ensure_segmenter(self) -> None:
-        """Have what makes segments of GSO packets, with the program at its end."""
+        """Have what makes segments of GSO packets, with the program at its end; looked into once."""
+        if self._segments_at is not None and self._segments_at == segmenter.find(self.instance):
+            return
         table = self.maps[_SEGMENTER]
         pin = self._root / _SEGMENTER
         if segmenter.find(self.instance) is None and pin.exists():
@@ -293,10 +297,11 @@ class DataPlane:
         if not self._runs_segment_program(pair, pin):
             self._create_at_tc(pair.exit, segmenter.names(self.instance)[1], _SEGMENT_PROGRAM, pin)
         table.update({table.key.pack(0): table.value.pack(pair.entry)})
+        self._segments_at = pair
 
     def _runs_segment_program(self, pair: segmenter.Pair, pin: Path) -> bool:
         if not pin.exists():
-            return any(each.ifindex == pair.exit for each in tc.filters())
+            return bool(tc.filters(pair.exit))
         with _opened(pin) as fd:
             if libbpf.link_info(fd).program_id in libbpf.tcx_programs(pair.exit):
                 return True
@@ -314,6 +319,7 @@ class DataPlane:
             tc.set_filter(pair.exit, self.program_fd(_SEGMENT_PROGRAM), _SEGMENT_PROGRAM)
 
     def _remove_segmenter(self) -> None:
+        self._segments_at = None
         pin = self._root / _SEGMENTER
         if pin.exists():
             _detach_link(pin)
@@ -356,10 +362,11 @@ class DataPlane:
         if pin.exists():
             _detach_link(pin)
         if self._has_tc:
-            for each in self._filters():
-                if each.name == name:
-                    tc.remove_filter(each.ifindex)
-            if not self._attachments_at_tc():
+            with suppress(OSError):
+                for each in tc.filters(socket.if_nametoindex(name)):
+                    if self._is_ours(each.program_id):
+                        tc.remove_filter(each.ifindex)
+            if not _pins(pin.parent) and not self._filters():
                 self._remove_segmenter()
 
     def _detach_xdp(self, name: str) -> None:
@@ -367,9 +374,12 @@ class DataPlane:
         if pin.exists():
             _detach_link(pin)
             return
-        for state in netlink.xdp_states():
-            if state.name == name and self._is_ours(state.program_id):
-                libbpf.replace_xdp(state.ifindex, state.program_id, None, _MODE_FLAGS.get(state.mode, 0))
+        try:
+            state = _xdp_state(socket.if_nametoindex(name), name)
+        except (OSError, NotFound):
+            return
+        if state is not None and self._is_ours(state.program_id):
+            libbpf.replace_xdp(state.ifindex, state.program_id, None, _MODE_FLAGS.get(state.mode, 0))
 
     def attachments(self) -> list[Attached]:
         """The interfaces that run a program of this instance, those included that are gone (ifindex 0)."""

@@ -12,9 +12,10 @@ from collections.abc import Callable
 from typing import Any
 
 from mptm.errors import KernelError, MptmError
-from mptm.kernel import libbpf
+from mptm.kernel import libbpf, tc
+from mptm.kernel.dataplane import NO_TCX
 from mptm.kernel.maps import Map
-from mptm.kernel.objects import DATA_PLANE, EXTRAS, object_path
+from mptm.kernel.objects import DATA_PLANE, DATA_PLANE_TC, EXTRAS, object_path
 
 _CLONE_NEWNET = 0x40000000
 _BPF_PROG_TYPE_TRACING = 26
@@ -27,7 +28,7 @@ _FRAME = bytes.fromhex("ffffffffffff 020000000001") + _ETHERTYPE.to_bytes(2) + b
 def try_xdp() -> dict[str, str | None]:
     """Try to load the data plane, to attach to a veth in both modes, and to redirect a frame.
 
-    Returns None for what works and a sentence for what doesn't: by `load`, `native`, `generic`, `redirect`; only
+    Returns None for what works and a sentence for what doesn't: by `load`, `tc`, `native`, `generic`, `redirect`; only
     `trial` when there is nowhere to try it. Needs root. Leaves nothing behind.
     """
     reading, writing = os.pipe()
@@ -42,7 +43,7 @@ def try_xdp() -> dict[str, str | None]:
     with os.fdopen(reading, "rb") as pipe:
         answer = pipe.read()
     os.waitpid(child, 0)
-    steps = ("load", "native", "generic", "redirect")
+    steps = ("load", "tc", "native", "generic", "redirect")
     found: dict[str, str | None] = (
         json.loads(answer) if answer else dict.fromkeys(steps, "the trial broke off")
     )
@@ -61,6 +62,7 @@ def _trial() -> dict[str, str | None]:
         return {"trial": f"no network namespace to try it in: {os.strerror(ctypes.get_errno())}"}
     return {
         "load": _attempt(_load_data_plane),
+        "tc": _attempt(_attach_at_tc),
         "native": _attempt(lambda: _attach("native", _NATIVE)),
         "generic": _attempt(lambda: _attach("generic", _GENERIC)),
         "redirect": _attempt(_redirect),
@@ -80,6 +82,21 @@ def _attempt(step: Callable[[], None]) -> str | None:
 def _load_data_plane() -> None:
     with libbpf.Object(object_path(DATA_PLANE)) as loading:
         loading.load()
+
+
+def _attach_at_tc() -> None:
+    """As it is done for a port: by a tcx link, or where the kernel has none by a filter."""
+    index = _make_links(("tc0", "tc1"))["tc0"]
+    with libbpf.Object(object_path(DATA_PLANE_TC)) as loading:
+        loading.load()
+        fd = loading.program_fds()["mptm_encap_tc"]
+        link = libbpf.create_tcx_link(fd, index)
+        if link >= 0:
+            os.close(link)
+        elif -link in NO_TCX:
+            tc.set_filter(index, fd, "mptm_encap_tc")
+        else:
+            libbpf.check(link, "TC can't be attached to a veth")
 
 
 def _make_links(*pairs: tuple[str, str]) -> dict[str, int]:

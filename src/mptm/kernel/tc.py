@@ -8,6 +8,7 @@ those with a smaller priority. Its name has the program's id, as pyroute2 doesn'
 from __future__ import annotations
 
 import errno
+import socket
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,15 +36,19 @@ class Filter:
     program_id: int
 
 
-def filters() -> list[Filter]:
-    """The filters of ours in this network namespace, of whichever instance. Raises KernelError."""
+def filters(of: int | None = None) -> list[Filter]:
+    """The filters of ours, of whichever instance: of one interface, or of all in this network namespace.
+
+    Raises KernelError.
+    """
     found = []
     with open_netlink() as netlink:
-        names = {message["index"]: message.get_attr("IFLA_IFNAME") for message in netlink.get_links()}
-        with_clsact = {
-            message["index"] for message in netlink.get_qdiscs() if message.get_attr("TCA_KIND") == "clsact"
-        }
-        for ifindex in sorted(with_clsact & names.keys()):
+        ifindexes = {of} if of is not None else _with_clsact(netlink)
+        for ifindex in sorted(ifindexes):
+            try:
+                name = socket.if_indextoname(ifindex)
+            except OSError:
+                continue  # it has just gone
             for message in netlink.get_filters(index=ifindex, parent=_INGRESS):
                 if message["handle"] != _HANDLE or message["info"] >> 16 != PRIORITY:
                     continue
@@ -52,8 +57,12 @@ def filters() -> list[Filter]:
                     (options.get_attr("TCA_BPF_NAME") or "").partition(" ") if options else ("", "", "")
                 )
                 if number.isdecimal():
-                    found.append(Filter(ifindex, names[ifindex], int(number)))
+                    found.append(Filter(ifindex, name, int(number)))
     return found
+
+
+def _with_clsact(netlink: Any) -> set[int]:
+    return {message["index"] for message in netlink.get_qdiscs() if message.get_attr("TCA_KIND") == "clsact"}
 
 
 def set_filter(ifindex: int, program_fd: int, name: str) -> None:
