@@ -21,8 +21,9 @@ TRAFFIC := $(wildcard tests/lab)
 # Those of tests/program that send packets: once more, at the other hook.
 AT_TC   := $(filter-out $(addprefix %/test_,$(addsuffix .py,kernel_layer trace dissect tc hashtable table_races multi_buffer)), \
 	$(wildcard tests/program/test_*.py))
-# Those of tests/lab about packets and accidents: once more, at the hook that isn't the default of veths.
-AT_XDP  := $(addprefix tests/lab/test_,$(addsuffix .py,traffic every_protocol migration safety path_mtu))
+
+# What matters most of lab and matrix, once more with all ports at XDP: elsewhere they are at the hook of the default.
+AT_XDP  := $(wildcard $(addprefix tests/lab/test_,$(addsuffix .py,traffic every_protocol migration safety path_mtu)))
 
 .PHONY: help
 help: ## this list

@@ -73,6 +73,9 @@ class Kernel(Protocol):
     def open(self, instance: str, *, load: bool) -> Any:
         """The data plane (mptm.kernel.dataplane.DataPlane); None when it isn't loaded and `load` is False."""
 
+    def remove_leftovers(self, instance: str) -> None:
+        """Delete what there is of a data plane that isn't complete, and so can't be opened. Raises KernelError."""
+
     def load_traced(self, data_plane: Any) -> Any:
         """Programs that record what they do with a packet (mptm.kernel.tracing.TracedPrograms), on its tables."""
 
@@ -137,6 +140,12 @@ class SystemKernel:
         from mptm.kernel.dataplane import DataPlane
 
         return DataPlane.open(instance, load=load)
+
+    def remove_leftovers(self, instance: str) -> None:
+        """See Kernel."""
+        from mptm.kernel.dataplane import remove_instance
+
+        remove_instance(instance)
 
     def load_traced(self, data_plane: Any) -> Any:
         """See Kernel."""
@@ -623,11 +632,26 @@ class Node:
 
     @contextlib.contextmanager
     def _tidying(self) -> Iterator[None]:
-        """Let no flows of bundles stay that no bundle has any more, nor any that have become no bundle."""
+        """Let no flows of bundles stay that no bundle has any more, nor any that have become no bundle.
+
+        Where that fails after something else has, the first is what is to be told.
+        """
         try:
             yield
-        finally:
+        except BaseException as error:
+            try:
+                self.store.tidy_bundles()
+            except MptmError as another:
+                _add_hint(error, f"flows that are in no bundle are left, too ({another.message})")
+            raise
+        try:
             self.store.tidy_bundles()
+        except MptmError as error:
+            error.message = (
+                f"the change is done, but flows that are in no bundle any more are left: {error.message}"
+            )
+            _add_hint(error, "the next change removes them")
+            raise
 
     def load_flows(
         self,
@@ -689,11 +713,15 @@ class Node:
                 facts = self._gather_facts(snapshot.intent, snapshot, remembered=False, afresh=True)
                 return self._bring_to(snapshot.intent, snapshot, facts, again=True)
 
-    def purge(self) -> None:
-        """Detach and unload everything of the instance and delete its state. Harmless when there is nothing."""
+    def purge(self) -> tuple[str, ...]:
+        """Detach and unload everything of the instance and delete its state. Harmless when there is nothing.
+
+        Returns warnings: what was set at the other ends of ports and can't be put back.
+        """
         self._kernel.require_privileges()
         with self.store.lock(progress=self._progress):
             offloads, is_home = None, False
+            warnings: list[str] = []
             with contextlib.suppress(MptmError):
                 snapshot = self.store.read()
                 self._netns = self._netns or snapshot.meta.get("netns")
@@ -708,11 +736,16 @@ class Node:
                 data_plane = stack.enter_context(self._opened_or_none())
                 if data_plane is not None:
                     data_plane.remove()
+                else:
+                    self._kernel.remove_leftovers(self.instance)
                 if is_home:
                     if offloads is not None:
-                        self._offloads(offloads).release({})
+                        settled = self._offloads(offloads)
+                        settled.release({})
+                        warnings = settled.warnings
                     self._kernel.bring_gro_devices_to(self.instance, ())
             self.store.delete()
+            return tuple(warnings)
 
     # ---- what is going on ------------------------------------------------------------------------
 

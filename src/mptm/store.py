@@ -298,7 +298,10 @@ class Store:
         return self.read()
 
     def tidy_bundles(self) -> None:
-        """Remove the flows of bundles that are neither wanted nor applied. The caller holds the lock."""
+        """Remove the flows of bundles that are neither wanted nor applied. The caller holds the lock.
+
+        Raises MptmError.
+        """
         if not self.bundles.directory.exists():
             return
         used: set[str] = set()
@@ -307,7 +310,10 @@ class Store:
                 for table in ("objects", "undo"):
                     bodies = _read_objects(connection, table, ("bundle",)).values()
                     used |= {msgspec.json.decode(body)["content"] for body in bodies if body}
-        self.bundles.tidy(used)
+        try:
+            self.bundles.tidy(used)
+        except OSError as error:
+            raise _cannot("tidy", self.bundles.directory, error) from error
 
     def delete(self) -> None:
         """Remove every trace of the instance. The caller holds the lock."""

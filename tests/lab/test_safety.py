@@ -717,7 +717,7 @@ def test_at_tc_a_foreign_program_stays_before_ours(lab: Lab, node: Node, foreign
     """It passes everything: so frames come to our program, which leaves one without a route to the kernel."""
     done = mptm(lab, "node1", *ADD_OTHER, "--hook", "tc")
     assert done.returncode == 0, done.stderr
-    assert "other0 is attached at TC (" in done.stderr
+    assert "other0 is attached at TC (tc" in done.stderr
     with netns.inside(lab.namespace("node1")):
         attached = {state.name: state.program_id for state in xdp_states()}
     assert attached["other0"] == foreign_program
@@ -911,7 +911,7 @@ def test_no_ping_is_lost_meanwhile(lab: Lab, node: Node, change: Callable[[Lab, 
         change(lab, node, changes)
         changes += 1
     assert running.lost() == 0
-    assert changes > 5
+    assert changes > 2
 
 
 # ---- the end ---------------------------------------------------------------------------------------------

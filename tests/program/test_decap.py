@@ -7,14 +7,11 @@ import struct
 from typing import Any, NamedTuple
 
 import pytest
+from journey import travel
 from packets import (
-    as_carried,
-    carried,
-    far_end,
     frame,
     inner_kinds,
     ip,
-    ip_packet,
     journeys,
     set_outer,
     tunnel,
@@ -29,7 +26,6 @@ from world import (
     GATEWAY_MAC,
     LOCAL,
     LOCAL_MAC,
-    NEIGHBOUR_MAC,
     OUR_MAC,
     OURS,
     REMOTE,
@@ -112,26 +108,7 @@ def test_a_packet_of_a_known_sender_is_delivered_to_the_workload(node, underlay,
 
 @pytest.mark.parametrize(("protocol", "underlay", "kind"), journeys(INNER))
 def test_what_one_end_encapsulates_the_other_end_delivers(node, peer, protocol, underlay, kind):
-    sent = INNER[kind]
-    version = 6 if IPv6 in sent else 4
-    node.apply(
-        tunnel(protocol, underlay, remotes=REMOTE),
-        Route(network="blue", prefix=THEIRS[version], via="to-node2"),
-    )
-    peer.apply(far_end(protocol, underlay), Route(network="blue", prefix=THEIRS[version], port="c2"))
-    wire = node.send("c1", sent)
-    got = peer.send("up0", wire.data)
-    assert (wire.verdict, got.verdict) == ("REDIRECT", "REDIRECT")
-    if carried(protocol, underlay) is None:
-        assert got.data[12:] == as_carried(protocol, sent)[12:]
-    else:
-        assert (got.packet.dst, got.packet.src) == (NEIGHBOUR_MAC, GATEWAY_MAC)
-        assert got.data[12:] == (b"\x08\0" if version == 4 else b"\x86\xdd") + ip_packet(bytes(sent))
-    assert (
-        peer.tunnel_counters("to-node1")["decap_bytes"]
-        == node.tunnel_counters("to-node2")["encap_bytes"]
-        == len(got.data)
-    )
+    travel(node, peer, protocol, underlay, INNER[kind])
 
 
 FOREIGN = {

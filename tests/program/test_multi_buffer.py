@@ -9,9 +9,9 @@ from collections.abc import Iterator
 
 import pytest
 import world
-from packets import as_carried, carried, far_end, frame, ip, ip_packet, journeys, tunnel
+from journey import travel
+from packets import far_end, frame, ip, journeys, tunnel
 from scapy.layers.inet import TCP, UDP
-from scapy.layers.inet6 import IPv6
 from scapy.packet import Packet, Raw
 from world import HOOK, REMOTE, THEIRS, World
 
@@ -45,22 +45,7 @@ def test_a_jumbo_frame_comes_out_of_every_tunnel_as_it_went_in(
     jumbo: tuple[World, World], protocol: str, underlay: int, kind: str
 ) -> None:
     """Receivers verify what checksums there are."""
-    node, peer = jumbo
-    sent = INNER[kind]
-    version = 6 if IPv6 in sent else 4
-    node.apply(
-        tunnel(protocol, underlay, remotes=REMOTE),
-        Route(network="blue", prefix=THEIRS[version], via="to-node2"),
-    )
-    peer.apply(far_end(protocol, underlay), Route(network="blue", prefix=THEIRS[version], port="c2"))
-    wire = node.send("c1", sent)
-    got = peer.send("up0", wire.data)
-    assert (wire.verdict, got.verdict) == ("REDIRECT", "REDIRECT"), (node.drops(), peer.drops())
-    if carried(protocol, underlay) is None:
-        assert got.data[12:] == as_carried(protocol, sent)[12:]
-    else:
-        assert got.data[14:] == ip_packet(bytes(sent))
-    assert peer.tunnel_counters("to-node1")["decap_bytes"] == len(got.data)
+    travel(*jumbo, protocol, underlay, INNER[kind])
 
 
 @pytest.mark.parametrize(

@@ -285,6 +285,9 @@ class FakeKernel:
             plane = self.planes[instance] = FakeDataPlane(instance)
         return plane
 
+    def remove_leftovers(self, instance: str) -> None:
+        pass
+
     def load_traced(self, data_plane: FakeDataPlane) -> FakeTraced:
         return self.traced
 

@@ -432,6 +432,25 @@ def test_a_full_table_puts_back_what_was(node, kernel, first):
     assert len(list(node.store.bundles.directory.iterdir())) == (not first)
 
 
+def test_what_failed_first_is_what_is_told(node, kernel):
+    """A directory stands where files of flows are, so tidying up after the change fails, too."""
+    load(node, "many", ["10.0.0.1"])
+    (node.store.bundles.directory / "stranger").mkdir()
+
+    def fail(step: str) -> None:
+        if step == "update many flows_v4":
+            raise TableFull("the table is full")
+
+    kernel.planes["default"].fail = fail
+    with pytest.raises(TableFull, match="the table is full") as caught:
+        load(node, "more", ["10.0.0.2"])
+    assert "can't tidy" in (caught.value.hint or "")
+    kernel.planes["default"].fail = None
+    with pytest.raises(MptmError, match=r"^the change is done, but .*can't tidy"):
+        load(node, "more", ["10.0.0.2"])
+    assert "10.0.0.2" in entries(kernel)
+
+
 class Killed(BaseException):
     """Stands for SIGKILL."""
 

@@ -124,6 +124,14 @@ def test_an_end_that_cant_be_put_back_is_told(kernel: FakeKernel, node: Node) ->
     assert "ethtool -K end-a tx on" in warning
 
 
+def test_purge_tells_of_an_end_that_cant_be_put_back(kernel: FakeKernel, node: Node) -> None:
+    node.add(PORT)
+    kernel.stubborn.add("end-a")
+    (warning,) = node.purge()
+    assert "can't be put back" in warning
+    assert "ethtool -K end-a tx on" in warning
+
+
 def test_offloads_switched_off_later_puts_everything_back(kernel: FakeKernel, node: Node) -> None:
     before = kernel.ends[10].features
     node.add(PORT)

@@ -217,4 +217,5 @@ def purge(yes: bool) -> None:
         note(f"nothing is stored of instance {node.instance}; what is left of it, if anything, is removed")
     if not yes:
         click.confirm(f"Detach and forget everything of instance {node.instance}?", abort=True, err=True)
-    node.purge()
+    for warning in node.purge():
+        click.echo(f"mptm: warning: {warning}", err=True)
