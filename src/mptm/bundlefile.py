@@ -16,10 +16,14 @@ import hashlib
 import json
 import mmap
 import os
-from collections.abc import Collection, Iterable, Sequence
-from contextlib import suppress
+import struct
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from ipaddress import IPv6Address
 from pathlib import Path
+from socket import inet_ntoa
+from typing import BinaryIO, NamedTuple
 
 from mptm.errors import MptmError, NotFound
 from mptm.facts import IPAddress
@@ -30,6 +34,19 @@ RECORD_SIZES = {4: 16, 6: 40}
 """Bytes of a flow by IP version."""
 
 _NUMBER_SIZE = 4
+_ROWS = {4: struct.Struct(">I4s4sI"), 6: struct.Struct(">I16s16sI")}
+_TEXTS: dict[int, Callable[[bytes], str]] = {4: inet_ntoa, 6: lambda packed: str(IPv6Address(packed))}
+"""An address as the rest of MPTM writes it, by IP version."""
+_ROWS_AT_ONCE = 4096
+
+
+class BundledFlow(NamedTuple):
+    """A flow as it is kept; `next_hop` as `intent.NextHop` is written."""
+
+    network: str
+    source: str
+    destination: str
+    next_hop: str
 
 
 @dataclass(frozen=True)
@@ -121,7 +138,7 @@ class BundleFiles:
         except FileNotFoundError:
             raise self._missing(content) from None
         except OSError as error:
-            raise MptmError(f"{self.path(content)} can't be read: {error.strerror}") from error
+            raise self._unreadable(content, error) from error
         if hashlib.sha256(data).hexdigest() != content:
             raise self._damaged(content)
         return data
@@ -135,8 +152,40 @@ class BundleFiles:
         if not self.has(content):
             raise self._missing(content)
 
+    def verify(self, content: str) -> None:
+        """Raise NotFound or MptmError unless a content is kept here, and is what it was."""
+        with self._opened(content):
+            pass
+
+    def counts(self, content: str) -> dict[int, int]:
+        """How many flows there are, by IP version. Raises what `verify` does."""
+        with self._opened(content) as file:
+            return self._header_of(file, content).counts
+
+    def flows(self, content: str) -> Iterator[BundledFlow]:
+        """All flows, read piece by piece. Raises what `verify` does, before the first."""
+        with self._opened(content) as file:
+            header = self._header_of(file, content)
+            file.seek(header.start)
+            for version, row in _ROWS.items():
+                text = _TEXTS[version]
+                for start in range(0, header.counts[version], _ROWS_AT_ONCE):
+                    count = min(header.counts[version] - start, _ROWS_AT_ONCE)
+                    for network, source, destination, next_hop in row.iter_unpack(
+                        file.read(count * row.size)
+                    ):
+                        yield BundledFlow(
+                            header.networks[network],
+                            text(source),
+                            text(destination),
+                            header.next_hops[next_hop],
+                        )
+
     def find(self, content: str, network: str, source: IPAddress, destination: IPAddress) -> str | None:
-        """The next hop of a flow, as `intent.NextHop` is written; None: it isn't in this content."""
+        """The next hop of a flow, as `intent.NextHop` is written; None: it isn't in this content.
+
+        Not all is looked at: who can't take the word of a damaged file calls `verify` before.
+        """
         path = self.path(content)
         try:
             with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
@@ -158,6 +207,8 @@ class BundleFiles:
                 return header.next_hops[int.from_bytes(found[len(key) :])]
         except FileNotFoundError:
             raise self._missing(content) from None
+        except OSError as error:
+            raise self._unreadable(content, error) from error
         except (ValueError, IndexError):  # nothing to map, or a number of a next hop that there isn't
             raise self._damaged(content) from None
 
@@ -174,6 +225,26 @@ class BundleFiles:
         self.tidy(())
         if self.directory.exists():
             self.directory.rmdir()
+
+    @contextmanager
+    def _opened(self, content: str) -> Iterator[BinaryIO]:
+        """The file of a content, which is what it was. NotFound, MptmError."""
+        try:
+            with self.path(content).open("rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != content:
+                    raise self._damaged(content)
+                yield file
+        except FileNotFoundError:
+            raise self._missing(content) from None
+        except OSError as error:
+            raise self._unreadable(content, error) from error
+
+    def _header_of(self, file: BinaryIO, content: str) -> Header:
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            return decode_header(data, str(self.path(content)))
+
+    def _unreadable(self, content: str, error: OSError) -> MptmError:
+        return MptmError(f"{self.path(content)} can't be read: {error.strerror}")
 
     def _damaged(self, content: str) -> MptmError:
         return MptmError(

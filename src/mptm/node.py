@@ -28,6 +28,7 @@ from mptm.sections import changes_between
 from mptm.store import Snapshot, Store, state_directory
 
 if TYPE_CHECKING:
+    from mptm.bundlefile import BundledFlow
     from mptm.bundles import BundleFlows
     from mptm.compile import Allocations, Compiled
     from mptm.gro import Listening
@@ -693,6 +694,42 @@ class Node:
         content = self.intent.get("bundle", name).content
         return BundleFlows.decode(self.store.bundles.read(content), str(self.store.bundles.path(content)))
 
+    def bundled_flows(self, intent: Intent, name: str) -> Iterator[BundledFlow]:
+        """The flows of a bundle of the stored intent, one by one, without those that a flow of its own goes before.
+
+        However many there are, they take no memory. Raises NotFound and MptmError, before the first.
+        """
+        for each in self.store.bundles.flows(intent.get("bundle", name).content):
+            if not intent.flows or f"{each.network} {each.source} {each.destination}" not in intent.flows:
+                yield each
+
+    def find_bundled(
+        self, intent: Intent, network: str, source: str, destination: str, *, verify: bool = False
+    ) -> tuple[Bundle, NextHop] | None:
+        """The bundle of the stored intent that has a flow, and where it leads there; not looked at is whether a flow
+        of its own goes before. MptmError: one that may have it can't be read, or with `verify`, is damaged.
+        """
+        from mptm.intent import NextHop
+
+        problem = None
+        for bundle in intent.bundles.values():
+            if network not in bundle.networks:
+                continue
+            try:
+                if verify:
+                    self.store.bundles.verify(bundle.content)
+                found = self.store.bundles.find(
+                    bundle.content, network, ip_address(source), ip_address(destination)
+                )
+            except MptmError as error:
+                problem = problem or error
+                continue
+            if found is not None:  # no other has it
+                return bundle, NextHop.from_text(found)
+        if problem is not None:
+            raise problem
+        return None
+
     def bind(self) -> None:
         """Remember the network namespace of this node before it has anything else. Harmless when it is known."""
         self._kernel.require_privileges()
@@ -1143,7 +1180,7 @@ class Node:
             facts,
             snapshot.allocations,
             self._flows_of(changed_bundles),
-            lambda flow: self._find_bundled(wanted, flow),
+            lambda flow: self._next_hop_in_bundles(wanted, flow),
         )
         if compiled is None:
             return None
@@ -1407,17 +1444,10 @@ class Node:
                 found[bundle.content] = BundleFlows.decode(data, bundle.content)
         return found
 
-    def _find_bundled(self, intent: Intent, flow: Flow) -> NextHop | None:
+    def _next_hop_in_bundles(self, intent: Intent, flow: Flow) -> NextHop | None:
         """What a bundle says of a flow."""
-        from mptm.intent import NextHop
-
-        source, destination = ip_address(flow.source), ip_address(flow.destination)
-        for bundle in intent.bundles.values():
-            if flow.network in bundle.networks:
-                found = self.store.bundles.find(bundle.content, flow.network, source, destination)
-                if found is not None:
-                    return NextHop.from_text(found)
-        return None
+        found = self.find_bundled(intent, flow.network, flow.source, flow.destination)
+        return found and found[1]
 
     @contextlib.contextmanager
     def _telling(self, tunnels: Sequence[Tunnel]) -> Iterator[None]:

@@ -3,6 +3,11 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
+import tracemalloc
 from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
@@ -18,6 +23,7 @@ from mptm import config
 from mptm.bundlefile import BundleFiles
 from mptm.bundles import BundleFlows, make_flows, read_flows, write_flows
 from mptm.cli import run
+from mptm.cli.bundles import _Flows
 from mptm.errors import InUse, InvalidIntent, MptmError, NotFound, TableFull
 from mptm.intent import Bundle, Flow, Group, Intent, Member, Network, NextHop, Port, tunnel_from_dict
 from mptm.node import Node
@@ -624,6 +630,161 @@ def test_the_commands_load_list_save_and_unload(command, tmp_path, kernel):
     assert "  bundle subscribers" in command("network", "show", "blue")[1]
     assert command("flow", "unload", "subscribers") == (0, "", "")
     assert entries(kernel) == {}
+
+
+def test_flow_list_has_the_flows_of_bundles_and_names_them(command, node):
+    load(node, "many", ["10.0.0.1", "10.0.0.2", "fd00::1"], "group both relay")
+    load(node, "red", ["10.0.0.1"], "drop", "red")
+    node.add(Flow(network="blue", source="10.0.0.2", destination="10.9.9.9", via="u"))
+    status, listed, said = command("flow", "list")
+    assert (status, said) == (0, "mptm: 4 flows, 2 of bundle many, 1 of bundle red\n")
+    assert [line.split() for line in listed.splitlines()] == [
+        ["NETWORK", "SOURCE", "DESTINATION", "NEXT", "HOP", "BUNDLE"],
+        ["blue", "10.0.0.2", "10.9.9.9", "via", "u", "-"],
+        ["blue", "10.0.0.1", "10.9.9.9", "group", "both", "relay", "many"],
+        ["blue", "fd00::1", "fd00::9", "group", "both", "relay", "many"],
+        ["red", "10.0.0.1", "10.9.9.9", "drop", "red"],
+    ]
+    heading, first, *_ = listed.splitlines()
+    assert heading.index("BUNDLE") == len(first) - 1
+    assert json.loads(command("flow", "list", "--json")[1]) == [
+        {"network": "blue", "source": "10.0.0.2", "destination": "10.9.9.9", "via": "u"},
+        {"network": "blue", "source": "10.0.0.1", "destination": "10.9.9.9", "group": "both", "relay": True,
+         "bundle": "many"},
+        {"network": "blue", "source": "fd00::1", "destination": "fd00::9", "group": "both", "relay": True,
+         "bundle": "many"},
+        {"network": "red", "source": "10.0.0.1", "destination": "10.9.9.9", "drop": True, "bundle": "red"},
+    ]  # fmt: skip
+    printed = command("flow", "list", "--json")[1]
+    assert printed == json.dumps(json.loads(printed), indent=2) + "\n"
+
+
+def test_flow_list_is_narrowed_to_a_network_or_a_bundle(command, node):
+    load(node, "many", ["10.0.0.1", "10.0.0.2"])
+    node.load_bundle(
+        "mixed", made({("blue", "10.0.0.7", "10.9.9.9"): "drop", ("red", "10.0.0.7", "10.9.9.9"): "pass"})
+    )
+    own = Flow(network="blue", source="10.0.0.2", destination="10.9.9.9", via="u")
+    node.add(own)
+
+    def sources(*options: str) -> tuple[list[tuple[str, str]], str]:
+        status, listed, said = command("flow", "list", "--json", *options)
+        assert status == 0
+        return [(each["source"], each.get("bundle", "")) for each in json.loads(listed)], said
+
+    assert sources("--bundle", "many") == ([("10.0.0.1", "many")], "mptm: 1 flow, 1 of bundle many\n")
+    assert sources("--network", "red") == ([("10.0.0.7", "mixed")], "mptm: 1 flow, 1 of bundle mixed\n")
+    assert sources("--network", "red", "--bundle", "many") == ([], "")
+    assert sources("--network", "blue")[0] == [
+        ("10.0.0.2", ""), ("10.0.0.1", "many"), ("10.0.0.7", "mixed"),
+    ]  # fmt: skip
+    assert "there is no bundle none" in command("flow", "list", "--bundle", "none")[2]
+    node.remove("flow", own.key)
+    assert sources("--bundle", "many")[0] == [("10.0.0.1", "many"), ("10.0.0.2", "many")]
+    node.apply(BASE)
+    assert command("flow", "list", "--json") == (0, "[]\n", "")
+
+
+@settings(max_examples=25, deadline=None)
+@given(FLOWS, FLOWS, st.data())
+def test_what_is_listed_is_what_the_tables_have(tmp_path_factory, one, other, data):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MPTM_STATE_DIR", str(tmp_path_factory.mktemp("state")))
+        node = Node(kernel=FakeKernel())
+        node.apply(BASE)
+        node.load_bundle("one", made(one))
+        if rest := {key: next_hop for key, next_hop in other.items() if key not in one}:
+            node.load_bundle("other", made(rest))
+        for network, source, destination in data.draw(st.sets(st.sampled_from([*one, *other]), max_size=5)):
+            via = {"blue": "t", "red": "r"}[network]
+            node.add(Flow(network=network, source=source, destination=destination, via=via))
+        meant = {" ".join(key): next_hop for key, next_hop in {**other, **one}.items()}
+        meant |= {key: each.next_hop() for key, each in node.intent.flows.items()}
+        listed = {
+            f"{network} {source} {destination}": next_hop
+            for network, source, destination, next_hop, _ in _Flows(node, None, None).rows()
+        }
+        assert listed == meant
+        maps = node._kernel.open("default", load=False).maps
+        assert len(listed) == sum(len(maps[table].items()) for table in ("flows_v4", "flows_v6"))
+
+
+def test_flow_show_finds_a_flow_in_its_bundle(command, node):
+    load(node, "many", ["10.0.0.1", "fd00::1"], "group both")
+    load(node, "red", ["10.0.0.1"], "drop", "red")
+    status, shown, _ = command("flow", "show", "10.0.0.1", "10.9.9.9", "--network", "blue")
+    assert [line.split() for line in shown.splitlines()] == [
+        ["network", "blue"],
+        ["source", "10.0.0.1"],
+        ["destination", "10.9.9.9"],
+        ["next", "hop", "group", "both"],
+        ["bundle", "many"],
+    ]
+    status, _, said = command("flow", "show", "10.0.0.1", "10.9.9.9")
+    assert (status, "networks blue, red have flow 10.0.0.1 10.9.9.9" in said) == (2, True)
+    assert json.loads(command("flow", "show", "FD00:0::1", "fd00::9", "--json")[1]) == {
+        "network": "blue", "source": "fd00::1", "destination": "fd00::9", "group": "both", "bundle": "many",
+    }  # fmt: skip
+    node.add(Flow(network="blue", source="10.0.0.1", destination="10.9.9.9", via="u"))
+    assert json.loads(command("flow", "show", "10.0.0.1", "10.9.9.9", "--network", "blue", "--json")[1]) == {
+        "network": "blue", "source": "10.0.0.1", "destination": "10.9.9.9", "via": "u",
+    }  # fmt: skip
+    for words in (("10.0.0.1", "10.9.9.8"), ("10.0.0.1", "10.9.9.8", "--network", "blue")):
+        status, _, said = command("flow", "show", *words)
+        assert (status, "there is no flow" in said) == (1, True)
+
+
+@pytest.mark.parametrize("network", [(), ("--network", "blue")])
+def test_a_flow_of_a_bundle_is_not_changed_by_itself_and_the_bundle_is_named(command, node, network):
+    load(node, "many", ["10.0.0.1"])
+    for words in (("del",), ("set", "--via", "u")):
+        status, _, said = command("flow", words[0], "10.0.0.1", "10.9.9.9", *words[1:], *network)
+        assert (status, "of network blue wasn't added by itself: it is one of bundle many" in said) == (
+            1,
+            True,
+        )
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_bundle_is_told_when_the_others_are_listed(command, node, damage):
+    load(node, "many", ["10.0.0.1", "10.0.0.2"])
+    load(node, "more", ["10.0.0.3"])
+    path = node.store.bundles.path(node.intent.bundles["many"].content)
+    path.write_bytes(DAMAGE[damage](path.read_bytes()))
+    status, listed, said = command("flow", "list", "--json")
+    assert (status, [each["source"] for each in json.loads(listed)]) == (1, ["10.0.0.3"])
+    assert "error: bundle many can't be listed: " in said and "is damaged" in said
+    status, listed, _ = command("flow", "list")
+    assert (status, len(listed.splitlines())) == (1, 2)
+    assert command("flow", "show", "10.0.0.3", "10.9.9.9")[0] == 0
+    status, _, said = command("flow", "show", "10.0.0.2", "10.9.9.9")
+    assert (status, "is damaged" in said) == (1, True)
+
+
+def test_a_long_list_is_read_piece_by_piece_and_ends_with_its_reader(node):
+    """`mptm flow list | head`: nothing is said, and the flows are never all in memory."""
+    count = 50_000
+    sources = np.arange(count, dtype=np.uint32)
+    node.load_flows("many", network="blue", sources=sources, destinations=sources, next_hops="t")
+    flows = _Flows(node, None, None).rows()
+    tracemalloc.start()
+    try:
+        assert next(flows)[1] == "0.0.0.0"
+        assert sum(1 for _ in flows) == count - 1
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 2 << 20  # a tuple for each would be more than twice that
+    environment = dict(os.environ, MPTM_STATE_DIR=str(node.store.directory.parent))
+    with subprocess.Popen(
+        [sys.executable, "-m", "mptm", "flow", "list"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, text=True,
+    ) as listing:  # fmt: skip
+        assert listing.stdout is not None and listing.stderr is not None
+        assert listing.stdout.readline().split()[0] == "NETWORK"
+        listing.stdout.close()
+        assert listing.stderr.read() == ""
+        listing.wait(60)
 
 
 def test_wrong_use_of_the_commands_is_told(command, tmp_path):

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import sys
 import threading
@@ -17,11 +18,15 @@ if TYPE_CHECKING:
     from mptm.node import Node, Plan
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+Thing = TypeVar("Thing")
 
 PROGRESS_AFTER_SECONDS = 1.0
 
 SHOWN_FROM = 10_000
 """Things to do from which on a progress bar is shown: fewer are done before anyone looks."""
+
+LINES_AT_ONCE = 1000
+"""That many are printed in one piece."""
 
 Columns = Mapping[str, str | Callable[[Any], object]]
 """Of a table of objects: heading -> the attribute that stands there, or what is made of the object."""
@@ -145,18 +150,47 @@ def print_json(document: Any) -> None:
     click.echo(json.dumps(document, indent=2, default=str))
 
 
+def print_json_list(documents: Iterable[str]) -> None:
+    """A list of what is JSON already, as `print_json` would print it, however long it is."""
+    between = "["
+    for some in _pieces(documents):
+        click.echo(between + ",".join(f"\n{document}" for document in some), nl=False)
+        between = ","
+    click.echo("[]" if between == "[" else "\n]")
+
+
 def print_table(headings: Sequence[str], rows: Sequence[Sequence[object]], *, right: str = "") -> None:
     """Aligned columns; those whose heading is in `right` (space separated) are set to the right."""
-    cells = [[("-" if cell is None or cell == "" else str(cell)) for cell in row] for row in rows]
-    widths = [max(len(row[column]) for row in [list(headings), *cells]) for column in range(len(headings))]
+    cells = [list(map(_cell, row)) for row in rows]
+    widths = [max(map(len, column)) for column in zip(headings, *cells, strict=True)]
+    print_rows(headings, widths, cells, right=right)
+
+
+def print_rows(
+    headings: Sequence[str], widths: Sequence[int], rows: Iterable[Sequence[object]], *, right: str = ""
+) -> None:
+    """The same where the widths of columns are known before the rows, of which there may be very many."""
     to_right = [heading in right.split() for heading in headings]
-    bold = sys.stdout.isatty()
-    for number, row in enumerate([list(headings), *cells]):
-        line = "  ".join(
+
+    def line(row: Sequence[object]) -> str:
+        return "  ".join(
             text.rjust(width) if flush else text.ljust(width)
-            for text, width, flush in zip(row, widths, to_right, strict=True)
+            for text, width, flush in zip(map(_cell, row), widths, to_right, strict=True)
         ).rstrip()
-        click.echo(click.style(line, bold=True) if bold and number == 0 else line)
+
+    click.echo(click.style(line(headings), bold=True) if sys.stdout.isatty() else line(headings))
+    for some in _pieces(rows):
+        click.echo("\n".join(map(line, some)))
+
+
+def _cell(value: object) -> str:
+    return "-" if value is None or value == "" else str(value)
+
+
+def _pieces(things: Iterable[Thing]) -> Iterator[list[Thing]]:
+    rest = iter(things)
+    while some := list(itertools.islice(rest, LINES_AT_ONCE)):
+        yield some
 
 
 def of_network(objects: Mapping[str, Any], network: str | None) -> list[Any]:

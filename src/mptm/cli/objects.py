@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mptm.cli.bundles import flow_bundles, flow_load, flow_save, flow_unload
+from mptm.cli.bundles import flow_bundles, flow_list, flow_load, flow_save, flow_unload
 from mptm.cli.common import (
     Columns,
     Command,
@@ -597,23 +597,32 @@ def _find_route(intent: Intent, prefix: str, network: str | None) -> Route:
     return found
 
 
-def _find(intent: Intent, kind: str, what: str, network: str | None, key_in: Callable[[str], str]) -> Any:
-    """The object of a network; without one, of the only network that has it."""
+def _find(
+    intent: Intent,
+    kind: str,
+    what: str,
+    network: str | None,
+    key_in: Callable[[str], str],
+    elsewhere: Callable[[str], Any] = lambda _: None,
+) -> Any:
+    """The object of a network; without one, of the only network that has it: in the intent, or else `elsewhere`."""
     from mptm.errors import NotFound
 
     with usage_errors():
         key_in(network or "any")
-    if network is not None:
-        return intent.get(kind, key_in(network))
     section = intent.of_kind(kind)
-    found = [section[key_in(name)] for name in intent.networks if key_in(name) in section]
+    names = intent.networks if network is None else (network,)
+    each = (section.get(key_in(name)) or elsewhere(name) for name in names)
+    found = [one for one in each if one is not None]
     if len(found) > 1:
         raise click.UsageError(
             f"networks {', '.join(each.network for each in found)} have {kind} {what}: choose one with --network"
         )
-    if not found:
-        raise NotFound(f"there is no {kind} {what}", f"`mptm {kind} list` shows them")
-    return found[0]
+    if found:
+        return found[0]
+    if network is not None:
+        return intent.get(kind, key_in(network))
+    raise NotFound(f"there is no {kind} {what}", f"`mptm {kind} list` shows them")
 
 
 def _steered_fields(found: Route | Flow) -> dict[str, object]:
@@ -642,7 +651,7 @@ def flow() -> None:
     """
 
 
-for _command in (flow_load, flow_bundles, flow_save, flow_unload):
+for _command in (flow_list, flow_load, flow_bundles, flow_save, flow_unload):
     flow.add_command(_command)
 
 
@@ -681,35 +690,15 @@ def flow_set(source: str, destination: str, network: str | None, **options: Any)
     from mptm.intent import Flow
 
     fields = _next_hop_fields(options)
+    node = current_node()
 
     def change(intent: Intent) -> Intent:
-        found = _find_flow(intent, source, destination, network)
+        found = _find_flow(node, intent, source, destination, network)
         kept = {name: getattr(found, name) for name in ("network", "source", "destination", "annotations")}
         with usage_errors():
             return intent.replace(Flow(**kept, **fields))
 
-    warn_of(current_node().edit(change))
-
-
-@flow.command("list")
-@only_network_option
-@json_option
-def flow_list(network: str | None, as_json: bool) -> None:
-    """List the flows.
-
-    \b
-    Example:
-      mptm flow list --json
-    """
-    from mptm.node import next_hop
-
-    columns: Columns = {
-        "NETWORK": "network",
-        "SOURCE": "source",
-        "DESTINATION": "destination",
-        "NEXT HOP": next_hop,
-    }
-    print_objects(of_network(current_node().intent.flows, network), columns, as_json=as_json)
+    warn_of(node.edit(change))
 
 
 @flow.command("show")
@@ -718,14 +707,49 @@ def flow_list(network: str | None, as_json: bool) -> None:
 @which_network_option
 @json_option
 def flow_show(source: str, destination: str, network: str | None, as_json: bool) -> None:
-    """Show a flow.
+    """Show a flow, and the bundle that it is of.
 
     \b
     Example:
       mptm flow show 10.250.1.100 10.250.1.101
     """
-    found = _find_flow(current_node().intent, source, destination, network)
-    print_json(found.to_dict()) if as_json else print_fields(_steered_fields(found))
+    from mptm.intent import flow_key
+
+    node = current_node()
+    intent = node.intent
+    bundles: dict[str, str] = {}
+
+    def in_bundles(name: str) -> Flow | None:
+        if (found := _in_bundles(node, intent, name, source, destination)) is not None:
+            bundles[name] = found[0]
+        return found and found[1]
+
+    found = _find(
+        intent,
+        "flow",
+        f"{source} {destination}",
+        network,
+        lambda name: flow_key(name, source, destination),
+        in_bundles,
+    )
+    of_bundle = {"bundle": bundles[found.network]} if found.network in bundles else {}
+    if as_json:
+        print_json(found.to_dict() | of_bundle)
+    else:
+        print_fields(_steered_fields(found) | of_bundle)
+
+
+def _in_bundles(
+    node: Node, intent: Intent, network: str, source: str, destination: str
+) -> tuple[str, Flow] | None:
+    """The name of the bundle that has a flow, and the flow as if it were one of its own."""
+    from mptm.intent import Flow
+
+    found = node.find_bundled(intent, network, source, destination, verify=True)
+    if found is None:
+        return None
+    bundle, next_hop = found
+    return bundle.name, Flow.from_dict(next_hop.to_dict() | {"source": source, "destination": destination})
 
 
 @flow.command("del")
@@ -739,17 +763,28 @@ def flow_del(source: str, destination: str, network: str | None) -> None:
     Example:
       mptm flow del 10.250.1.100 10.250.1.101 --network blue
     """
+    node = current_node()
     warn_of(
-        current_node().edit(
-            lambda intent: intent.remove("flow", _find_flow(intent, source, destination, network).key)
+        node.edit(
+            lambda intent: intent.remove("flow", _find_flow(node, intent, source, destination, network).key)
         )
     )
 
 
-def _find_flow(intent: Intent, source: str, destination: str, network: str | None) -> Flow:
+def _find_flow(node: Node, intent: Intent, source: str, destination: str, network: str | None) -> Flow:
+    """A flow that was added by itself."""
+    from mptm.errors import NotFound
     from mptm.intent import flow_key
 
-    found: Flow = _find(
-        intent, "flow", f"{source} {destination}", network, lambda name: flow_key(name, source, destination)
-    )
+    what = f"{source} {destination}"
+    try:
+        found: Flow = _find(intent, "flow", what, network, lambda name: flow_key(name, source, destination))
+    except NotFound:
+        for name in intent.networks if network is None else (network,):
+            if (bundled := _in_bundles(node, intent, name, source, destination)) is not None:
+                raise NotFound(
+                    f"the flow {what} of network {name} wasn't added by itself: it is one of bundle {bundled[0]}",
+                    "`mptm flow add` puts another one before it; `mptm flow save` and `load` change the bundle",
+                ) from None
+        raise
     return found
