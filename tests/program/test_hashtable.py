@@ -211,6 +211,93 @@ def test_a_table_is_a_dict(fuzzed: Loaded, name: str, steps: list[tuple[str, lis
             assert table.get(key.tobytes()) == wanted.get(key.tobytes())
 
 
+# ---- which lengths prefixes have --------------------------------------------------------------------------
+
+
+def prefixes(table: HashTable, numbers: Any, lengths: Any) -> np.ndarray:
+    """Keys of these lengths, which needn't be right addresses."""
+    keys = numbered(table, numbers)
+    keys.view(np.uint32)[:, cast(int, table._length_at) // 4] = lengths
+    return keys
+
+
+def lengths_looked_for(table: HashTable) -> set[int]:
+    """What stands in the table's head, as lengths."""
+    words = [int(word) for word in table._head[1:4]]
+    return {table._address_bits - bit for bit in range(192) if words[bit // 64] >> bit % 64 & 1}
+
+
+def lengths_there(table: HashTable) -> set[int]:
+    """Those of the entries, one by one."""
+    return {table.key.unpack(key)["prefix_len"] for key in table.items()}
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.sampled_from(("prefixes_v4", "prefixes_v6")),
+    st.lists(
+        st.tuples(
+            st.sampled_from(("add", "add", "delete", "delete", "grow", "reopen")),
+            st.lists(st.tuples(st.integers(0, 30), st.sampled_from((0, 1, 8, 24, 31))), max_size=12),
+            st.integers(0, 1),
+        ),
+        max_size=20,
+    ),
+)
+def test_programs_look_for_the_lengths_that_there_are(
+    fuzzed: Loaded, name: str, steps: list[tuple[str, list[tuple[int, int]], int]]
+) -> None:
+    """Whoever of two processes adds and removes them."""
+    fuzzed.table(name).delete(fuzzed.table(name).items())
+    writers = [fuzzed.table(name), cast(HashTable, fuzzed.again()[name])]
+    for step, pairs, writer in steps:
+        table = writers[writer]
+        keys = prefixes(table, [number for number, _ in pairs], [length for _, length in pairs])
+        if step == "add":
+            table.update_many(keys, hops(np.full(len(keys), 1)))
+        elif step == "delete":
+            table.delete_many(keys)
+        elif step == "grow":
+            many = prefixes(table, range(1000, 10_000), np.arange(9000) % 3 + 20)
+            table.update_many(many, hops(np.full(len(many), 1)))
+            assert lengths_looked_for(table) == lengths_there(table)
+            table.delete_many(many)
+        else:
+            writers[writer] = cast(HashTable, fuzzed.again()[name])
+        assert lengths_looked_for(table) == lengths_there(table)
+
+
+def test_a_prefix_of_many_is_removed_without_looking_at_all(
+    loaded: Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = loaded.table("prefixes_v4")
+    keys = prefixes(table, range(60_000), 24)
+    keys = np.concatenate((keys, prefixes(table, range(3), 16)))
+    table.update_many(keys, hops(np.full(len(keys), 1)))
+    looked_at: list[int] = []
+    look = HashTable._lengths_in
+    monkeypatch.setattr(
+        HashTable, "_lengths_in", lambda self, segment: looked_at.append(segment) or look(self, segment)
+    )
+    table.delete_many(keys[:1])
+    assert looked_at == [0], "another one is in the first segment"
+    looked_at.clear()
+    table.delete_many(keys[60_000:])
+    assert looked_at == [*range(table._segment_count)], "that there is none is seen at the end"
+    assert lengths_looked_for(table) == {24}
+
+
+def test_a_length_that_a_killed_process_left_is_looked_for_no_longer_than_needed(loaded: Loaded) -> None:
+    table = loaded.table("prefixes_v6")
+    keys = prefixes(table, range(3), [64, 64, 48])
+    table.update_many(keys, hops([1, 1, 1]))
+    table._add_lengths(prefixes(table, [9], 0))
+    assert lengths_looked_for(table) == {64, 48, 0}
+    table.delete_many(keys[:1])
+    table.delete_many(keys[2:])
+    assert lengths_looked_for(table) == {64}
+
+
 # ---- writers that were interrupted ------------------------------------------------------------------------
 
 

@@ -255,11 +255,16 @@ class HashTable(Map):
         self._entries = np.lib.stride_tricks.as_strided(
             self._segments.bytes.view(np.uint64), (*shape, self._count + 1), (stride, size, 8)
         )
-        halves = self._segments.bytes.view(np.uint32)[self._count * 2 :]
-        self._networks = np.lib.stride_tricks.as_strided(halves, shape, (stride, size))
-        self._numbers = np.lib.stride_tricks.as_strided(halves[1:], shape, (stride, size))
         names = {field.name: field for field in cast(Any, self._key).fields}
         self._length_at: int | None = names["prefix_len"].offset if "prefix_len" in names else None
+        halves = self._segments.bytes.view(np.uint32)
+
+        def column(at: int) -> _Numbers:
+            found: _Numbers = np.lib.stride_tricks.as_strided(halves[at:], shape, (stride, size))
+            return found
+
+        self._networks, self._numbers = column(self._count * 2), column(self._count * 2 + 1)
+        self._lengths = column((self._length_at or 0) // 4)
         self._address_bits = names["address"].layout.size * 8 if "address" in names else 0
         next_hops.tables.append(self)
 
@@ -269,6 +274,7 @@ class HashTable(Map):
             self._entries = self._entries[:0]
             self._networks = self._networks[:0]
             self._numbers = self._numbers[:0]
+            self._lengths = self._lengths[:0]
             cast(Segments, self._segments).close()
             self._segments = None
             self._next_hops.tables.remove(self)
@@ -391,7 +397,7 @@ class HashTable(Map):
         there = buckets >= 0
         self._numbers[buckets[there], slots[there]] = _REMOVED
         if self._length_at is not None and there.any():
-            self._set_lengths()
+            self._drop_lengths(keys[there])
 
     # ---- inside ----
 
@@ -622,14 +628,31 @@ class HashTable(Map):
         for shorter in np.unique(self._shorter(keys)).tolist():
             self._head[1 + shorter // 64] |= np.uint64(1 << shorter % 64)
 
-    def _set_lengths(self) -> None:
-        """Let programs look for no length that is gone. A superset, as a killed process leaves it, does no harm."""
+    def _drop_lengths(self, removed: _Bytes) -> None:
+        """Let programs look for no length that is gone with these keys.
+
+        Segments are looked at until there is another prefix of each length, which is soon where there are many; a
+        count of them would have to be kept right by every writer. A superset, as a killed process leaves it, does no
+        harm.
+        """
+        sought = {*np.unique(self._shorter(removed)).tolist()}
+        found: set[int] = set()
+        for segment in range(self._segment_count):
+            found |= self._lengths_in(segment)
+            if sought <= found:
+                return
         words = [0, 0, 0]
-        keys, _ = self.arrays()
-        for shorter in np.unique(self._shorter(keys)).tolist():
+        for shorter in found:
             words[shorter // 64] |= 1 << shorter % 64
         for at, word in enumerate(words):
             self._head[1 + at] = word
+
+    def _lengths_in(self, segment: int) -> set[int]:
+        """By how many bits the prefixes of a segment are shorter than an address."""
+        buckets = slice(segment * self._buckets, (segment + 1) * self._buckets)
+        in_use = self._numbers[buckets].view(np.int32) > 0
+        lengths = np.flatnonzero(np.bincount(self._lengths[buckets][in_use]))
+        return {*(self._address_bits - lengths).tolist()}
 
 
 def _joined(
