@@ -603,8 +603,12 @@ class _Steering:
     def _add_bundle(self, bundle: Bundle) -> None:
         flows = self.flows.get(bundle.content)
         if flows is None:
-            problem = "its flows can't be read"
-            self._set_state(bundle, f"down: {problem}", f"{bundle.label()} has no effect: {problem}")
+            self._set_state(
+                bundle,
+                "down: its flows can't be read",
+                f"{bundle.label()}: the file of its {bundle.flows} flows is damaged or gone, and without it they don't "
+                f"stay in the tables; `mptm flow load FILE --name {bundle.name}` brings them back",
+            )
             return
         next_hops = tuple(map(self._next_hop, flows.next_hops))
         states = [self.states.pop((each.kind, each.key)) for each in flows.next_hops]

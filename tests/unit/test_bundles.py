@@ -24,6 +24,7 @@ from mptm.bundlefile import BundleFiles
 from mptm.bundles import BundleFlows, make_flows, read_flows, write_flows
 from mptm.cli import run
 from mptm.cli.bundles import _Flows
+from mptm.cli.doctor import examine_bundles
 from mptm.errors import InUse, InvalidIntent, MptmError, NotFound, TableFull
 from mptm.intent import Bundle, Flow, Group, Intent, Member, Network, NextHop, Port, tunnel_from_dict
 from mptm.node import Node
@@ -523,6 +524,47 @@ def test_a_damaged_bundle_can_be_loaded_again_unloaded_and_does_not_hold_up_othe
     node.remove("bundle", "many")
     assert entries(kernel).keys() == {"10.0.0.3"}
     same_as_whole(node, kernel)
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_what_a_damaged_bundle_loses_is_told_with_the_way_back(node, kernel, damage):
+    """Without the file nobody knows whose an entry is; the others stay."""
+    load(node, "many", ["10.0.0.1", "10.0.0.2", "fd00::1"])
+    load(node, "more", ["10.0.0.3"])
+    path = node.store.bundles.path(node.intent.bundles["many"].content)
+    path.write_bytes(DAMAGE[damage](path.read_bytes()))
+    told = (
+        "bundle many: the file of its 3 flows is damaged or gone, and without it they don't stay in the tables; "
+        "`mptm flow load FILE --name many` brings them back"
+    )
+    status = node.status()
+    assert (status.warnings, status.differences, status.healthy) == ((told,), 3, False)
+    node.add(Flow(network="blue", source="10.0.0.9", destination="10.9.9.9", via="u"))
+    assert entries(kernel).keys() == {"10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.9"}, "a small change"
+    assert node.restore().warnings == (told,)
+    assert entries(kernel).keys() == {"10.0.0.3", "10.0.0.9"}
+    status = node.status()
+    assert (status.warnings, status.differences, status.healthy) == ((told,), 0, False)
+    load(node, "many", ["10.0.0.1", "10.0.0.2", "fd00::1"])
+    assert entries(kernel).keys() == {"10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.9"}
+    same_as_whole(node, kernel)
+
+
+def test_doctor_looks_at_the_files_of_bundles(node, monkeypatch):
+    monkeypatch.setattr("mptm.cli.doctor._is_privileged", lambda: True)
+    load(node, "many", ["10.0.0.1", "10.0.0.2"])
+    load(node, "more", ["10.0.0.3"])
+    load(node, "gone", ["10.0.0.4"])
+    path = node.store.bundles.path(node.intent.bundles["many"].content)
+    path.write_bytes(path.read_bytes()[:-1])
+    node.store.bundles.path(node.intent.bundles["gone"].content).unlink()
+    found = {each.name: each for each in examine_bundles(node)}
+    assert {name: each.status for name, each in found.items()} == {
+        "bundle many": "missing", "bundle more": "ok", "bundle gone": "missing",
+    }  # fmt: skip
+    assert found["bundle many"].detail == f"2 flows: {path} is damaged"
+    assert found["bundle many"].hint == "mptm flow load FILE --name many, or mptm flow unload many"
+    assert "are not on this machine" in found["bundle gone"].detail
 
 
 @pytest.mark.parametrize("names", [("a", "z"), ("z", "a")])

@@ -57,14 +57,15 @@ def doctor(as_json: bool) -> None:
     """Show what this machine can do, what is missing and how to get it.
 
     With root it also tries it: loads the data plane, attaches to a veth in a namespace of its own, at TC and at XDP,
-    and redirects a frame; nothing is left behind. Then it looks at the instance's ports: at what makes TCP die while
-    pings pass, and at MTUs. The exit status is 1 when something required is missing.
+    and redirects a frame; nothing is left behind. Then it looks at the instance's ports, at what makes TCP die while
+    pings pass and at MTUs, and at the files of its bundles. The exit status is 1 when something required is missing.
 
     \b
     Example:
       sudo mptm doctor
     """
-    checks = [*examine(), *examine_ports(current_node())]
+    node = current_node()
+    checks = [*examine(), *examine_ports(node), *examine_bundles(node)]
     healthy = all(check.status != "missing" for check in checks)
     if as_json:
         print_json({"ok": healthy, "checks": [check._asdict() for check in checks]})
@@ -238,6 +239,25 @@ def examine_ports(node: Node) -> Iterator[Check]:
             f"{device}, an idle device of ours, lets the kernel join tunnel packets to {served}",
             'where that is in the way ("Address already in use"): mptm port set UPLINK --no-outer-gro',
         )
+
+
+def examine_bundles(node: Node) -> Iterator[Check]:
+    """Whether the flows of each bundle of the instance are kept as they were loaded."""
+    if not _is_privileged():
+        return
+    try:
+        bundles = node.intent.bundles
+    except MptmError as error:
+        yield Check("bundles", "unknown", f"not examined: {error.message}", error.hint or "")
+        return
+    for name, bundle in bundles.items():
+        try:
+            node.store.bundles.verify(bundle.content)
+        except MptmError as error:
+            again = f"mptm flow load FILE --name {name}, or mptm flow unload {name}"
+            yield Check(f"bundle {name}", "missing", f"{bundle.flows} flows: {error.message}", again)
+        else:
+            yield Check(f"bundle {name}", "ok", f"{bundle.flows} flows")
 
 
 def _xdp(privileged: bool) -> Iterator[Check]:
