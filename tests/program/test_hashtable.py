@@ -8,7 +8,9 @@ import ipaddress
 import itertools
 import os
 import random
+import re
 import struct
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -209,6 +211,44 @@ def test_a_table_is_a_dict(fuzzed: Loaded, name: str, steps: list[tuple[str, lis
         assert table.items() == wanted
         for key in keys[:3]:
             assert table.get(key.tobytes()) == wanted.get(key.tobytes())
+
+
+# ---- memory -----------------------------------------------------------------------------------------------
+
+TABLES_MD = Path(__file__).resolve().parents[2] / "docs" / "tables.md"
+MEMORY = [
+    ([name.strip("` ") for name in names.split(",")], [float(cell.replace(" ", "")) for cell in cells])
+    for row in re.findall(r"^\|(.*\| [\d.]+ to .*)\|$", TABLES_MD.read_text(), re.MULTILINE)
+    for names, *cells in [row.replace(" to ", "|").split("|")]
+]
+
+
+@pytest.mark.parametrize(("names", "figures"), MEMORY, ids=[names[0] for names, _ in MEMORY])
+def test_entries_take_the_memory_that_is_documented(
+    loaded: Loaded, names: list[str], figures: list[float]
+) -> None:
+    """At each step of its growth, as a table is filled in small pieces and in large ones."""
+    least, most, of_million, all_bytes, of_full, room = figures
+    for name in names:
+        table = loaded.table(name)
+        full_bytes = table._open.capacity * table._open.layout.size
+        assert (table.max_entries, round(full_bytes / table.max_entries, 1)) == (room, of_full)
+    assert table.memory_bytes() == 0
+    sizes = []
+    for start in [*range(0, 40_000, 1000), 40_000, 100_000, 250_000]:
+        end = {40_000: 100_000, 100_000: 250_000, 250_000: 10**6}.get(start, start + 1000)
+        keys = numbered(table, range(start, end))
+        before = table.memory_bytes()
+        table.update_many(keys, hops(np.ones(len(keys))))
+        if before not in (0, table.memory_bytes()):
+            sizes += [before / start, table.memory_bytes() / end]
+    assert least <= min(sizes[:-1]) and max(sizes) <= most
+    assert (table.entry_count(), table.memory_bytes()) == (10**6, all_bytes)
+    assert of_million == round(all_bytes / 10**6, 1)
+
+
+def test_every_table_has_its_memory_documented() -> None:
+    assert sorted(name for names, _ in MEMORY for name in names) == sorted(TABLES)
 
 
 # ---- which lengths prefixes have --------------------------------------------------------------------------
