@@ -7,6 +7,7 @@ text is the docstring of its module. The reasons for which a parser refuses pack
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import inspect
 import re
@@ -196,15 +197,18 @@ def payload_text(families: InnerFamily | None) -> str:
     return names.get(families, "IP")
 
 
+def made_in_all_ways(protocol: Protocol[Any]) -> Iterator[Made]:
+    """What it makes by default, and with each setting that goes alone."""
+    version = versions_of(protocol)[0]
+    for options in [{}, *({field.name: value} for field, value in settings_of(protocol))]:
+        with contextlib.suppress(InvalidIntent):
+            yield make(protocol, version, options)
+
+
 def payloads_of(protocol: Protocol[Any]) -> str:
     """What it carries by default, and what else."""
-    version = versions_of(protocol)[0]
     found: dict[str, None] = {}
-    for options in [{}, *({field.name: value} for field, value in settings_of(protocol))]:
-        try:
-            made = make(protocol, version, options)
-        except InvalidIntent:
-            continue
+    for made in made_in_all_ways(protocol):
         found[payload_text(protocol.inner_families(made.tunnel.options))] = None
     if "IP" in found:
         found = {name: None for name in found if name not in ("IPv4", "IPv6")}
@@ -357,13 +361,8 @@ def reasons_from(function: str) -> dict[str, None]:
 
 def parsers_of(protocol: Protocol[Any]) -> dict[str, None]:
     """The functions that read its headers."""
-    version = versions_of(protocol)[0]
     found: dict[str, None] = {}
-    for options in [{}, *({field.name: value} for field, value in settings_of(protocol))]:
-        try:
-            made = make(protocol, version, options)
-        except InvalidIntent:
-            continue
+    for made in made_in_all_ways(protocol):
         for listener in protocol.listeners(made.tunnel.options):
             found[parse_functions()[f"PARSER_{Parser(listener.parser).name}"]] = None
     return found

@@ -12,10 +12,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import partial
 from ipaddress import ip_address
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -24,6 +24,7 @@ from mptm import sync
 from mptm.errors import Busy, InvalidIntent, MptmError, NotFound, Unresolved
 from mptm.facts import Facts, Link, Path
 from mptm.fields import parts_of, suggestion
+from mptm.progress import saying_later
 from mptm.sections import changes_between
 from mptm.store import Snapshot, Store, state_directory
 
@@ -44,8 +45,6 @@ NOT_LOADED = "down: the data plane is not loaded"
 
 KNOWN_RESOLVE_TIMEOUT_SECONDS = 0.5
 """The same for a tunnel that a change doesn't touch and whose last path is remembered."""
-
-PROGRESS_AFTER_SECONDS = 1.0
 
 TABLE_FULL = "(table full)"
 """What stands for the port or tunnel of drops that there was no room to count apart."""
@@ -1457,13 +1456,8 @@ class Node:
             return
         remotes = list(dict.fromkeys(tunnel.remote or tunnel.name for tunnel in tunnels))
         shown = ", ".join(remotes[:3]) + (f" and {len(remotes) - 3} more" if len(remotes) > 3 else "")
-        timer = threading.Timer(PROGRESS_AFTER_SECONDS, self._progress, (f"waiting for {shown} to answer",))
-        timer.daemon = True
-        timer.start()
-        try:
+        with saying_later(partial(self._progress, f"waiting for {shown} to answer")):
             yield
-        finally:
-            timer.cancel()
 
     # ---- helpers ---------------------------------------------------------------------------------
 

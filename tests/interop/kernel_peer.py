@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import local
 from ground import set_offloads, srv6_commands, workload_commands
-from matrix import Case, Peer, Place, Server, Unable
+from matrix import Case, Peer, Place, Server, Unable, srv6_case
 
 from mptm.lab.topology import configure
 
@@ -145,20 +146,7 @@ def _vxlan(
     return made
 
 
-def _srv6(
-    form: str, mode: str, mine: dict[str, Any], segments: dict[str, str], inner: tuple[int, ...], **more: Any
-) -> Case:
-    return Case(
-        peer="kernel",
-        protocol="srv6",
-        underlay=6,
-        form=form,
-        options={"segments": ["{peer_sid}"], "local_sid": "{node_sid}", **mine},
-        at_peer={"mode": mode, "segments": segments},
-        inner=inner,
-        **more,
-    )
-
+_srv6 = partial(srv6_case, "kernel")
 
 DX4, DX6 = "End.DX4 nh4 {peer4}", "End.DX6 nh6 {peer6}"
 CASES = [

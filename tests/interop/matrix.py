@@ -90,6 +90,28 @@ class Case:
         return [check for check in CHECKS if not check[-1].isdigit() or int(check[-1]) in self.inner]
 
 
+def srv6_case(
+    peer: str,
+    form: str,
+    mode: str,
+    mine: Mapping[str, Any],
+    segments: Mapping[str, str],
+    inner: tuple[int, ...],
+    **more: Any,
+) -> Case:
+    """One with a Linux kernel: its mode of encapsulation, our further options, and what its segments do."""
+    return Case(
+        peer=peer,
+        protocol="srv6",
+        underlay=6,
+        form=form,
+        options={"segments": ["{peer_sid}"], "local_sid": "{node_sid}", **mine},
+        at_peer={"mode": mode, "segments": segments},
+        inner=inner,
+        **more,
+    )
+
+
 @dataclass(frozen=True)
 class Unable:
     """A protocol that a peer doesn't speak. The proof: `attempt`, run at the peer, fails and says `says`."""

@@ -654,7 +654,7 @@ def test_what_takes_long_is_told(kernel, tmp_path, monkeypatch):
     import time
 
     monkeypatch.setenv("MPTM_STATE_DIR", str(tmp_path))
-    monkeypatch.setattr("mptm.node.PROGRESS_AFTER_SECONDS", 0.01)
+    monkeypatch.setattr("mptm.progress.AFTER_SECONDS", 0.01)
     slow = kernel.gather_facts
 
     def gather(tunnels, *, resolve_timeout_seconds, afresh=False):

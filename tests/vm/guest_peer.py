@@ -13,6 +13,7 @@ import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,7 +21,18 @@ import pytest
 from ground import set_offloads, srv6_commands, workload_commands
 from kernels import Unavailable, get_kernel
 from machine import Machine, Tap
-from matrix import ETHERNET, UNDERLAY, WORKLOAD_LINK_MTU, Case, Peer, Place, Server, Transferred, Unable
+from matrix import (
+    ETHERNET,
+    UNDERLAY,
+    WORKLOAD_LINK_MTU,
+    Case,
+    Peer,
+    Place,
+    Server,
+    Transferred,
+    Unable,
+    srv6_case,
+)
 
 from mptm.lab.topology import UNDERLAY_MTU, Lab, configure
 
@@ -423,18 +435,7 @@ def _gre(options: str, kind: str = "gre", more6: str = "") -> dict[int, str]:
     }
 
 
-def _srv6(
-    form: str, mode: str, mine: dict[str, Any], segments: dict[str, str], inner: tuple[int, ...]
-) -> Case:
-    return Case(
-        peer="",
-        protocol="srv6",
-        underlay=6,
-        form=form,
-        options={"segments": ["{peer_sid}"], "local_sid": "{node_sid}", **mine},
-        at_peer={"mode": mode, "segments": segments},
-        inner=inner,
-    )
+_srv6 = partial(srv6_case, "")
 
 
 def _l2tp(form: str, encap: str, port: str, mine: dict[str, Any], session: str = "") -> list[Case]:

@@ -7,7 +7,6 @@ import contextlib
 import itertools
 import json
 import sys
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -19,8 +18,6 @@ if TYPE_CHECKING:
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 Thing = TypeVar("Thing")
-
-PROGRESS_AFTER_SECONDS = 1.0
 
 SHOWN_FROM = 10_000
 """Things to do from which on a progress bar is shown: fewer are done before anyone looks."""
@@ -79,18 +76,14 @@ def count(number: int, noun: str, plural: str | None = None) -> str:
 @contextlib.contextmanager
 def saying(text: str, bars: ProgressBars | None = None) -> Iterator[None]:
     """Say on standard error what is being done when it takes longer than a second, unless a bar shows it."""
+    from mptm.progress import saying_later
 
     def say() -> None:
         if bars is None or not bars.are_shown:
             note(text)
 
-    timer = threading.Timer(PROGRESS_AFTER_SECONDS, say)
-    timer.daemon = True
-    timer.start()
-    try:
+    with saying_later(say):
         yield
-    finally:
-        timer.cancel()
 
 
 class ProgressBars:

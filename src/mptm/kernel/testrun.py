@@ -94,24 +94,9 @@ def run(program_fd: int, packet: bytes, *, ifindex: int = 1, repeat: int = 1) ->
     With `repeat` > 1 each run gets the packet as the one before left it. A redirect is a verdict only: nothing is
     sent. Raises KernelError.
     """
-    data_in = ctypes.create_string_buffer(packet, len(packet))
-    data_out = ctypes.create_string_buffer(len(packet) + _GROWTH)
     context = _Context(data_end=len(packet), ingress_ifindex=ifindex)
-    options = _Options(
-        sz=ctypes.sizeof(_Options),
-        data_in=ctypes.addressof(data_in),
-        data_out=ctypes.addressof(data_out),
-        data_size_in=len(packet),
-        data_size_out=len(data_out),
-        ctx_in=ctypes.addressof(context),
-        ctx_size_in=ctypes.sizeof(context),
-        repeat=repeat,
-    )
-    libbpf.check(
-        libbpf.library().bpf_prog_test_run_opts(program_fd, ctypes.byref(options)),
-        f"the kernel doesn't run a packet of {len(packet)} bytes",
-    )
-    return Run(options.retval, data_out.raw[: options.data_size_out], options.duration)
+    options, data = _test_run(program_fd, packet, context, room=len(packet) + _GROWTH, repeat=repeat)
+    return Run(options.retval, data, options.duration)
 
 
 def run_at_tc(
@@ -122,28 +107,20 @@ def run_at_tc(
     With `gso_size` it is a GSO packet with segments of that many bytes. `ifindex` is one of the thread's namespace.
     VLAN tags are in the data, where those beside it aren't seen afterwards. Raises KernelError.
     """
-    data_in = ctypes.create_string_buffer(packet, len(packet))
-    data_out = ctypes.create_string_buffer(len(packet) + _GROWTH)
     context, after = _SkbContext(ifindex=ifindex, gso_size=gso_size, mark=mark), _SkbContext()
-    options = _Options(
-        sz=ctypes.sizeof(_Options),
-        data_in=ctypes.addressof(data_in),
-        data_out=ctypes.addressof(data_out),
-        data_size_in=len(packet),
-        data_size_out=len(data_out),
-        ctx_in=ctypes.addressof(context),
-        ctx_size_in=ctypes.sizeof(context),
+    options, data = _test_run(
+        program_fd,
+        packet,
+        context,
+        room=len(packet) + _GROWTH,
+        failure=f"the kernel doesn't run a packet of {len(packet)} bytes at TC",
         ctx_out=ctypes.addressof(after),
         ctx_size_out=ctypes.sizeof(after),
         repeat=1,
         flags=flags,
     )
-    libbpf.check(
-        libbpf.library().bpf_prog_test_run_opts(program_fd, ctypes.byref(options)),
-        f"the kernel doesn't run a packet of {len(packet)} bytes at TC",
-    )
     verdict = _PASS if after.mark == MARK_PASS else _TC_VERDICTS[options.retval]
-    return Run(verdict, data_out.raw[: options.data_size_out], options.duration, after.mark)
+    return Run(verdict, data, options.duration, after.mark)
 
 
 def send(program_fd: int, packet: bytes, *, ifindex: int, count: int, batch_size: int = 64) -> None:
@@ -152,19 +129,41 @@ def send(program_fd: int, packet: bytes, *, ifindex: int, count: int, batch_size
     XDP_TX sends out of that interface. Frames are used again and again, each as the last run left it, so the program
     has to write them. Returns when the last one was handed on. Raises KernelError.
     """
-    data_in = ctypes.create_string_buffer(packet, len(packet))
-    context = _Context(data_end=len(packet), ingress_ifindex=ifindex)
-    options = _Options(
-        sz=ctypes.sizeof(_Options),
-        data_in=ctypes.addressof(data_in),
-        data_size_in=len(packet),
-        ctx_in=ctypes.addressof(context),
-        ctx_size_in=ctypes.sizeof(context),
+    _test_run(
+        program_fd,
+        packet,
+        _Context(data_end=len(packet), ingress_ifindex=ifindex),
+        failure="the kernel doesn't send live frames",
         repeat=count,
         flags=_LIVE_FRAMES,
         batch_size=batch_size,
     )
+
+
+def _test_run(
+    program_fd: int,
+    packet: bytes,
+    context: _Context | _SkbContext,
+    *,
+    room: int = 0,
+    failure: str = "",
+    **more: int,
+) -> tuple[_Options, bytes]:
+    """What the kernel says of a run, and the packet afterwards where there is room for it. Raises KernelError."""
+    data_in = ctypes.create_string_buffer(packet, len(packet))
+    data_out = ctypes.create_string_buffer(room) if room else None
+    options = _Options(
+        sz=ctypes.sizeof(_Options),
+        data_in=ctypes.addressof(data_in),
+        data_out=data_out and ctypes.addressof(data_out),
+        data_size_in=len(packet),
+        data_size_out=room,
+        ctx_in=ctypes.addressof(context),
+        ctx_size_in=ctypes.sizeof(context),
+        **more,
+    )
     libbpf.check(
         libbpf.library().bpf_prog_test_run_opts(program_fd, ctypes.byref(options)),
-        "the kernel doesn't send live frames",
+        failure or f"the kernel doesn't run a packet of {len(packet)} bytes",
     )
+    return options, data_out.raw[: options.data_size_out] if data_out else b""
