@@ -670,6 +670,12 @@ def test_the_commands_load_list_save_and_unload(command, tmp_path, kernel):
         "network,source,destination,next_hop\nblue,10.0.0.1,10.0.0.2,via t\nblue,10.0.0.3,10.0.0.2,via t\n"
     )
     assert "  bundle subscribers" in command("network", "show", "blue")[1]
+    listed = json.loads(command("network", "list", "--json")[1])
+    assert {each["name"]: (each["flows"], each["bundles"]) for each in listed} == {
+        "blue": (0, 1),
+        "red": (0, 0),
+    }
+    assert command("network", "list")[1].splitlines()[0].endswith("FLOWS  BUNDLES")
     assert command("flow", "unload", "subscribers") == (0, "", "")
     assert entries(kernel) == {}
 

@@ -163,13 +163,14 @@ def print_rows(
     headings: Sequence[str], widths: Sequence[int], rows: Iterable[Sequence[object]], *, right: str = ""
 ) -> None:
     """The same where the widths of columns are known before the rows, of which there may be very many."""
-    to_right = [heading in right.split() for heading in headings]
+    columns = [
+        f"{{:{'>' if heading in right.split() else '<'}{width}}}"
+        for heading, width in zip(headings, widths, strict=True)
+    ]
+    pattern = "  ".join(columns)
 
     def line(row: Sequence[object]) -> str:
-        return "  ".join(
-            text.rjust(width) if flush else text.ljust(width)
-            for text, width, flush in zip(map(_cell, row), widths, to_right, strict=True)
-        ).rstrip()
+        return pattern.format(*map(_cell, row)).rstrip()
 
     click.echo(click.style(line(headings), bold=True) if sys.stdout.isatty() else line(headings))
     for some in _pieces(rows):

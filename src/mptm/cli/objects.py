@@ -172,7 +172,7 @@ def first_free_id(intent: Intent) -> int:
 
 def _network_row(intent: Intent, name: str) -> dict[str, Any]:
     def count(objects: Mapping[str, Any]) -> int:
-        return sum(each.network == name for each in objects.values())
+        return sum(_belongs_to(each, name) for each in objects.values())
 
     return {
         **intent.networks[name].to_dict(defaults=True),
@@ -181,6 +181,7 @@ def _network_row(intent: Intent, name: str) -> dict[str, Any]:
         "groups": count(intent.groups),
         "routes": count(intent.routes),
         "flows": count(intent.flows),
+        "bundles": count(intent.bundles),
     }
 
 
@@ -198,11 +199,11 @@ def network_list(as_json: bool) -> None:
     if as_json:
         print_json(rows)
     else:
-        headings = ["NAME", "ID", "GATEWAY", "PORTS", "TUNNELS", "GROUPS", "ROUTES", "FLOWS"]
+        headings = ["NAME", "ID", "GATEWAY", "PORTS", "TUNNELS", "GROUPS", "ROUTES", "FLOWS", "BUNDLES"]
         print_table(
             headings,
             [[in_words(value) for value in row.values()] for row in rows],
-            right="ID PORTS TUNNELS GROUPS ROUTES FLOWS",
+            right="ID PORTS TUNNELS GROUPS ROUTES FLOWS BUNDLES",
         )
 
 
