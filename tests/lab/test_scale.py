@@ -39,7 +39,15 @@ def test_flows_of_a_bundle_steer_packets_and_come_back_after_a_reboot(lab: Lab, 
         own = Flow(network=network, source=here, destination=there, via=tunnel)
         node.add(own)
         ping(lab, "node1-c1", there)
+        listed = mptm(lab, "node1", "flow", "list", "--bundle", "flows")
+        assert len(listed.stdout.splitlines()) == 1 + OTHERS, (
+            "with a heading, and without the one that is replaced"
+        )
+        assert listed.stderr == f"mptm: {OTHERS} flows, {OTHERS} of bundle flows\n"
+        assert f"via {tunnel}" in mptm(lab, "node1", "flow", "show", here, there).stdout
         node.remove("flow", own.key)
+        shown = mptm(lab, "node1", "flow", "show", here, there).stdout.split()
+        assert shown[-5:] == ["next", "hop", "drop", "bundle", "flows"]
         assert "0 received" in try_ping(lab, "node1-c1", there)
 
         before = table_bytes(node)["flows_v4"]
