@@ -181,6 +181,20 @@ class CompiledBundle:
 
 
 @dataclass(frozen=True)
+class Unread:
+    """Bundles whose flows can't be read: what may be theirs in the tables stays there.
+
+    next_hops   by the number of a network: what their flows lead to there, as it was or is -> as it is
+    removed     keys of flows that are certainly no bundle's any more, by table
+    unbundled   further ones, of bundles that are no more
+    """
+
+    next_hops: Mapping[int, Mapping[tables.NextHop, tables.NextHop]]
+    removed: Mapping[str, set[Any]]
+    unbundled: Sequence[CompiledBundle]
+
+
+@dataclass(frozen=True)
 class CompiledSteering:
     """What a change of routes, flows and bundles comes to.
 
@@ -211,6 +225,7 @@ class Compiled:
     states      by (kind, key) for all but networks: "up", "receive-only", or what is the matter: "missing interface",
                 "down: ...", "degraded: ...", "conflict: ..."
     bundled     the flows of bundles; those in `tables` go before them
+    unread      what else may be of bundles; None: all could be read
     """
 
     tables: Tables
@@ -220,6 +235,7 @@ class Compiled:
     states: dict[tuple[str, str], str]
     templates: dict[str, Template]
     bundled: list[CompiledBundle]
+    unread: Unread | None = None
 
 
 @dataclass(frozen=True)
@@ -258,13 +274,20 @@ class _Way:
 
 
 def compile_tables(
-    intent: Intent, facts: Facts, previous: Allocations, flows: Mapping[str, BundleFlows] = NO_FLOWS
+    intent: Intent,
+    facts: Facts,
+    previous: Allocations,
+    flows: Mapping[str, BundleFlows] = NO_FLOWS,
+    held: Sequence[tuple[Intent, Allocations]] = (),
 ) -> Compiled:
     """The tables for a valid intent. What the machine lacks is left out, with a warning. Raises TableFull.
 
-    `flows` are those of the bundles, by content.
+    flows   those of the bundles, also of the ones in `held`, by content
+    held    what the tables may have been made of so far: needed where flows can't be read
     """
-    return _Compilation(intent, facts, previous, flows).run()
+    compilation = _Compilation(intent, facts, previous, flows)
+    compiled = compilation.run()
+    return replace(compiled, unread=compilation.find_unread(held)) if compilation.unread else compiled
 
 
 def compile_steering(
@@ -590,6 +613,7 @@ class _Steering:
         self.allocations = allocations
         self.flows = flows
         self.bundled: list[CompiledBundle] = []
+        self.unread: list[Bundle] = []
         self.tables = Tables()
         self.warnings: list[str] = []
         self.states: dict[tuple[str, str], str] = {}
@@ -605,10 +629,11 @@ class _Steering:
         if flows is None:
             self._set_state(
                 bundle,
-                "down: its flows can't be read",
-                f"{bundle.label()}: the file of its {bundle.flows} flows is damaged or gone, and without it they don't "
-                f"stay in the tables; `mptm flow load FILE --name {bundle.name}` brings them back",
+                "degraded: its flows can't be read",
+                f"{bundle.label()}: the file of its {bundle.flows} flows is damaged or gone; those that are in the "
+                f"tables stay, but can't be put there: `mptm flow load FILE --name {bundle.name}` makes them whole",
             )
+            self.unread.append(bundle)
             return
         next_hops = tuple(map(self._next_hop, flows.next_hops))
         states = [self.states.pop((each.kind, each.key)) for each in flows.next_hops]
@@ -837,6 +862,48 @@ class _Compilation(_Steering):
             self.bundled,
         )
 
+    def find_unread(self, held: Sequence[tuple[Intent, Allocations]]) -> Unread:
+        """What may be of the bundles whose flows can't be read, in tables that were made of `held`.
+
+        An entry doesn't say whose it is. It may be theirs where it leads to one of their next hops, is in one of their
+        networks, and is known to be nobody else's.
+        """
+        networks = {name: network.id for name, network in self.intent.networks.items()}
+        foreign: set[str] = set()  # networks with entries that can't be told from theirs
+        removed: dict[str, set[Any]] = {}
+        unbundled: list[CompiledBundle] = []
+        contents = {bundle.content for bundle in self.intent.bundles.values()}
+        for intent, _ in held:
+            before = {name: network.id for name, network in intent.networks.items()}
+            foreign |= {name for name in networks if before.get(name) != networks[name]}
+            for flow in intent.flows.values():
+                if flow.key not in self.intent.flows and flow.network in networks:
+                    table, key = self._place(flow)
+                    removed.setdefault(table, set()).add(key)
+            for bundle in intent.bundles.values():
+                if bundle.content in contents:
+                    continue
+                if (flows := self.flows.get(bundle.content)) is None:
+                    foreign |= bundle.networks
+                    continue
+                ids = tuple(networks.get(name, 0) for name in flows.networks)
+                unbundled.append(CompiledBundle(ids, (), flows.records))
+        found: dict[int, dict[tables.NextHop, set[tables.NextHop]]] = {}
+        for next_hop in dict.fromkeys(each for bundle in self.unread for each in bundle.next_hops):
+            if next_hop.network in foreign:
+                continue
+            now = self._next_hop(next_hop)
+            del self.states[next_hop.kind, next_hop.key]
+            in_network = found.setdefault(networks[next_hop.network], {})
+            for allocations in (self.allocations, *(each for _, each in held)):
+                if (was := _as_it_was(next_hop, now, allocations)) is not None:
+                    in_network.setdefault(was, set()).add(now)
+        certain = {
+            network: {was: now for was, (now, *others) in meanings.items() if not others}
+            for network, meanings in found.items()
+        }
+        return Unread(certain, removed, unbundled)
+
     def _add_port(self, port: Port) -> Attachment | None:
         link = self.facts.links.get(port.name)
         if link is None:
@@ -1033,6 +1100,17 @@ def _add_use(uses: dict[str, TableUse], obj: Route | Flow | Bundle, more: int) -
         )
         if uses[network] == TableUse():
             del uses[network]
+
+
+def _as_it_was(obj: NextHop, now: tables.NextHop, allocations: Allocations) -> tables.NextHop | None:
+    """A next hop with these allocations; None: it had none."""
+    if obj.via is not None:
+        held = allocations.tunnels.get(obj.via)
+        return None if held is None else now._replace(id=held.slot)
+    if obj.group is not None:
+        slot = allocations.groups.get(obj.group)
+        return None if slot is None else now._replace(id=slot)
+    return now
 
 
 def _next_hops_of(obj: Route | Flow | Bundle) -> Sequence[Route | Flow | NextHop]:

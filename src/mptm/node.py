@@ -793,7 +793,7 @@ class Node:
             facts = self._gather_facts(
                 snapshot.intent, snapshot, remembered=False, timeout_seconds=KNOWN_RESOLVE_TIMEOUT_SECONDS
             )
-            compiled = self._compile(snapshot.intent, facts, snapshot.allocations)
+            compiled = self._compile(snapshot.intent, facts, snapshot.allocations, lambda: [snapshot])
             with self._opened_or_none() as data_plane:
                 attached = (
                     {each.name: each.mode for each in data_plane.attachments()}
@@ -801,7 +801,9 @@ class Node:
                     else {}
                 )
                 differences = (
-                    sync.count_entries(sync.plan(compiled.tables, data_plane.maps, compiled.bundled))
+                    sync.count_entries(
+                        sync.plan(compiled.tables, data_plane.maps, compiled.bundled, compiled.unread)
+                    )
                     if data_plane is not None
                     else 0
                 )
@@ -1211,7 +1213,7 @@ class Node:
         self, wanted: Intent, snapshot: Snapshot, facts: Facts, *, again: bool = False
     ) -> tuple[int, Plan]:
         """Store and synchronise; on failure put back what was. Returns what is to be noted as applied."""
-        compiled = self._compile(wanted, facts, snapshot.allocations)
+        compiled = self._compile(wanted, facts, snapshot.allocations, lambda: [snapshot])
         place = self._place(snapshot)
         offloads = self._offloads(snapshot.meta.get(OFFLOADS))
         with self._kernel.open(self.instance, load=True) as data_plane:
@@ -1254,7 +1256,7 @@ class Node:
         before = snapshot.applied_allocations
         try:
             facts = self._gather_facts(snapshot.applied, snapshot)
-            compiled = self._compile(snapshot.applied, facts, before)
+            compiled = self._compile(snapshot.applied, facts, before, lambda: [snapshot, self.store.read()])
             ports = _ports_with_offloads(snapshot.applied, compiled)
             with self._kernel.open(self.instance, load=True) as data_plane:
                 offloads.settle(ports, again=False)
@@ -1329,10 +1331,24 @@ class Node:
         except MptmError as error:
             offloads.warnings.append(f"GRO of tunnel packets: {error.message}")
 
-    def _compile(self, intent: Intent, facts: Facts, previous: Allocations) -> Compiled:
+    def _compile(
+        self,
+        intent: Intent,
+        facts: Facts,
+        previous: Allocations,
+        held: Callable[[], Iterable[Snapshot]] = tuple,
+    ) -> Compiled:
+        """The tables for an intent; `held` yields what they may have been made of so far."""
         from mptm.compile import compile_tables
 
-        return compile_tables(intent, facts, previous, self._flows_of(intent.bundles.values()))
+        flows = self._flows_of(intent.bundles.values())
+        before = []
+        if any(bundle.content not in flows for bundle in intent.bundles.values()):
+            for each in held():
+                before += [(each.intent, each.allocations), (each.applied, each.applied_allocations)]
+            gone = (bundle for was, _ in before for bundle in was.bundles.values())
+            flows |= self._flows_of(bundle for bundle in gone if bundle.content not in flows)
+        return compile_tables(intent, facts, previous, flows, before)
 
     def _template(self, tunnel: Tunnel, path: Path | None) -> Template | None:
         from mptm.protocols import PROTOCOLS

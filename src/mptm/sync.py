@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import numpy
     import numpy.typing
 
-    from mptm.compile import Allocations, Compiled, CompiledBundle, CompiledSteering
+    from mptm.compile import Allocations, Compiled, CompiledBundle, CompiledSteering, Unread
 
     Bytes = numpy.typing.NDArray[numpy.uint8]
 
@@ -211,11 +211,14 @@ class Outcome:
 
 
 def plan(
-    desired: Tables, tables: Mapping[str, Table], bundled: Sequence[CompiledBundle] = ()
+    desired: Tables,
+    tables: Mapping[str, Table],
+    bundled: Sequence[CompiledBundle] = (),
+    unread: Unread | None = None,
 ) -> list[Change | BulkChange]:
     """What has to change so that `tables` hold `desired`: in the order in which `apply` does it.
 
-    `bundled` are flows that are in `tables`, too, where those of `desired` don't stand.
+    `bundled` are flows that are in `tables`, too, where those of `desired` don't stand; `unread` says which stay.
     """
     writes: dict[str, list[Change | BulkChange]] = {}
     deletes: dict[str, list[Change | BulkChange]] = {}
@@ -241,10 +244,39 @@ def plan(
             if actual:
                 in_bundles.update(rows)
         gone = [key for key in actual if key not in wanted and key not in in_bundles]
+        if unread is not None and name in TABLES_OF_FLOWS.values():
+            kept = _kept(name, table, gone, actual, unread)
+            moved = {key: value for key, value in kept.items() if actual[key] != value}
+            if moved:
+                writes[name].append(BulkChange(name, _array([*moved]), _array([*moved.values()])))
+            gone = [key for key in gone if key not in kept]
         deletes[name] = _removals(name, table, gone, actual)
     return [change for name in WRITE_ORDER for change in writes[name]] + [
         change for name in DELETE_ORDER for change in deletes[name]
     ]
+
+
+def _kept(
+    name: str, table: Table, gone: Sequence[bytes], actual: Mapping[bytes, bytes], unread: Unread
+) -> dict[bytes, bytes]:
+    """Those entries that may be of bundles which can't be read, and what they lead to from now on."""
+    key_type, zero = (FlowKeyV4, bytes(4)) if name == TABLES_OF_FLOWS[4] else (FlowKeyV6, bytes(16))
+
+    def key_in(network: int) -> bytes:
+        return table.key.pack(key_type(network, zero, zero))
+
+    start = key_in(0xFFFFFFFF).index(b"\xff")
+    numbers = slice(start, start + 4)
+    now = {
+        (key_in(network)[numbers], table.value.pack(was)): table.value.pack(value)
+        for network, next_hops in unread.next_hops.items()
+        for was, value in next_hops.items()
+    }
+    others = {table.key.pack(key) for key in unread.removed.get(name, ())}
+    for keys, _ in _bundled_entries(name, table, unread.unbundled):
+        others.update(_rows(keys))
+    found = {key: now.get((key[numbers], actual[key])) for key in gone if key not in others}
+    return {key: value for key, value in found.items() if value is not None}
 
 
 def _removals(
@@ -318,7 +350,7 @@ def apply(data_plane: DataPlane, compiled: Compiled, previous: Allocations | Non
     and the caller synchronises again with what was before.
     """
     maps = data_plane.maps
-    changes = plan(compiled.tables, maps, compiled.bundled)
+    changes = plan(compiled.tables, maps, compiled.bundled, compiled.unread)
     _zero_new_counters(maps, compiled.allocations, previous)
     _write(maps, (change for change in changes if change.new is not None))
     upgraded = data_plane.upgrade_needed

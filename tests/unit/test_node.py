@@ -368,10 +368,10 @@ def test_or_takes_it_back_when_it_fails_before_anything_is_written(node, kernel,
     if place == "compile":
         compiling = later._compile
 
-        def no_room(intent, facts, previous):
+        def no_room(intent, facts, previous, *held):
             if intent == more:
                 raise TableFull("table listeners has no room left")
-            return compiling(intent, facts, previous)
+            return compiling(intent, facts, previous, *held)
 
         later._compile = no_room
     else:
