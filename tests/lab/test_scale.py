@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from traffic import address_of, kept, mptm, ping, table_bytes, try_ping
 
-from mptm.intent import Flow
+from mptm.intent import Flow, Route, tunnel_from_dict
 from mptm.kernel.dataplane import remove_instance
 from mptm.lab.topology import Lab
 
@@ -66,3 +66,32 @@ def test_flows_of_a_bundle_steer_packets_and_come_back_after_a_reboot(lab: Lab, 
         assert mptm(lab, "node1", "flow", "unload", "flows").returncode == 0
         assert table_bytes(node)["flows_v4"] == {}
         ping(lab, "node1-c1", there)
+
+
+def test_flows_of_a_damaged_bundle_go_on_steering_packets(lab: Lab) -> None:
+    node = lab.node("node1")
+    with kept(node):
+        tunnel = node.intent.tunnels["blue-to-node2"]
+        here, there = address_of(lab, "node1-c1"), address_of(lab, "node2-c1")
+        sources = np.append(np.arange(OTHERS, dtype=np.uint32), np.uint32(number_of(here)))
+        destinations = np.full(OTHERS + 1, number_of(there), dtype=np.uint32)
+        node.load_flows(
+            "flows", network="blue", sources=sources, destinations=destinations, next_hops=tunnel.name
+        )
+        before = table_bytes(node)["flows_v4"]
+        path = node.store.bundles.path(node.intent.bundles["flows"].content)
+        path.write_bytes(path.read_bytes()[:-1])
+        ping(lab, "node1-c1", there)  # has the neighbour's MAC address from here on
+        route = node.intent.get("route", f"blue {there}/32")
+        node.replace(Route(network="blue", prefix=route.prefix, drop=True))
+        node.replace(tunnel_from_dict({**tunnel.to_dict(), "ttl": 9}))
+        after = table_bytes(node)["flows_v4"]
+        assert after.keys() == before.keys()
+        assert set(after.values()) != set(before.values()), "the tunnel has another slot"
+        ping(lab, "node1-c1", there)
+        restored = mptm(lab, "node1", "restore")
+        assert f"the file of its {OTHERS + 1} flows is damaged" in restored.stderr
+        assert table_bytes(node)["flows_v4"] == after
+        node.replace(route)
+        assert mptm(lab, "node1", "flow", "unload", "flows").returncode == 0
+        assert table_bytes(node)["flows_v4"] == {}
