@@ -235,6 +235,17 @@ struct patch {
 	__s16 bias;
 };
 
+/*
+ * Patches that nearly every header has, behind an Ethernet header without tags: done first, at places that
+ * the program knows, so they cost less than those that are gone through one by one.
+ */
+enum fixed_patch {
+	FIXED_IPV4 = 1,	   /* PATCH_IPV4, with bias -14 */
+	FIXED_IPV6 = 2,	   /* PATCH_IPV6, with bias -54 */
+	FIXED_UDP_LEN = 4, /* PATCH_LEN16 of the UDP header behind, with the bias of that */
+	FIXED_FLOW16 = 8,  /* PATCH_FLOW16 of its source port */
+};
+
 enum tunnel_flag {
 	TUNNEL_TO_STACK = 1, /* after encapsulation passed on instead of a redirect: the kernel routes it */
 	TUNNEL_L3 =
@@ -278,7 +289,9 @@ struct tunnel {
 	__u8 split_horizon;  /* packets of a tunnel with the same number aren't relayed into this; 0: none */
 	__u8 gso;	     /* enum gso_kind */
 	__u8 outer_version;  /* of the outer IP header; 0: there is none */
-	__u8 reserved[62];
+	__u8 fixed_patches;  /* enum fixed_patch: what the first ones of patches are */
+	__u8 fixed_count;    /* and how many they are */
+	__u8 reserved[60];
 };
 
 /* ---- decapsulation: listener -> parser -> termination ---------------------------------------------- */

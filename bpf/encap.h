@@ -70,6 +70,12 @@ static __always_inline void patch_ipv6(struct ipv6hdr *ip, __be16 payload_len, _
 	ip->hop_limit |= ttl;
 }
 
+/* The UDP source port that says which flow a packet is of. */
+static __always_inline __be16 flow_port(__u32 hash)
+{
+	return bpf_htons(EPHEMERAL_FIRST | (hash >> 18 & EPHEMERAL_MASK));
+}
+
 /* What the patches of one packet have in common. */
 struct patching {
 	__u32 len;	 /* of the outgoing frame */
@@ -122,6 +128,36 @@ static __always_inline bool patch_udp6_checksum(hook_ctx *ctx, __u32 offset, con
 	return true;
 }
 
+/* The patches of enum fixed_patch. */
+static __always_inline bool apply_fixed(hook_ctx *ctx, __u32 fixed, const struct patching *patching)
+{
+	void *l3 = packet_start(ctx) + ETH_HLEN, *end = packet_end(ctx);
+	__u32 header_len = sizeof(struct iphdr);
+	struct udphdr *udp = l3 + sizeof(struct iphdr);
+
+	if (fixed & FIXED_IPV4) {
+		if (l3 + sizeof(struct iphdr) > end)
+			return false;
+		patch_ipv4(l3, bpf_htons(patching->len - ETH_HLEN), patching->tos, patching->ttl);
+	} else {
+		header_len = sizeof(struct ipv6hdr);
+		udp = l3 + sizeof(struct ipv6hdr);
+		if ((void *)udp > end)
+			return false;
+		patch_ipv6(l3, bpf_htons(patching->len - ETH_HLEN - header_len), patching->tos, patching->ttl,
+			   patching->hash);
+	}
+	if (!(fixed & (FIXED_UDP_LEN | FIXED_FLOW16)))
+		return true;
+	if ((void *)(udp + 1) > end)
+		return false;
+	if (fixed & FIXED_FLOW16)
+		udp->source = flow_port(patching->hash);
+	if (fixed & FIXED_UDP_LEN)
+		udp->len = bpf_htons(patching->len - ETH_HLEN - header_len);
+	return true;
+}
+
 static __always_inline bool apply_patch(hook_ctx *ctx, const struct patch *patch, const struct packet *packet,
 					const struct patching *patching)
 {
@@ -134,7 +170,7 @@ static __always_inline bool apply_patch(hook_ctx *ctx, const struct patch *patch
 	case PATCH_LEN16:
 		break;
 	case PATCH_FLOW16:
-		value = bpf_htons(EPHEMERAL_FIRST | (patching->hash >> 18 & EPHEMERAL_MASK));
+		value = flow_port(patching->hash);
 		break;
 	case PATCH_IPV4_ID:
 		value = bpf_get_prandom_u32();
@@ -285,7 +321,9 @@ static __always_inline int encap_inline(hook_ctx *ctx, struct packet *packet, st
 	patching.l3_offset = tunnel->outer_len + packet->l3_offset - strip;
 	patching.tos = packet->tos & tunnel->tos_mask;
 	patching.ttl = packet->ttl & tunnel->ttl_mask;
-	for (__u32 i = 0; i < MPTM_PATCHES && i < tunnel->patch_count; i++) {
+	if (tunnel->fixed_patches && !apply_fixed(ctx, tunnel->fixed_patches, &patching))
+		return drop_on_tunnel(REASON_NO_HEADROOM, tunnel->counter, packet->len);
+	for (__u32 i = tunnel->fixed_count; i < MPTM_PATCHES && i < tunnel->patch_count; i++) {
 		if (!apply_patch(ctx, &tunnel->patches[i], packet, &patching))
 			return drop_on_tunnel(REASON_NO_HEADROOM, tunnel->counter, packet->len);
 	}

@@ -16,6 +16,7 @@
 #include <linux/if_ether.h>
 #include <linux/if_packet.h>
 #include <linux/pkt_cls.h>
+#include <bpf/bpf_core_read.h>
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 
@@ -223,10 +224,35 @@ static __always_inline __u32 ingress_ifindex(const hook_ctx *ctx)
 	return ctx->ingress_ifindex;
 }
 
-/* Length of the frame in bytes, all its buffers together. A helper call: fast paths make it once. */
+/* What of the kernel's types is looked at: net/xdp.h; what Linux 6.6 came with. */
+struct xdp_buff {
+	__u32 flags;
+} __attribute__((preserve_access_index));
+
+enum bpf_attach_type___since_6_6 {
+	BPF_TCX_INGRESS___since_6_6 = 46,
+};
+
+#define XDP_FLAGS_HAS_FRAGS 1
+
+extern void *bpf_cast_to_kern_ctx(void *ctx) __ksym __weak;
+
+/*
+ * Length of the frame in bytes, all its buffers together. There is a helper, whose call costs more than
+ * looking whether there are others than the first.
+ */
 static __always_inline __u64 frame_len(const hook_ctx *ctx)
 {
-	return bpf_xdp_get_buff_len((hook_ctx *)ctx);
+	__u64 data = ctx->data, data_end = ctx->data_end;
+	struct xdp_buff *buff;
+
+	if (!bpf_core_enum_value_exists(enum bpf_attach_type___since_6_6, BPF_TCX_INGRESS___since_6_6))
+		return bpf_xdp_get_buff_len((hook_ctx *)ctx);
+	buff = bpf_cast_to_kern_ctx((hook_ctx *)ctx);
+	if (buff->flags & XDP_FLAGS_HAS_FRAGS)
+		return bpf_xdp_get_buff_len((hook_ctx *)ctx);
+	asm volatile("" : "+r"(data), "+r"(data_end));
+	return data_end - data;
 }
 
 /*

@@ -402,9 +402,11 @@ def tunnel_record(
     to_stack = isinstance(tunnel.options, IpOptions) and tunnel.options.to_stack
     flags = (TunnelFlag.TO_STACK if to_stack else 0) | (TunnelFlag.L3 if template.is_l3 else 0)
     flags |= TunnelFlag.UNTAGGED if template.untagged else 0
+    fixed = template.fixed()
+    patches = (*fixed, *(patch for patch in template.patches if patch not in fixed))
     return tables.Tunnel(
         outer=template.outer,
-        patches=tuple(tables.Patch(int(patch.op), patch.offset, patch.bias) for patch in template.patches),
+        patches=tuple(tables.Patch(int(patch.op), patch.offset, patch.bias) for patch in patches),
         outer_len=len(template.outer),
         strip=template.strip,
         patch_count=len(template.patches),
@@ -418,6 +420,8 @@ def tunnel_record(
         split_horizon=split_horizon,
         gso=int(template.gso),
         outer_version=template.outer_version,
+        fixed_patches=sum(fixed.values()),
+        fixed_count=len(fixed),
     )
 
 

@@ -85,6 +85,8 @@ class Tunnel(NamedTuple):
     split_horizon: int = 0
     gso: int = 0
     outer_version: int = 0
+    fixed_patches: int = 0
+    fixed_count: int = 0
 
 
 class Group(NamedTuple):

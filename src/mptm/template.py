@@ -58,6 +58,15 @@ class GsoKind(enum.IntEnum):
     LINK = 4
 
 
+class FixedPatch(enum.IntFlag):
+    """Mirrors `enum fixed_patch` of bpf/abi.h, where each is explained."""
+
+    IPV4 = 1
+    IPV6 = 2
+    UDP_LEN = 4
+    FLOW16 = 8
+
+
 ANY_FAMILY = InnerFamily.IPV4 | InnerFamily.IPV6
 
 
@@ -120,6 +129,26 @@ class Template:
     def outer_version(self) -> int:
         """Version of the outer IP header; 0: there is none."""
         return _VERSIONS.get(self.outer[_ETHERTYPE_AT : _ETHERTYPE_AT + 2], 0)
+
+    def fixed(self) -> dict[Patch, FixedPatch]:
+        """Those of the patches that the data plane has a place for beforehand; the others come after them.
+
+        An identification goes into the checksum of its IPv4 header, which then can't be finished before it.
+        """
+        version = self.outer_version
+        has_id = any(patch.op == PatchOp.IPV4_ID for patch in self.patches)
+        if not version or has_id:
+            return {}
+        ip_end = INNER_ETHERNET_LEN + (20 if version == 4 else 40)
+        header = Patch(PatchOp.IPV4, INNER_ETHERNET_LEN, -INNER_ETHERNET_LEN)
+        if version == 6:
+            header = Patch(PatchOp.IPV6, INNER_ETHERNET_LEN, -ip_end)
+        known = {header: FixedPatch.IPV4 if version == 4 else FixedPatch.IPV6}
+        if self.outer[_PROTOCOL_AT[version]] == _UDP:
+            known[Patch(PatchOp.LEN16, ip_end + _UDP_LEN_AT, -ip_end)] = FixedPatch.UDP_LEN
+            known[Patch(PatchOp.FLOW16, ip_end)] = FixedPatch.FLOW16
+        found = {patch: known[patch] for patch in self.patches if patch in known}
+        return found if header in found else {}
 
     @property
     def gso(self) -> GsoKind:

@@ -49,7 +49,7 @@ from mptm.tables import (
     PrefixKeyV6,
     Termination,
 )
-from mptm.template import OUTER_SIZE, PATCHES, GsoKind, InnerFamily, PatchOp
+from mptm.template import OUTER_SIZE, PATCHES, FixedPatch, GsoKind, InnerFamily, PatchOp
 
 ETH0 = Link(2, "eth0", bytes.fromhex("020000000e00"), 1500)
 VETH = Link(7, "veth0", bytes.fromhex("020000000700"), 1500, "veth", peer_mac=bytes.fromhex("020000000701"))
@@ -93,6 +93,7 @@ def compiled(*objects, facts: Facts = FACTS, previous: Allocations | None = None
         (PortFlag, "port_flag", "PORT_"),
         (TunnelFlag, "tunnel_flag", "TUNNEL_"),
         (GsoKind, "gso_kind", "GSO_"),
+        (FixedPatch, "fixed_patch", "FIXED_"),
         (ListenerKind, "listener_kind", "LISTEN_"),
         (PatchOp, "patch_op", "PATCH_"),
         (InnerFamily, "inner_family", "INNER_"),
