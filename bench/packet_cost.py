@@ -10,6 +10,7 @@ Samples are chosen by their floors only, never by what is measured.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import statistics
 import struct
@@ -814,6 +815,7 @@ class _Node:
         return []
 
 
+@functools.cache
 def _required_options(protocol: str) -> dict[str, Any]:
     """A value for each option that the protocol can't do without."""
     values = {}
