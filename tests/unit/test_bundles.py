@@ -25,6 +25,7 @@ from mptm.bundles import BundleFlows, make_flows, read_flows, write_flows
 from mptm.cli import run
 from mptm.cli.bundles import _Flows
 from mptm.cli.doctor import examine_bundles
+from mptm.compile import NextHopKind
 from mptm.errors import InUse, InvalidIntent, MptmError, NotFound, TableFull
 from mptm.intent import Bundle, Flow, Group, Intent, Member, Network, NextHop, Port, tunnel_from_dict
 from mptm.node import Node
@@ -567,6 +568,48 @@ def test_a_tunnel_that_changes_under_a_damaged_bundle_takes_its_flows_along(node
     node.replace(tunnel("t", "10.30.30.2", ttl=9))
     assert entries(kernel) == {"10.0.0.1": 2003, "10.0.0.3": 2001}
     assert entries(kernel, "flows_v6") == {"fd00::1": 2003}
+    assert node.status().differences == 0
+
+
+def next_hops(kernel: FakeKernel) -> dict[str, tuple[int, int, bytes]]:
+    """Kind, id and MAC address by source."""
+    return {
+        str(ip_address(key["source"])): (value["kind"], value["id"], value["mac"])
+        for key, value in kernel.planes["default"].maps["flows_v4"].records()
+    }
+
+
+@pytest.mark.parametrize("mac", [None, "02:00:00:00:00:07"])
+@pytest.mark.parametrize("is_seen_gone", [False, True])
+def test_flows_of_a_damaged_bundle_follow_the_interface_of_a_port(node, kernel, mac, is_seen_gone):
+    """Which is made anew, with another number and another MAC address behind it, as a container's is."""
+    load(node, "many", ["10.0.0.1"], "port veth-a" + (f" mac {mac}" if mac else ""))
+    load(node, "more", ["10.0.0.3"], "port veth-a mac 02:00:00:00:00:99")
+    damage_file(node, "many")
+    link = kernel.links.pop("veth-a")
+    if is_seen_gone:
+        node.restore()
+        assert next_hops(kernel)["10.0.0.1"] == (NextHopKind.DROP, 0, bytes(6))
+    peer_mac = bytes.fromhex("020000000055")
+    kernel.links["veth-a"] = replace(link, ifindex=99, peer_mac=peer_mac)
+    node.restore()
+    assert next_hops(kernel) == {
+        "10.0.0.1": (NextHopKind.PORT, 99, bytes.fromhex("020000000007") if mac else peer_mac),
+        "10.0.0.3": (NextHopKind.PORT, 99, bytes.fromhex("020000000099")),
+    }
+    assert node.status().differences == 0
+
+
+def test_dropped_flows_of_a_damaged_bundle_are_not_taken_for_those_of_a_port(node, kernel):
+    load(node, "many", ["10.0.0.1"], "port veth-a")
+    load(node, "more", ["10.0.0.3"], "drop")
+    damage_file(node, "many")
+    damage_file(node, "more")
+    link = kernel.links.pop("veth-a")
+    node.restore()
+    kernel.links["veth-a"] = link
+    node.restore()
+    assert entries(kernel) == {"10.0.0.1": 4000, "10.0.0.3": 4000}, "whose is whose can't be told"
     assert node.status().differences == 0
 
 
