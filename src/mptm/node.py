@@ -703,20 +703,24 @@ class Node:
                 yield each
 
     def find_bundled(
-        self, intent: Intent, network: str, source: str, destination: str, *, verify: bool = False
+        self, intent: Intent, network: str, source: str, destination: str, verified: set[str] | None = None
     ) -> tuple[Bundle, NextHop] | None:
         """The bundle of the stored intent that has a flow, and where it leads there; not looked at is whether a flow
-        of its own goes before. MptmError: one that may have it can't be read, or with `verify`, is damaged.
+        of its own goes before. MptmError: one that may have it can't be read, or is damaged.
+
+        `verified`: contents that were seen to be whole; who looks for many flows has each looked at once.
         """
         from mptm.intent import NextHop
 
         problem = None
+        verified = set() if verified is None else verified
         for bundle in intent.bundles.values():
             if network not in bundle.networks:
                 continue
             try:
-                if verify:
+                if bundle.content not in verified:
                     self.store.bundles.verify(bundle.content)
+                    verified.add(bundle.content)
                 found = self.store.bundles.find(
                     bundle.content, network, ip_address(source), ip_address(destination)
                 )
@@ -1175,13 +1179,14 @@ class Node:
         for before, after in pairs:
             _refuse_unknown_macs(after, before, facts)
         changed_bundles = [obj for pair in pairs for obj in pair if obj is not None and obj.kind == "bundle"]
+        verified: set[str] = set()
         compiled = compile_steering(
             wanted,
             pairs,
             facts,
             snapshot.allocations,
             self._flows_of(changed_bundles),
-            lambda flow: self._next_hop_in_bundles(wanted, flow),
+            lambda flow: self._next_hop_in_bundles(wanted, flow, verified),
         )
         if compiled is None:
             return None
@@ -1459,9 +1464,9 @@ class Node:
                 found[bundle.content] = BundleFlows.decode(data, bundle.content)
         return found
 
-    def _next_hop_in_bundles(self, intent: Intent, flow: Flow) -> NextHop | None:
+    def _next_hop_in_bundles(self, intent: Intent, flow: Flow, verified: set[str]) -> NextHop | None:
         """What a bundle says of a flow."""
-        found = self.find_bundled(intent, flow.network, flow.source, flow.destination)
+        found = self.find_bundled(intent, flow.network, flow.source, flow.destination, verified)
         return found and found[1]
 
     @contextlib.contextmanager

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
@@ -532,6 +533,12 @@ def damage_file(node: Node, name: str, damage: str = "cut short") -> None:
     path.write_bytes(DAMAGE[damage](path.read_bytes()))
 
 
+def turned_next_hop(data: bytes) -> bytes:
+    """Of the first of two flows of IPv4."""
+    at = len(data) - 17
+    return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+
+
 @pytest.mark.parametrize("damage", [*DAMAGE, "gone"])
 def test_flows_of_a_damaged_bundle_stay_in_the_tables_and_it_is_told(node, kernel, damage):
     load(node, "many", ["10.0.0.1", "10.0.0.2", "fd00::1"], "group both")
@@ -577,6 +584,33 @@ def next_hops(kernel: FakeKernel) -> dict[str, tuple[int, int, bytes]]:
         str(ip_address(key["source"])): (value["kind"], value["id"], value["mac"])
         for key, value in kernel.planes["default"].maps["flows_v4"].records()
     }
+
+
+@pytest.mark.parametrize("change", [lambda data: data.replace(b"via t", b"via x"), turned_next_hop])
+def test_a_damaged_bundle_is_not_asked_where_a_flow_leads_whose_own_is_deleted(node, kernel, change):
+    """It would name a tunnel that there isn't, or another one than it was."""
+    node.load_flows(
+        "many", network="blue", sources=["10.0.0.1", "10.0.0.2"], destinations=["10.9.9.9"] * 2,
+        next_hops=["t", "u"], next_hop_of=np.array([0, 1]),
+    )  # fmt: skip
+    own = Flow(network="blue", source="10.0.0.1", destination="10.9.9.9", drop=True)
+    node.add(own)
+    path = node.store.bundles.path(node.intent.bundles["many"].content)
+    path.write_bytes(change(path.read_bytes()))
+    node.remove("flow", own.key)
+    assert entries(kernel) == {"10.0.0.2": 2001}
+
+
+def test_a_bundle_is_read_once_however_many_flows_are_deleted_before_it(node, kernel, monkeypatch):
+    load(node, "many", ["10.0.0.1", "10.0.0.2", "10.0.0.3"])
+    own = [Flow(network="blue", source=f"10.0.0.{n}", destination="10.9.9.9", drop=True) for n in (1, 2, 3)]
+    node.edit(lambda intent: functools.reduce(Intent.add, own, intent))
+    looked: list[str] = []
+    verify = BundleFiles.verify
+    monkeypatch.setattr(BundleFiles, "verify", lambda self, each: looked.append(each) or verify(self, each))
+    node.edit(lambda intent: functools.reduce(lambda rest, each: rest.remove("flow", each.key), own, intent))
+    assert looked == [node.intent.bundles["many"].content]
+    assert entries(kernel) == {"10.0.0.1": 2000, "10.0.0.2": 2000, "10.0.0.3": 2000}
 
 
 @pytest.mark.parametrize("mac", [None, "02:00:00:00:00:07"])

@@ -746,7 +746,7 @@ def _in_bundles(
     """The name of the bundle that has a flow, and the flow as if it were one of its own."""
     from mptm.intent import Flow
 
-    found = node.find_bundled(intent, network, source, destination, verify=True)
+    found = node.find_bundled(intent, network, source, destination)
     if found is None:
         return None
     bundle, next_hop = found
