@@ -681,8 +681,13 @@ class Node:
         """The same with flows that `mptm.bundles` read or made."""
 
         def change(intent: Intent) -> Intent:
+            known = intent.bundles.get(name)
+            if known is not None and not self._flows_of([known]):
+                # Others may have got the same flows while its own couldn't be read.
+                others = [each for each in intent.bundles.values() if each is not known]
+                self._refuse_shared(known, flows, others, self._flows_of(others))
             bundle = flows.bundle(name, self.store.bundles.write(flows.encode()))
-            return intent.replace(bundle) if name in intent.bundles else intent.add(bundle)
+            return intent.replace(bundle) if known is not None else intent.add(bundle)
 
         return self.edit(change)
 
@@ -1443,15 +1448,21 @@ class Node:
             self.store.bundles.require(bundle.content)
             others = [each for each in wanted.bundles.values() if each is not bundle]
             flows = self._flows_of([bundle, *others])
-            for other in others:
-                ours, theirs = flows.get(bundle.content), flows.get(other.content)
-                if ours is None or theirs is None:
-                    continue
-                if (found := ours.first_shared(theirs)) is not None:
-                    raise InvalidIntent(
-                        f"{bundle.label()} has the flow {found}, which {other.label()} has, too",
-                        "take it out of one of them: `mptm flow save` writes the flows of a bundle to a file",
-                    )
+            if (ours := flows.get(bundle.content)) is not None:
+                self._refuse_shared(bundle, ours, others, flows)
+
+    @staticmethod
+    def _refuse_shared(
+        bundle: Bundle, ours: BundleFlows, others: Iterable[Bundle], flows: Mapping[str, BundleFlows]
+    ) -> None:
+        """InvalidIntent: another bundle has a flow of a bundle, too, as far as `flows` has theirs."""
+        for other in others:
+            theirs = flows.get(other.content)
+            if theirs is not None and (found := ours.first_shared(theirs)) is not None:
+                raise InvalidIntent(
+                    f"{bundle.label()} has the flow {found}, which {other.label()} has, too",
+                    "take it out of one of them: `mptm flow save` writes the flows of a bundle to a file",
+                )
 
     def _flows_of(self, bundles: Iterable[Bundle]) -> dict[str, BundleFlows]:
         """The flows of bundles by content, without those that can't be read (compile warns of them)."""

@@ -586,6 +586,24 @@ def next_hops(kernel: FakeKernel) -> dict[str, tuple[int, int, bytes]]:
     }
 
 
+@pytest.mark.parametrize("sources", [["10.0.0.1", "10.0.0.2"], ["10.0.0.1"]], ids=["as it was", "another"])
+def test_a_damaged_bundle_does_not_come_back_with_flows_that_another_got_meanwhile(node, kernel, sources):
+    """Both would have them in the tables, now one and now the other."""
+    load(node, "many", ["10.0.0.1", "10.0.0.2"])
+    damage_file(node, "many")
+    load(node, "more", ["10.0.0.1"], "u")
+    for _ in range(2):
+        with pytest.raises(
+            InvalidIntent, match=r"bundle many has the flow 10.0.0.1 -> .*, which bundle more has, too"
+        ):
+            load(node, "many", sources)
+    assert entries(kernel) == {"10.0.0.1": 2001, "10.0.0.2": 2000}
+    node.remove("bundle", "more")
+    load(node, "many", sources)
+    assert entries(kernel) == dict.fromkeys(sources, 2000)
+    same_as_whole(node, kernel)
+
+
 @pytest.mark.parametrize("change", [lambda data: data.replace(b"via t", b"via x"), turned_next_hop])
 def test_a_damaged_bundle_is_not_asked_where_a_flow_leads_whose_own_is_deleted(node, kernel, change):
     """It would name a tunnel that there isn't, or another one than it was."""
