@@ -1012,6 +1012,18 @@ def test_flow_show_finds_a_flow_in_its_bundle(command, node):
         assert (status, "there is no flow" in said) == (1, True)
 
 
+@pytest.mark.parametrize("word", ["show", "del"])
+def test_a_bundle_is_read_once_however_many_networks_it_is_in(command, node, monkeypatch, word):
+    node.load_bundle(
+        "mixed", made({("blue", "10.0.0.1", "10.9.9.9"): "drop", ("red", "10.0.0.1", "10.9.9.9"): "drop"})
+    )
+    looked: list[str] = []
+    verify = BundleFiles.verify
+    monkeypatch.setattr(BundleFiles, "verify", lambda self, each: looked.append(each) or verify(self, each))
+    assert "there is no flow" in command("flow", word, "10.0.0.2", "10.9.9.9")[2]
+    assert looked == [node.intent.bundles["mixed"].content]
+
+
 @pytest.mark.parametrize("network", [(), ("--network", "blue")])
 def test_a_flow_of_a_bundle_is_not_changed_by_itself_and_the_bundle_is_named(command, node, network):
     load(node, "many", ["10.0.0.1"])
