@@ -184,7 +184,7 @@ class BundleFiles:
     def find(self, content: str, network: str, source: IPAddress, destination: IPAddress) -> str | None:
         """The next hop of a flow, as `intent.NextHop` is written; None: it isn't in this content.
 
-        Not all is looked at: who can't take the word of a damaged file calls `verify` before.
+        Not all is looked at: who calls has seen by `verify` that the file isn't damaged.
         """
         path = self.path(content)
         try:

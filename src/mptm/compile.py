@@ -77,6 +77,9 @@ class NextHopKind(IntEnum):
     GATEWAY = 6
 
 
+DROPPED = tables.NextHop(NextHopKind.DROP, 0, NO_MAC, 0)
+
+
 class NextHopFlag(IntEnum):
     """What is special about a next hop."""
 
@@ -184,7 +187,8 @@ class CompiledBundle:
 class Unread:
     """Bundles whose flows can't be read: what may be theirs in the tables stays there.
 
-    next_hops   by the number of a network: what their flows lead to there, as it was or is -> as it is
+    next_hops   by the number of a network: what their flows lead to there, as it was or is -> as it is; a port's
+                without a MAC address, where it was found out, stands for it with any
     removed     keys of flows that are certainly no bundle's any more, by table
     unbundled   further ones, of bundles that are no more
     """
@@ -701,7 +705,7 @@ class _Steering:
                     f"down: missing interface {obj.port}",
                     f"{obj.label()} drops its packets: there is no interface {obj.port}",
                 )
-                return tables.NextHop(NextHopKind.DROP, 0, NO_MAC, 0)
+                return DROPPED
             mac = mac or link.peer_mac
             if mac is None:
                 problem = f"the MAC address of the workload behind {obj.port} can't be found out"
@@ -710,7 +714,7 @@ class _Steering:
                     f"down: {problem}",
                     f"{obj.label()} drops its packets: {problem} (give it with --mac)",
                 )
-                return tables.NextHop(NextHopKind.DROP, 0, NO_MAC, 0)
+                return DROPPED
             return tables.NextHop(NextHopKind.PORT, NextHopFlag.MAC, mac, link.ifindex)
         kind = NextHopKind.DROP if obj.drop else NextHopKind.PASS
         return tables.NextHop(kind, 0, NO_MAC, 0)
@@ -900,12 +904,13 @@ class _Compilation(_Steering):
             del self.states[next_hop.kind, next_hop.key]
             in_network = found.setdefault(networks[next_hop.network], {})
             for allocations in (self.allocations, *(each for _, each in held)):
-                if (was := _as_it_was(next_hop, now, allocations)) is not None:
+                for was in _as_it_was(next_hop, now, allocations):
                     in_network.setdefault(was, set()).add(now)
-        certain = {
-            network: {was: now for was, (now, *others) in meanings.items() if not others}
-            for network, meanings in found.items()
-        }
+        certain = {}
+        for network, meanings in found.items():
+            if len(meanings.get(DROPPED, ())) > 1:
+                meanings[DROPPED] = {DROPPED}  # whose it is can't be told; where it is is harmless
+            certain[network] = {was: now for was, (now, *others) in meanings.items() if not others}
         return Unread(certain, removed, unbundled)
 
     def _add_port(self, port: Port) -> Attachment | None:
@@ -1106,15 +1111,20 @@ def _add_use(uses: dict[str, TableUse], obj: Route | Flow | Bundle, more: int) -
             del uses[network]
 
 
-def _as_it_was(obj: NextHop, now: tables.NextHop, allocations: Allocations) -> tables.NextHop | None:
-    """A next hop with these allocations; None: it had none."""
+def _as_it_was(obj: NextHop, now: tables.NextHop, allocations: Allocations) -> list[tables.NextHop]:
+    """What a next hop may be in tables that were made with these allocations."""
     if obj.via is not None:
         held = allocations.tunnels.get(obj.via)
-        return None if held is None else now._replace(id=held.slot)
+        return [] if held is None else [now._replace(id=held.slot)]
     if obj.group is not None:
         slot = allocations.groups.get(obj.group)
-        return None if slot is None else now._replace(id=slot)
-    return now
+        return [] if slot is None else [now._replace(id=slot)]
+    if obj.port is not None:
+        there = allocations.ports.get(obj.port)
+        mac = mac_bytes(obj.mac) if obj.mac else NO_MAC
+        was = [tables.NextHop(NextHopKind.PORT, NextHopFlag.MAC, mac, there.ifindex)] if there else []
+        return [*was, DROPPED, now]
+    return [now]
 
 
 def _next_hops_of(obj: Route | Flow | Bundle) -> Sequence[Route | Flow | NextHop]:

@@ -681,8 +681,13 @@ class Node:
         """The same with flows that `mptm.bundles` read or made."""
 
         def change(intent: Intent) -> Intent:
+            known = intent.bundles.get(name)
+            if known is not None and not self._flows_of([known]):
+                # Others may have got the same flows while its own couldn't be read.
+                others = [each for each in intent.bundles.values() if each is not known]
+                self._refuse_shared(known, flows, others, self._flows_of(others))
             bundle = flows.bundle(name, self.store.bundles.write(flows.encode()))
-            return intent.replace(bundle) if name in intent.bundles else intent.add(bundle)
+            return intent.replace(bundle) if known is not None else intent.add(bundle)
 
         return self.edit(change)
 
@@ -703,20 +708,24 @@ class Node:
                 yield each
 
     def find_bundled(
-        self, intent: Intent, network: str, source: str, destination: str, *, verify: bool = False
+        self, intent: Intent, network: str, source: str, destination: str, verified: set[str] | None = None
     ) -> tuple[Bundle, NextHop] | None:
         """The bundle of the stored intent that has a flow, and where it leads there; not looked at is whether a flow
-        of its own goes before. MptmError: one that may have it can't be read, or with `verify`, is damaged.
+        of its own goes before. MptmError: one that may have it can't be read, or is damaged.
+
+        `verified`: contents that were seen to be whole; who looks for many flows has each looked at once.
         """
         from mptm.intent import NextHop
 
         problem = None
+        verified = set() if verified is None else verified
         for bundle in intent.bundles.values():
             if network not in bundle.networks:
                 continue
             try:
-                if verify:
+                if bundle.content not in verified:
                     self.store.bundles.verify(bundle.content)
+                    verified.add(bundle.content)
                 found = self.store.bundles.find(
                     bundle.content, network, ip_address(source), ip_address(destination)
                 )
@@ -1175,13 +1184,14 @@ class Node:
         for before, after in pairs:
             _refuse_unknown_macs(after, before, facts)
         changed_bundles = [obj for pair in pairs for obj in pair if obj is not None and obj.kind == "bundle"]
+        verified: set[str] = set()
         compiled = compile_steering(
             wanted,
             pairs,
             facts,
             snapshot.allocations,
             self._flows_of(changed_bundles),
-            lambda flow: self._next_hop_in_bundles(wanted, flow),
+            lambda flow: self._next_hop_in_bundles(wanted, flow, verified),
         )
         if compiled is None:
             return None
@@ -1438,15 +1448,21 @@ class Node:
             self.store.bundles.require(bundle.content)
             others = [each for each in wanted.bundles.values() if each is not bundle]
             flows = self._flows_of([bundle, *others])
-            for other in others:
-                ours, theirs = flows.get(bundle.content), flows.get(other.content)
-                if ours is None or theirs is None:
-                    continue
-                if (found := ours.first_shared(theirs)) is not None:
-                    raise InvalidIntent(
-                        f"{bundle.label()} has the flow {found}, which {other.label()} has, too",
-                        "take it out of one of them: `mptm flow save` writes the flows of a bundle to a file",
-                    )
+            if (ours := flows.get(bundle.content)) is not None:
+                self._refuse_shared(bundle, ours, others, flows)
+
+    @staticmethod
+    def _refuse_shared(
+        bundle: Bundle, ours: BundleFlows, others: Iterable[Bundle], flows: Mapping[str, BundleFlows]
+    ) -> None:
+        """InvalidIntent: another bundle has a flow of a bundle, too, as far as `flows` has theirs."""
+        for other in others:
+            theirs = flows.get(other.content)
+            if theirs is not None and (found := ours.first_shared(theirs)) is not None:
+                raise InvalidIntent(
+                    f"{bundle.label()} has the flow {found}, which {other.label()} has, too",
+                    "take it out of one of them: `mptm flow save` writes the flows of a bundle to a file",
+                )
 
     def _flows_of(self, bundles: Iterable[Bundle]) -> dict[str, BundleFlows]:
         """The flows of bundles by content, without those that can't be read (compile warns of them)."""
@@ -1459,9 +1475,9 @@ class Node:
                 found[bundle.content] = BundleFlows.decode(data, bundle.content)
         return found
 
-    def _next_hop_in_bundles(self, intent: Intent, flow: Flow) -> NextHop | None:
+    def _next_hop_in_bundles(self, intent: Intent, flow: Flow, verified: set[str]) -> NextHop | None:
         """What a bundle says of a flow."""
-        found = self.find_bundled(intent, flow.network, flow.source, flow.destination)
+        found = self.find_bundled(intent, flow.network, flow.source, flow.destination, verified)
         return found and found[1]
 
     @contextlib.contextmanager

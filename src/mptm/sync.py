@@ -10,13 +10,14 @@ piece. Programs are attached once the tables are right and detached before their
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from mptm.errors import TableFull
 from mptm.reasons import Reason
-from mptm.tables import Attachment, FlowKeyV4, FlowKeyV6, Tables, Termination
+from mptm.tables import Attachment, FlowKeyV4, FlowKeyV6, NextHop, Tables, Termination
 
 if TYPE_CHECKING:
     import numpy
@@ -265,6 +266,11 @@ def _kept(
     def key_in(network: int) -> bytes:
         return table.key.pack(key_type(network, zero, zero))
 
+    @functools.cache
+    def without_mac(value: bytes) -> bytes:
+        next_hop = NextHop(**table.value.unpack(value))
+        return table.value.pack(next_hop._replace(mac=bytes(len(next_hop.mac))))
+
     start = key_in(0xFFFFFFFF).index(b"\xff")
     numbers = slice(start, start + 4)
     now = {
@@ -275,7 +281,11 @@ def _kept(
     others = {table.key.pack(key) for key in unread.removed.get(name, ())}
     for keys, _ in _bundled_entries(name, table, unread.unbundled):
         others.update(_rows(keys))
-    found = {key: now.get((key[numbers], actual[key])) for key in gone if key not in others}
+    found = {
+        key: now.get((key[numbers], actual[key])) or now.get((key[numbers], without_mac(actual[key])))
+        for key in gone
+        if key not in others
+    }
     return {key: value for key, value in found.items() if value is not None}
 
 

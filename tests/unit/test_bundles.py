@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
@@ -25,6 +26,7 @@ from mptm.bundles import BundleFlows, make_flows, read_flows, write_flows
 from mptm.cli import run
 from mptm.cli.bundles import _Flows
 from mptm.cli.doctor import examine_bundles
+from mptm.compile import NextHopKind
 from mptm.errors import InUse, InvalidIntent, MptmError, NotFound, TableFull
 from mptm.intent import Bundle, Flow, Group, Intent, Member, Network, NextHop, Port, tunnel_from_dict
 from mptm.node import Node
@@ -531,6 +533,12 @@ def damage_file(node: Node, name: str, damage: str = "cut short") -> None:
     path.write_bytes(DAMAGE[damage](path.read_bytes()))
 
 
+def turned_next_hop(data: bytes) -> bytes:
+    """Of the first of two flows of IPv4."""
+    at = len(data) - 17
+    return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+
+
 @pytest.mark.parametrize("damage", [*DAMAGE, "gone"])
 def test_flows_of_a_damaged_bundle_stay_in_the_tables_and_it_is_told(node, kernel, damage):
     load(node, "many", ["10.0.0.1", "10.0.0.2", "fd00::1"], "group both")
@@ -567,6 +575,93 @@ def test_a_tunnel_that_changes_under_a_damaged_bundle_takes_its_flows_along(node
     node.replace(tunnel("t", "10.30.30.2", ttl=9))
     assert entries(kernel) == {"10.0.0.1": 2003, "10.0.0.3": 2001}
     assert entries(kernel, "flows_v6") == {"fd00::1": 2003}
+    assert node.status().differences == 0
+
+
+def next_hops(kernel: FakeKernel) -> dict[str, tuple[int, int, bytes]]:
+    """Kind, id and MAC address by source."""
+    return {
+        str(ip_address(key["source"])): (value["kind"], value["id"], value["mac"])
+        for key, value in kernel.planes["default"].maps["flows_v4"].records()
+    }
+
+
+@pytest.mark.parametrize("sources", [["10.0.0.1", "10.0.0.2"], ["10.0.0.1"]], ids=["as it was", "another"])
+def test_a_damaged_bundle_does_not_come_back_with_flows_that_another_got_meanwhile(node, kernel, sources):
+    """Both would have them in the tables, now one and now the other."""
+    load(node, "many", ["10.0.0.1", "10.0.0.2"])
+    damage_file(node, "many")
+    load(node, "more", ["10.0.0.1"], "u")
+    for _ in range(2):
+        with pytest.raises(
+            InvalidIntent, match=r"bundle many has the flow 10.0.0.1 -> .*, which bundle more has, too"
+        ):
+            load(node, "many", sources)
+    assert entries(kernel) == {"10.0.0.1": 2001, "10.0.0.2": 2000}
+    node.remove("bundle", "more")
+    load(node, "many", sources)
+    assert entries(kernel) == dict.fromkeys(sources, 2000)
+    same_as_whole(node, kernel)
+
+
+@pytest.mark.parametrize("change", [lambda data: data.replace(b"via t", b"via x"), turned_next_hop])
+def test_a_damaged_bundle_is_not_asked_where_a_flow_leads_whose_own_is_deleted(node, kernel, change):
+    """It would name a tunnel that there isn't, or another one than it was."""
+    node.load_flows(
+        "many", network="blue", sources=["10.0.0.1", "10.0.0.2"], destinations=["10.9.9.9"] * 2,
+        next_hops=["t", "u"], next_hop_of=np.array([0, 1]),
+    )  # fmt: skip
+    own = Flow(network="blue", source="10.0.0.1", destination="10.9.9.9", drop=True)
+    node.add(own)
+    path = node.store.bundles.path(node.intent.bundles["many"].content)
+    path.write_bytes(change(path.read_bytes()))
+    node.remove("flow", own.key)
+    assert entries(kernel) == {"10.0.0.2": 2001}
+
+
+def test_a_bundle_is_read_once_however_many_flows_are_deleted_before_it(node, kernel, monkeypatch):
+    load(node, "many", ["10.0.0.1", "10.0.0.2", "10.0.0.3"])
+    own = [Flow(network="blue", source=f"10.0.0.{n}", destination="10.9.9.9", drop=True) for n in (1, 2, 3)]
+    node.edit(lambda intent: functools.reduce(Intent.add, own, intent))
+    looked: list[str] = []
+    verify = BundleFiles.verify
+    monkeypatch.setattr(BundleFiles, "verify", lambda self, each: looked.append(each) or verify(self, each))
+    node.edit(lambda intent: functools.reduce(lambda rest, each: rest.remove("flow", each.key), own, intent))
+    assert looked == [node.intent.bundles["many"].content]
+    assert entries(kernel) == {"10.0.0.1": 2000, "10.0.0.2": 2000, "10.0.0.3": 2000}
+
+
+@pytest.mark.parametrize("mac", [None, "02:00:00:00:00:07"])
+@pytest.mark.parametrize("is_seen_gone", [False, True])
+def test_flows_of_a_damaged_bundle_follow_the_interface_of_a_port(node, kernel, mac, is_seen_gone):
+    """Which is made anew, with another number and another MAC address behind it, as a container's is."""
+    load(node, "many", ["10.0.0.1"], "port veth-a" + (f" mac {mac}" if mac else ""))
+    load(node, "more", ["10.0.0.3"], "port veth-a mac 02:00:00:00:00:99")
+    damage_file(node, "many")
+    link = kernel.links.pop("veth-a")
+    if is_seen_gone:
+        node.restore()
+        assert next_hops(kernel)["10.0.0.1"] == (NextHopKind.DROP, 0, bytes(6))
+    peer_mac = bytes.fromhex("020000000055")
+    kernel.links["veth-a"] = replace(link, ifindex=99, peer_mac=peer_mac)
+    node.restore()
+    assert next_hops(kernel) == {
+        "10.0.0.1": (NextHopKind.PORT, 99, bytes.fromhex("020000000007") if mac else peer_mac),
+        "10.0.0.3": (NextHopKind.PORT, 99, bytes.fromhex("020000000099")),
+    }
+    assert node.status().differences == 0
+
+
+def test_dropped_flows_of_a_damaged_bundle_are_not_taken_for_those_of_a_port(node, kernel):
+    load(node, "many", ["10.0.0.1"], "port veth-a")
+    load(node, "more", ["10.0.0.3"], "drop")
+    damage_file(node, "many")
+    damage_file(node, "more")
+    link = kernel.links.pop("veth-a")
+    node.restore()
+    kernel.links["veth-a"] = link
+    node.restore()
+    assert entries(kernel) == {"10.0.0.1": 4000, "10.0.0.3": 4000}, "whose is whose can't be told"
     assert node.status().differences == 0
 
 
@@ -915,6 +1010,18 @@ def test_flow_show_finds_a_flow_in_its_bundle(command, node):
     for words in (("10.0.0.1", "10.9.9.8"), ("10.0.0.1", "10.9.9.8", "--network", "blue")):
         status, _, said = command("flow", "show", *words)
         assert (status, "there is no flow" in said) == (1, True)
+
+
+@pytest.mark.parametrize("word", ["show", "del"])
+def test_a_bundle_is_read_once_however_many_networks_it_is_in(command, node, monkeypatch, word):
+    node.load_bundle(
+        "mixed", made({("blue", "10.0.0.1", "10.9.9.9"): "drop", ("red", "10.0.0.1", "10.9.9.9"): "drop"})
+    )
+    looked: list[str] = []
+    verify = BundleFiles.verify
+    monkeypatch.setattr(BundleFiles, "verify", lambda self, each: looked.append(each) or verify(self, each))
+    assert "there is no flow" in command("flow", word, "10.0.0.2", "10.9.9.9")[2]
+    assert looked == [node.intent.bundles["mixed"].content]
 
 
 @pytest.mark.parametrize("network", [(), ("--network", "blue")])

@@ -719,6 +719,17 @@ def test_doctor_really_looks(run):
     assert {"kernel", "privileges", "bpffs", "libbpf", "data plane", "ip", "tshark", "iperf3"} <= set(checks)
 
 
+def test_doctor_calls_missing_what_the_data_plane_isnt_loaded_without(tmp_path):
+    from mptm.cli import doctor
+
+    for text, status in ((None, "missing"), ("0", "missing"), ("1", "ok")):
+        if text is not None:
+            (tmp_path / "jit").write_text(text)
+        assert doctor._jit(tmp_path / "jit").status == status
+    for path, status in ((tmp_path / "vmlinux", "missing"), (tmp_path / "jit", "ok")):
+        assert doctor._type_information(path).status == status
+
+
 @pytest.mark.parametrize(
     ("answer", "status"), [(1, "ok"), (0, "optional"), (-1, "ok")], ids=["loads", "refuses", "can't tell"]
 )

@@ -156,24 +156,30 @@ def _privileges(privileged: bool) -> Check:
     )
 
 
-def _type_information() -> Check:
-    path = Path("/sys/kernel/btf/vmlinux")
+def _type_information(path: Path = Path("/sys/kernel/btf/vmlinux")) -> Check:
+    """Without it, libbpf loads no program that looks at a kernel's type or names one of its functions (frame_len)."""
     if path.exists():
         return Check("kernel BTF", "ok", str(path))
-    return Check("kernel BTF", "optional", f"no {path}; MPTM itself does without", "CONFIG_DEBUG_INFO_BTF=y")
+    return Check(
+        "kernel BTF", "missing", f"no {path}: the data plane isn't loaded", "CONFIG_DEBUG_INFO_BTF=y"
+    )
 
 
-def _jit() -> Check:
-    path = Path("/proc/sys/net/core/bpf_jit_enable")
+def _jit(path: Path = Path("/proc/sys/net/core/bpf_jit_enable")) -> Check:
+    """Only with it, the kernel loads a program that calls one of its functions."""
     try:
         value = path.read_text().strip()
     except PermissionError:
         return Check("BPF JIT", "unknown", "only root may look")
     except OSError:
-        return Check("BPF JIT", "optional", "this kernel has none: many times slower", "CONFIG_BPF_JIT=y")
+        return Check(
+            "BPF JIT", "missing", "this kernel has none: the data plane isn't loaded", "CONFIG_BPF_JIT=y"
+        )
     if value != "0":
         return Check("BPF JIT", "ok", f"net.core.bpf_jit_enable = {value}")
-    return Check("BPF JIT", "optional", "off: many times slower", "sysctl -w net.core.bpf_jit_enable=1")
+    return Check(
+        "BPF JIT", "missing", "off: the data plane isn't loaded", "sysctl -w net.core.bpf_jit_enable=1"
+    )
 
 
 def _memlock() -> Check:

@@ -719,9 +719,10 @@ def flow_show(source: str, destination: str, network: str | None, as_json: bool)
     node = current_node()
     intent = node.intent
     bundles: dict[str, str] = {}
+    verified: set[str] = set()
 
     def in_bundles(name: str) -> Flow | None:
-        if (found := _in_bundles(node, intent, name, source, destination)) is not None:
+        if (found := _in_bundles(node, intent, name, source, destination, verified)) is not None:
             bundles[name] = found[0]
         return found and found[1]
 
@@ -741,12 +742,12 @@ def flow_show(source: str, destination: str, network: str | None, as_json: bool)
 
 
 def _in_bundles(
-    node: Node, intent: Intent, network: str, source: str, destination: str
+    node: Node, intent: Intent, network: str, source: str, destination: str, verified: set[str]
 ) -> tuple[str, Flow] | None:
     """The name of the bundle that has a flow, and the flow as if it were one of its own."""
     from mptm.intent import Flow
 
-    found = node.find_bundled(intent, network, source, destination, verify=True)
+    found = node.find_bundled(intent, network, source, destination, verified)
     if found is None:
         return None
     bundle, next_hop = found
@@ -781,8 +782,9 @@ def _find_flow(node: Node, intent: Intent, source: str, destination: str, networ
     try:
         found: Flow = _find(intent, "flow", what, network, lambda name: flow_key(name, source, destination))
     except NotFound:
+        verified: set[str] = set()
         for name in intent.networks if network is None else (network,):
-            if (bundled := _in_bundles(node, intent, name, source, destination)) is not None:
+            if (bundled := _in_bundles(node, intent, name, source, destination, verified)) is not None:
                 raise NotFound(
                     f"the flow {what} of network {name} wasn't added by itself: it is one of bundle {bundled[0]}",
                     "`mptm flow add` puts another one before it; `mptm flow save` and `load` change the bundle",
