@@ -413,7 +413,7 @@ def tunnel_record(
         patches=tuple(tables.Patch(int(patch.op), patch.offset, patch.bias) for patch in patches),
         outer_len=len(template.outer),
         strip=template.strip,
-        patch_count=len(template.patches),
+        patch_count=len(patches),
         max_len=template.max_len(path.mtu),
         egress_ifindex=path.egress_ifindex,
         counter=counter,

@@ -878,6 +878,35 @@ assert bpffs.is_mounted()
     assert process.returncode == 0, process.stderr
 
 
+def test_a_kernel_without_type_information_is_told_apart() -> None:
+    if subprocess.run(["unshare", "--mount", "true"], capture_output=True).returncode:
+        pytest.skip(
+            "no private mount namespace to be had here: it needs a mount point at /, which a chroot isn't"
+        )
+    script = """
+from mptm.errors import NotSupported
+from mptm.kernel import libbpf
+from mptm.kernel.objects import DATA_PLANE, object_path
+with libbpf.Object(object_path(DATA_PLANE)) as loading:
+    try:
+        loading.load()
+    except NotSupported as error:
+        assert "has no type information" in str(error) and "CONFIG_DEBUG_INFO_BTF" in error.hint, error
+    else:
+        raise AssertionError("it was loaded")
+"""
+    process = subprocess.run(
+        [
+            *("unshare", "--mount", "sh", "-c"),
+            *('mount -t tmpfs none /sys/kernel/btf && exec "$0" -c "$1"', sys.executable, script),
+        ],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == 0, process.stderr
+
+
 # ---- facts -----------------------------------------------------------------------------------------------
 
 

@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from mptm import config
 from mptm.bundlefile import BundleFiles
 from mptm.bundles import BundleFlows, make_flows, read_flows, write_flows
+from mptm.cli import bundles as bundles_cli
 from mptm.cli import run
 from mptm.cli.bundles import _Flows
 from mptm.cli.doctor import examine_bundles
@@ -1033,6 +1034,19 @@ def test_a_flow_of_a_bundle_is_not_changed_by_itself_and_the_bundle_is_named(com
             1,
             True,
         )
+
+
+def test_a_bundle_that_is_replaced_while_it_is_listed_is_no_damaged_one(command, node, monkeypatch):
+    load(node, "many", ["10.0.0.1", "10.0.0.2"])
+    rows = bundles_cli._Flows.rows
+
+    def rows_later(flows):
+        load(node, "many", ["10.0.0.3"])
+        return rows(flows)
+
+    monkeypatch.setattr(bundles_cli._Flows, "rows", rows_later)
+    status, _, said = command("flow", "list")
+    assert (status, "bundle many can't be listed: it was replaced or unloaded meanwhile" in said) == (1, True)
 
 
 @pytest.mark.parametrize("damage", DAMAGE)

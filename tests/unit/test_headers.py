@@ -13,7 +13,7 @@ from scapy.layers.l2 import Ether
 
 from mptm import headers
 from mptm.headers import Composer
-from mptm.template import Patch, PatchOp, Template
+from mptm.template import FixedPatch, Patch, PatchOp, Template
 
 MAC_A, MAC_B = bytes.fromhex("020000000001"), bytes.fromhex("020000000002")
 V4_A, V4_B = IPv4Address("10.30.30.1"), IPv4Address("10.30.30.2")
@@ -89,6 +89,19 @@ def test_ipv6_payload_length_counts_from_behind_the_header():
         Patch(PatchOp.LEN16, 58, -54),
         Patch(PatchOp.UDP6_CHECKSUM, 54),
     )
+
+
+def test_what_nearly_every_header_has_is_patched_at_known_places():
+    udp_v4 = compose().udp("flow", 6081).template()
+    assert list(udp_v4.fixed().values()) == [FixedPatch.IPV4, FixedPatch.FLOW16, FixedPatch.UDP_LEN]
+    composer = Composer(MAC_A, MAC_B).ip(V6_A, V6_B, 17, ttl=64, dscp=0, dont_fragment=True)
+    udp_v6 = composer.udp(1, 6081).template()
+    assert list(udp_v6.fixed().values()) == [FixedPatch.IPV6, FixedPatch.UDP_LEN]
+    assert list(compose().template().fixed().values()) == [FixedPatch.IPV4]
+
+
+def test_a_header_with_an_identification_has_no_patches_at_known_places():
+    assert compose(dont_fragment=False).udp("flow", 6081).template().fixed() == {}
 
 
 def test_inherited_fields_are_zero_in_the_template_and_open_in_the_masks():

@@ -194,7 +194,10 @@ class _Flows:
                     if self._network in (None, each.network):
                         yield bundle.name, each
                         listed += 1
-            except MptmError as error:
+            except MptmError:
+                now = self._node.intent.bundles.get(bundle.name)
+                if now is None or now.content != bundle.content:
+                    error = MptmError("it was replaced or unloaded meanwhile: list once more")
                 self._problems.append(f"{bundle.label()} can't be listed: {error}")
             self._listed[bundle.name] = listed
 

@@ -16,6 +16,7 @@ import click
 
 from mptm.cli.common import current_node, json_option, print_json
 from mptm.errors import MptmError
+from mptm.kernel.libbpf import KERNEL_BTF
 
 if TYPE_CHECKING:
     from mptm.node import Node
@@ -156,7 +157,7 @@ def _privileges(privileged: bool) -> Check:
     )
 
 
-def _type_information(path: Path = Path("/sys/kernel/btf/vmlinux")) -> Check:
+def _type_information(path: Path = KERNEL_BTF) -> Check:
     """Without it, libbpf loads no program that looks at a kernel's type or names one of its functions (frame_len)."""
     if path.exists():
         return Check("kernel BTF", "ok", str(path))

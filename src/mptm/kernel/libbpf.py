@@ -90,6 +90,9 @@ _PROTOTYPES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "libbpf_probe_bpf_prog_type": (_INT, (_INT, _BUFFER)),
 }
 
+KERNEL_BTF = Path("/sys/kernel/btf/vmlinux")
+"""The kernel's own types, which frame_len of bpf/hook.h looks at."""
+
 _LOGGER = ctypes.CFUNCTYPE(_INT, _INT, _TEXT, ctypes.c_void_p)
 _log = threading.local()
 
@@ -473,6 +476,11 @@ class Object:
         """Create the maps and hand the programs to the verifier."""
         take_log()
         if (result := self._library.bpf_object__load(self._handle)) < 0:
+            if not KERNEL_BTF.exists():
+                raise NotSupported(
+                    f"the kernel doesn't take {self.path.name}: it has no type information ({KERNEL_BTF})",
+                    hint="boot a kernel built with CONFIG_DEBUG_INFO_BTF, as those of distributions are",
+                )
             raise failure(f"the kernel doesn't take {self.path.name}", result, with_log=True)
 
     def program_fds(self) -> dict[str, int]:
