@@ -194,11 +194,11 @@ class _Flows:
                     if self._network in (None, each.network):
                         yield bundle.name, each
                         listed += 1
-            except MptmError:
+            except MptmError as error:
                 now = self._node.intent.bundles.get(bundle.name)
-                if now is None or now.content != bundle.content:
-                    error = MptmError("it was replaced or unloaded meanwhile: list once more")
-                self._problems.append(f"{bundle.label()} can't be listed: {error}")
+                is_same = now is not None and now.content == bundle.content
+                reason = str(error) if is_same else "it was replaced or unloaded meanwhile: list once more"
+                self._problems.append(f"{bundle.label()} can't be listed: {reason}")
             self._listed[bundle.name] = listed
 
     def conclude(self) -> None:
