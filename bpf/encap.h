@@ -200,15 +200,6 @@ static __always_inline bool is_carried(const struct tunnel *tunnel, const struct
 	return tunnel->inner_families & wanted;
 }
 
-/* What goes into which tunnel, and what came of it. */
-struct sending {
-	__u32 slot;	  /* in tunnels */
-	__u32 mtu;	  /* filled in with TOO_BIG: the largest inner IP packet that fits */
-	__u16 writes_mac; /* 1: the inner destination MAC becomes `mac` */
-	__u16 is_answer;  /* 1: our own answer to a packet that is counted already */
-	__u8 mac[ETH_ALEN];
-};
-
 #define TOO_BIG -2 /* no verdict of a hook */
 
 static __always_inline void write_inner_mac(struct ethhdr *eth, struct packet *packet, const __u8 *mac)
@@ -236,7 +227,7 @@ static __always_inline int encap_inline(hook_ctx *ctx, struct packet *packet, st
 	if (!tunnel || !tunnel->outer_len)
 		return tunnel && tunnel->flags & TUNNEL_CANT_SEND
 			   ? drop_on_tunnel(REASON_TUNNEL_DOWN, tunnel->counter, packet->len)
-			   : drop_on_port(REASON_TUNNEL_DOWN, ingress_ifindex(ctx), packet->len);
+			   : drop_on_port(REASON_TUNNEL_DOWN, arrival_ifindex(ctx, sending), packet->len);
 	is_l3 = tunnel->flags & TUNNEL_L3;
 	if (is_l3 && !is_carried(tunnel, packet))
 		return sending->is_answer ? VERDICT_DROP
@@ -272,7 +263,7 @@ static __always_inline int encap_inline(hook_ctx *ctx, struct packet *packet, st
 	/* Whether segments of unknown length fit is seen when they are there. */
 	room = gso_size(ctx) && !inner_longest ? ROOM_SEGMENTS : push_outer(ctx, packet, tunnel, strip);
 	if (room == ROOM_SEGMENTS)
-		return send_segments(ctx, packet, tunnel, slot);
+		return send_segments(ctx, packet, tunnel, sending);
 	if (room == ROOM_GSO)
 		return drop_on_tunnel(REASON_GSO, tunnel->counter, packet->len);
 	if (room == ROOM_NONE)
@@ -292,7 +283,7 @@ static __always_inline int encap_inline(hook_ctx *ctx, struct packet *packet, st
 
 	finish_room(ctx, room, patching.l3_offset);
 	if (tunnel->flags & TUNNEL_TO_STACK) {
-		ingress = arrival_port(ctx);
+		ingress = arrival_port(ctx, sending);
 		if (!ingress)
 			return drop_on_tunnel(REASON_PORT_GONE, tunnel->counter, packet->len);
 		count_encap(tunnel->counter, inner_bytes);

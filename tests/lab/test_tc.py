@@ -14,7 +14,7 @@ import pytest
 from msgspec.structs import replace
 from packets import carriers, carries, protocol_of, required_options
 from scapy.layers.inet import TCP
-from scapy.layers.inet6 import IPv6, IPv6ExtHdrDestOpt, PadN
+from scapy.layers.inet6 import ICMPv6PacketTooBig, IPv6, IPv6ExtHdrDestOpt, PadN
 from scapy.layers.l2 import Ether
 from scapy.packet import Raw
 from traffic import (
@@ -36,7 +36,7 @@ from traffic import (
     transfer,
 )
 
-from mptm.intent import Route
+from mptm.intent import Port, Route
 from mptm.kernel import netns
 from mptm.lab.topology import Lab, configure
 
@@ -218,13 +218,57 @@ def test_segments_whose_length_is_not_known_before_are_judged_when_they_are_ther
         / Raw(bytes(6000))
     )
     node.reset_counters()
-    with netns.inside(lab.namespace("node1-c1")), Longest(lab) as longest:
-        send_gso(bytes(frame), header_len=14 + 40 + 8 + 20, checksum_at=14 + 40 + 8, size=UNDERLAY_MTU)
+    with Capture(lab, "node1-c1") as container, Longest(lab) as longest:
+        with netns.inside(lab.namespace("node1-c1")):
+            send_gso(bytes(frame), header_len=14 + 40 + 8 + 20, checksum_at=14 + 40 + 8, size=UNDERLAY_MTU)
+        told = container.find(lambda each: each[12:14] == b"\x86\xdd" and each[20] == 58 and each[54] == 2)
         deadline = time.monotonic() + 3
-        while not drops(node, "REASON_TOO_BIG", "blue-to-node2") and time.monotonic() < deadline:
+        while (
+            drops(node, "REASON_TOO_BIG", "blue-to-node2") < 6000 // UNDERLAY_MTU
+            and time.monotonic() < deadline
+        ):
             time.sleep(0.01)
     assert drops(node, "REASON_TOO_BIG", "blue-to-node2") == 6000 // UNDERLAY_MTU
     assert longest.len <= UNDERLAY_MTU + 18
+    assert told is not None, "the sender has to know, or it sends segments of that size for ever"
+    assert Ether(told)[ICMPv6PacketTooBig].mtu == node.inner_mtu("blue")
+
+
+@pytest.mark.parametrize("mark", [0x4D50FFFF, 0x4D500001, 7])
+@pytest.mark.parametrize("variant", ["etherip", "vxlan"])
+def test_a_mark_is_the_users_and_stays_as_it_is(lab: Lab, variant: str, mark: int) -> None:
+    """With a sender in the node's own namespace, where marks stay; through where segments are made, and past it."""
+    node = lab.node("node1")
+    with kept(node), Capture(lab, "node1") as uplink:
+        configure(lab.namespace("node1"), ["link add veth-m type veth peer mark0", "link set mark0 up"])
+        configure(lab.namespace("node1"), ["link set veth-m up mtu 1400"])
+        try:
+            intent = at_hook(carried_by(lab, "node1", variant, **required_options(variant)), "tc")
+            node.apply(intent.add(Port(name="veth-m", role="access", network="blue", hook="tc")))
+            header = IPv6(src=address_of(lab, "node1-c1", 6), dst=address_of(lab, "node2-c1", 6))
+            frame = (
+                Ether(src=mac_of(lab, "node1", "mark0"), dst=mac_of(lab, "node2-c1"))
+                / header
+                / TCP(sport=7, dport=7, flags="A")
+                / Raw(bytes(6000))
+            )
+            node.reset_counters()
+            uplink.only_marked(mark)
+            with netns.inside(lab.namespace("node1")):
+                send_gso(
+                    bytes(frame),
+                    header_len=14 + 40 + 20,
+                    checksum_at=14 + 40,
+                    size=1000,
+                    interface="mark0",
+                    mark=mark,
+                )
+            seen = [len(each) for each in uplink.frames(wait_seconds=1)]
+            assert len(seen) == (6 if variant == "etherip" else 1)
+            assert sum(seen) > len(bytes(frame))
+            assert not node.drops()
+        finally:
+            configure(lab.namespace("node1"), ["link del veth-m"])
 
 
 @pytest.mark.parametrize("version", [4, 6])
@@ -257,12 +301,15 @@ def mtu_of(connected: socket.socket, version: int) -> int:
     return connected.getsockopt(*((0, 14) if version == 4 else (41, 24)))
 
 
-def send_gso(frame: bytes, *, header_len: int, checksum_at: int, size: int) -> None:
-    """Send a TCP segment out of eth0 that is to become some of `size` bytes of payload (linux/virtio_net.h)."""
+def send_gso(
+    frame: bytes, *, header_len: int, checksum_at: int, size: int, interface: str = "eth0", mark: int = 0
+) -> None:
+    """Send a TCP segment that is to become some of `size` bytes of payload (linux/virtio_net.h)."""
     header = struct.pack(
         "=BBHHHH", NEEDS_CHECKSUM, GSO_TCP6, header_len, size, checksum_at, TCP_CHECKSUM_OFFSET
     )
     with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as sender:
-        sender.bind(("eth0", 0x86DD))
+        sender.bind((interface, 0x86DD))
+        sender.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
         sender.setsockopt(SOL_PACKET, PACKET_VNET_HDR, 1)
         sender.send(header + frame)

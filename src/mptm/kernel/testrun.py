@@ -37,7 +37,9 @@ class _SkbContext(ctypes.Structure):
         ("mark", ctypes.c_uint32),
         ("before_ifindex", ctypes.c_uint32 * 7),
         ("ifindex", ctypes.c_uint32),
-        ("before_gso_segs", ctypes.c_uint32 * 30),
+        ("tc_index", ctypes.c_uint32),
+        ("cb", ctypes.c_uint32 * 5),
+        ("before_gso_segs", ctypes.c_uint32 * 24),
         ("gso_segs", ctypes.c_uint32),
         ("socket", ctypes.c_uint64),
         ("gso_size", ctypes.c_uint32),
@@ -45,8 +47,8 @@ class _SkbContext(ctypes.Structure):
     ]
 
 
-MARK_PASS = 0x4D50FFFF
-"""MARK_PASS of bpf/hook.h: a packet for the stack, which has to look at it anew."""
+_TOLD_PASS = 0x4D50
+"""TOLD_PASS of bpf/hook.h: a packet for the stack, which has to look at it anew."""
 
 _DROP, _PASS, _REDIRECT = 1, 2, 4  # enum xdp_action
 _TC_VERDICTS = {0xFFFFFFFF: _PASS, 0: _PASS, 2: _DROP, 7: _REDIRECT}
@@ -142,7 +144,7 @@ def run_at_tc(
         libbpf.library().bpf_prog_test_run_opts(program_fd, ctypes.byref(options)),
         f"the kernel doesn't run a packet of {len(packet)} bytes at TC",
     )
-    verdict = _PASS if after.mark == MARK_PASS else _TC_VERDICTS[options.retval]
+    verdict = _PASS if after.cb[0] == _TOLD_PASS else _TC_VERDICTS[options.retval]
     return Run(verdict, data_out.raw[: options.data_size_out], options.duration, after.mark)
 
 
