@@ -53,7 +53,7 @@ static __always_inline int send_segments(hook_ctx *ctx, const struct packet *pac
 	__u32 zero = 0, *ifindex = bpf_map_lookup_elem(&segmenter, &zero), port_slot;
 
 	/* What comes from there, and is still none, would go round. */
-	if (!ifindex || !*ifindex || sending->segment_of)
+	if (!ifindex || sending->segment_of)
 		return drop_on_tunnel(REASON_GSO, tunnel->counter, packet->len);
 	if (!lookup_port(ingress_ifindex(ctx), &port_slot))
 		return drop_on_tunnel(REASON_PORT_GONE, tunnel->counter, packet->len);

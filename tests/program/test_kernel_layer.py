@@ -1072,9 +1072,7 @@ def attached(data_plane: DataPlane) -> list[tuple[str, str, str, str]]:
 
 def segmenter_of(data_plane: DataPlane) -> int:
     table = data_plane.maps["segmenter"]
-    value = table.get(table.key.pack(0))
-    assert value is not None
-    return int.from_bytes(value, sys.byteorder)
+    return int.from_bytes(table.get(table.key.pack(0)) or b"", sys.byteorder)
 
 
 @pytest.mark.parametrize("role", ["access", "uplink"])
@@ -1197,6 +1195,7 @@ def test_an_upgrade_switches_what_is_at_tc(
     with netns.inside(pair.here), open_loaded(instance) as old:
         old.attach(at_tc(pair))
         before = old.program_id("mptm_decap_tc")
+        old.maps["segmenter"].delete([old.maps["segmenter"].key.pack(0)])  # as one is that was made afresh
     shutil.copy(object_path(DATA_PLANE), tmp_path)
     source = (ROOT / "bpf" / "mptm_tc.bpf.c").read_text().replace('"mptm', f'"{ROOT}/bpf/mptm')
     clang(tmp_path / DATA_PLANE_TC, source + 'SEC("tc") int more(hook_ctx *ctx) { return ctx->len; }')
@@ -1211,6 +1210,8 @@ def test_an_upgrade_switches_what_is_at_tc(
             each.program_id for each in tc.filters() if each.ifindex == pair.ifindex
         ]
         assert programs == [after]
+        found = segmenter.find(instance)
+        assert found is not None and segmenter_of(new) == found.entry
 
 
 def test_removing_the_instance_leaves_nothing_at_tc(instance: str, pair: Pair, tc_mode: str) -> None:

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import socket
+
 import pytest
 from packets import carriers, carries, far_end, over_ip, tunnel
 from patching import encapsulate
@@ -10,7 +12,7 @@ from scapy.layers.inet import ICMP, IP, TCP
 from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import ARP, Dot1Q, Ether
 from scapy.packet import Raw
-from world import OUR_MAC, OURS, REMOTE, THEIR_MAC, THEIRS, VERDICTS, Result, World
+from world import OUR_MAC, OURS, REMOTE, THEIR_MAC, THEIRS, VERDICTS, Result, World, ip
 
 from mptm.intent import Network, Route
 from mptm.kernel import netns, testrun
@@ -64,9 +66,13 @@ def routes(version: int) -> list[Route]:
     ]
 
 
-def segmenter(node: World, ifindex: int) -> None:
+def segmenter(node: World, ifindex: int | None) -> None:
     table = node.data_plane.maps["segmenter"]
-    table.update({table.key.pack(0): table.value.pack(ifindex)})
+    with netns.inside(node.namespace):
+        if ifindex is None:
+            table.delete([table.key.pack(0)])
+        else:
+            table.update({table.key.pack(0): table.value.pack(ifindex)})
 
 
 @pytest.mark.parametrize("version", [4, 6])
@@ -102,17 +108,28 @@ def test_segments_that_are_too_big_are_answered(here: World, version: int, large
 def test_what_can_not_go_whole_goes_where_segments_are_made(here: World) -> None:
     here.apply(tunnel("etherip", remotes=REMOTE), *routes(4))
     packet = tcp(3000)
-    segmenter(here, 0)
+    segmenter(here, None)
     assert send(here, "c1", packet, gso_size=1300).verdict == "DROP"
     assert here.drops() == {"GSO": 1}
     segmenter(here, here.links["c2"].ifindex)
     try:
         got = send(here, "c1", packet, gso_size=1300)
     finally:
-        segmenter(here, 0)
+        segmenter(here, None)
     assert (got.verdict, got.data) == ("REDIRECT", packet), "nothing is in front of it yet"
     assert here.drops() == {"GSO": 1}
     assert here.tunnel_counters("to-node2")["encap_packets"] == 0, "counted when it is encapsulated"
+
+
+def test_where_segments_were_made_may_be_gone(here: World) -> None:
+    here.apply(tunnel("etherip", remotes=REMOTE), *routes(4))
+    ip("-n", here.namespace, "link", "add", "gone0", "type", "veth", "peer", "name", "gone1")
+    with netns.inside(here.namespace):
+        segmenter(here, socket.if_nametoindex("gone0"))
+    assert send(here, "c1", tcp(3000), gso_size=1300).verdict == "REDIRECT"
+    ip("-n", here.namespace, "link", "del", "gone0")
+    assert send(here, "c1", tcp(3000), gso_size=1300).verdict == "DROP"
+    assert here.drops() == {"GSO": 1}
 
 
 @pytest.mark.parametrize("underlay", [4, 6])

@@ -287,17 +287,29 @@ class DataPlane:
 
     def _ensure_segmenter(self) -> None:
         """Have what makes segments of GSO packets, with the program at its end; looked into once."""
-        if self._segments_at is not None and self._segments_at == segmenter.find(self.instance):
+        if (
+            self._segments_at is not None
+            and self._segments_at == segmenter.find(self.instance)
+            and self._leads_to(self._segments_at)
+        ):
             return
-        table = self.maps[_SEGMENTER]
         pin = self._root / _SEGMENTER
         if segmenter.find(self.instance) is None and pin.exists():
             _detach_link(pin)
         pair = segmenter.ensure(self.instance)
         if not self._runs_segment_program(pair, pin):
             self._create_at_tc(pair.exit, segmenter.names(self.instance)[1], _SEGMENT_PROGRAM, pin)
-        table.update({table.key.pack(0): table.value.pack(pair.entry)})
+        self._lead_to(pair)
         self._segments_at = pair
+
+    def _lead_to(self, pair: segmenter.Pair) -> None:
+        table = self.maps[_SEGMENTER]
+        table.update({table.key.pack(0): table.value.pack(pair.entry)})
+
+    def _leads_to(self, pair: segmenter.Pair) -> bool:
+        """Whether the table does; the kernel takes an interface that goes out of it."""
+        table = self.maps[_SEGMENTER]
+        return table.get(table.key.pack(0)) == table.value.pack(pair.entry)
 
     def _runs_segment_program(self, pair: segmenter.Pair, pin: Path) -> bool:
         if not pin.exists():
@@ -325,7 +337,7 @@ class DataPlane:
             _detach_link(pin)
         segmenter.remove(self.instance)
         if (table := self.maps.get(_SEGMENTER)) is not None:
-            table.update({table.key.pack(0): table.value.pack(0)})
+            table.delete([table.key.pack(0)])
 
     def _filters(self) -> list[tc.Filter]:
         """Of the ports, not of the segmenter."""
@@ -435,6 +447,8 @@ class DataPlane:
         Then the loaded programs and tables take the place of the pinned ones. What a kill in the middle leaves
         behind, the next `open` finds as an upgrade that is still needed. Raises KernelError.
         """
+        if self._has_tc and (pair := segmenter.find(self.instance)) is not None:
+            self._lead_to(pair)  # a table that was made afresh is empty
         for attached in self.attachments():
             program = self._full_name(attached.program)
             if attached.ifindex == 0 or program is None:
