@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from mptm.bundles import BundleFlows
     from mptm.compile import Allocations, Compiled
     from mptm.gro import Listening
-    from mptm.intent import Bundle, Flow, Intent, NextHop, Object, Tunnel
+    from mptm.intent import Bundle, Flow, Intent, NextHop, Object, Port, Tunnel
     from mptm.offloads import Feature, Finding, Offloads, OtherEnd, PortNeeds, Settled
     from mptm.template import Template
     from mptm.trace import Trace, Tracer
@@ -373,6 +373,28 @@ class GroupDetails:
         return {**vars(self), "members": [member._asdict() for member in self.members]}
 
 
+def _handed_over(data_plane: Any) -> dict[int, bool]:
+    """Whether the data plane hands packets for an access port over to its other end, by the port's ifindex."""
+    from mptm.compile import PortFlag, PortRole
+
+    table = data_plane.maps["ports"]
+    records = [table.value.unpack(value) for value in table.items().values()]
+    return {
+        record["ifindex"]: bool(record["flags"] & PortFlag.HAS_PEER)
+        for record in records
+        if record["role"] == PortRole.ACCESS
+    }
+
+
+def _hand_over(port: Port, link: Link | None) -> str | None:
+    """Of PortDetails."""
+    if link is None or port.role != "access" or not link.has_far_peer:
+        return None
+    return (
+        f"through the interface: {link.detour}" if link.detour else "by ports at TC straight to its other end"
+    )
+
+
 @dataclass(frozen=True)
 class PortDetails:
     """A port's state, the hook it is meant to run at and why, and its counters, where they can be read."""
@@ -383,6 +405,8 @@ class PortDetails:
     why: str | None = None
     offloads: Settled | None = None
     """What was set at the other end; None: nothing was to be."""
+    hand_over: str | None = None
+    """How packets get to a container, or VM, in words; None: they are sent out of the port."""
 
 
 class ObjectState(NamedTuple):
@@ -769,6 +793,13 @@ class Node:
                     if data_plane is not None
                     else 0
                 )
+                handed_over = _handed_over(data_plane) if data_plane is not None else {}
+        moved = [
+            f"port {name}: its other end has come to its own network namespace, where nothing is handed over to it; "
+            "run: mptm restore"
+            for name, link in facts.links.items()
+            if handed_over.get(link.ifindex) and not link.has_far_peer
+        ]
         objects = []
         for (kind, key), state in compiled.states.items():
             if kind == "port":
@@ -785,7 +816,7 @@ class Node:
             objects=tuple(worth_telling(snapshot.intent, objects)),
             attached=attached,
             differences=differences,
-            warnings=tuple(compiled.warnings),
+            warnings=(*compiled.warnings, *moved),
         )
 
     def port_details(self, name: str) -> PortDetails:
@@ -810,6 +841,7 @@ class Node:
                 choice.hook,
                 choice.why,
                 self._offloads(snapshot.meta.get(OFFLOADS)).ports.get(name),
+                _hand_over(snapshot.intent.get("port", name), facts.links.get(name)),
             )
 
     def tunnel_details(self, name: str) -> TunnelDetails:
@@ -945,6 +977,7 @@ class Node:
             compiled = self._compile(intent, facts, snapshot.allocations)
             ports = {each.name: facts.links[each.name] for each in compiled.attachments}
             ends = self._kernel.find_other_ends([link.ifindex for link in ports.values()])
+            handed_over, before = self._ways_to(compiled)
             own = {
                 name: self._kernel.read_features(link.ifindex)
                 for name, link in ports.items()
@@ -968,6 +1001,11 @@ class Node:
                     name,
                     link.mtu,
                     namespace=_netns_path(bound) if bound else "",
+                    up=link.up,
+                    is_far=link.has_far_peer,
+                    detour=link.detour,
+                    is_handed_over=handed_over.get(link.ifindex),
+                    before=before.get(name, ()),
                     needs=needs[name].needs,
                     end=ends.get(link.ifindex),
                     own=own.get(name, {}),
@@ -983,6 +1021,19 @@ class Node:
             if each.hook == "tc" and each.role == "uplink"
         }
         return found
+
+    def _ways_to(self, compiled: Compiled) -> tuple[dict[int, bool], dict[str, tuple[str, ...]]]:
+        """Of the data plane: whether packets are handed over, by ifindex, and whose programs are before ours, by port.
+
+        Of ports at TC; nothing where it isn't loaded.
+        """
+        at_tc = {each.name: each.ifindex for each in compiled.attachments if each.hook == "tc"}
+        with self._opened_or_none() as data_plane:
+            if data_plane is None:
+                return {}, {}
+            return _handed_over(data_plane), {
+                name: tuple(data_plane.programs_before(ifindex)) for name, ifindex in at_tc.items()
+            }
 
     @contextlib.contextmanager
     def data_plane(self) -> Iterator[Any]:

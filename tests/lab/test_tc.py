@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import struct
@@ -41,6 +42,7 @@ from mptm.kernel import netns
 from mptm.lab.topology import Lab, configure
 
 UNDERLAY_MTU = 1500
+RESTORE = "mptm restore"
 WHOLE = 3000
 """Bytes of a frame that is no single segment on a link of UNDERLAY_MTU."""
 SIZE = 4 * MEGABYTE
@@ -182,6 +184,67 @@ def test_a_container_at_tc_sends_to_its_neighbour(lab: Lab) -> None:
                     *(f"address add {each} dev eth0" for each in addresses),
                 ],
             )
+
+
+def sent_by_qdisc(lab: Lab) -> int:
+    shown = lab.exec("node1", ["tc", "-s", "-j", "qdisc", "show", "dev", "veth-c1"]).stdout
+    return sum(each["packets"] for each in json.loads(shown) if each["kind"] == "tbf")
+
+
+def problems(lab: Lab, port: str) -> list[tuple[str, str]]:
+    return [(each.problem, each.command) for each in lab.node("node1").examine_ports()[port]]
+
+
+def test_what_is_on_the_way_to_a_container_is_not_gone_past(lab: Lab) -> None:
+    """A user's qdisc at the host's end: doctor tells of it, and restore, or any change, leads packets through it."""
+    bring_up(lab, "vxlan", 4, ("tc", "tc"))
+    node = lab.node("node1")
+    assert node.port_details("veth-c1").hand_over == "by ports at TC straight to its other end"
+    limit = ["rate", "10gbit", "burst", "1m", "latency", "50ms"]
+    lab.exec("node1", ["tc", "qdisc", "add", "dev", "veth-c1", "root", "tbf", *limit])
+    try:
+        ping(lab, "node1-c1", address_of(lab, "node2-c1"), count=10)
+        assert sent_by_qdisc(lab) < 10, (
+            "answers of ours, to ARP, go that way, what is for the container doesn't"
+        )
+        assert (
+            "it has a qdisc tbf, which packets go past, as they are handed over to its other end",
+            RESTORE,
+        ) in (problems(lab, "veth-c1"))
+        node.restore()
+        assert problems(lab, "veth-c1") == []
+        assert node.port_details("veth-c1").hand_over == "through the interface: it has a qdisc tbf"
+        transfer(lab, "node1-c1", "node2-c1", size=SIZE)
+        assert sent_by_qdisc(lab) > 0
+    finally:
+        lab.exec("node1", ["tc", "qdisc", "del", "dev", "veth-c1", "root"])
+    ((problem, command),) = problems(lab, "veth-c1")
+    assert "could be handed over" in problem and command == RESTORE
+    node.restore()
+    assert problems(lab, "veth-c1") == []
+
+
+def test_a_container_that_comes_back_into_the_nodes_namespace_is_told(lab: Lab) -> None:
+    bring_up(lab, "vxlan", 4, ("tc", "tc"))
+    node = lab.node("node1")
+    inside = lab.namespace("node1-c2")
+    moving = ["ip", "link", "set", "eth0", "name", "moved0", "netns", lab.namespace("node1")]
+    lab.exec("node1-c2", ["ip", "link", "set", "eth0", "down"])
+    lab.exec("node1-c2", moving)
+    try:
+        told = [each for each in node.status().warnings if "its own network namespace" in each]
+        assert len(told) == 1 and "veth-c2" in told[0] and RESTORE in told[0]
+        assert any("its own network namespace" in each for each, _ in problems(lab, "veth-c2"))
+        node.restore()
+        assert not [each for each in node.status().warnings if "its own network namespace" in each]
+        assert not any("its own network namespace" in each for each, _ in problems(lab, "veth-c2"))
+        assert any("moved0" in each and "is down" in each for each, _ in problems(lab, "veth-c2"))
+    finally:
+        lab.exec("node1", ["ip", "link", "set", "moved0", "name", "eth0", "netns", inside])
+        addresses = lab.container("node1-c2").addresses
+        configure(inside, ["link set eth0 up", *(f"address add {each} dev eth0" for each in addresses)])
+        node.restore()
+    ping(lab, "node1-c2", address_of(lab, "node2-c2"))
 
 
 @pytest.mark.parametrize(("variant", "underlay"), [("vxlan", 4), ("vxlan", 6), ("etherip", 4)])

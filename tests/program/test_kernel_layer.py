@@ -35,7 +35,7 @@ from mptm.errors import (
 )
 from mptm.facts import Facts
 from mptm.kernel import bpffs, libbpf, netlink, netns, segmenter, tc
-from mptm.kernel.dataplane import DataPlane, instance_directory, remove_instance
+from mptm.kernel.dataplane import NO_TCX, DataPlane, instance_directory, remove_instance
 from mptm.kernel.maps import Map, possible_cpus
 from mptm.kernel.objects import DATA_PLANE, DATA_PLANE_TC, EXTRAS, object_path
 from mptm.kernel.testrun import Run
@@ -1158,6 +1158,100 @@ def test_programs_of_others_at_tc_stay(
         data_plane.detach(pair.name)
         assert libbpf.tcx_programs(pair.ifindex) == [number]
         os.close(link)
+
+
+ALL_OF_THEIRS = """
+    #include <linux/bpf.h>
+    #include <bpf/bpf_helpers.h>
+    SEC("tc") int theirs(struct __sk_buff *skb) { return -1; }
+    SEC("xdp") int theirs_xdp(struct xdp_md *ctx) { return XDP_PASS; }
+    char LICENSE[] SEC("license") = "GPL";
+"""
+
+
+@pytest.fixture
+def theirs(clang: Callable[..., Path], tmp_path: Path) -> Iterator[dict[str, int]]:
+    """Descriptors of somebody else's programs by name."""
+    with libbpf.Object(clang(tmp_path / "theirs.o", ALL_OF_THEIRS)) as loading:
+        loading.load()
+        programs = loading.program_fds()
+        yield programs
+        for fd in programs.values():
+            os.close(fd)
+
+
+def way_to(pair: Pair) -> tuple[bool, str]:
+    with netns.inside(pair.here):
+        link = netlink.gather_facts((), resolve_timeout_seconds=0).links[pair.name]
+        return link.hands_over, link.detour
+
+
+def add_filter_at_egress(pair: Pair, fd: int) -> None:
+    with netns.inside(pair.here), netlink.open_netlink() as messages:
+        messages.tc(
+            "add-filter", "bpf", pair.ifindex, fd=fd, name="theirs", parent=0xFFFFFFF3, prio=1, protocol=3,
+            classid=1, direct_action=True,
+        )  # fmt: skip
+
+
+def test_packets_are_handed_over_where_nothing_is_on_the_way(pair: Pair, theirs: dict[str, int]) -> None:
+    assert way_to(pair) == (True, "")
+    with netns.inside(pair.here):
+        command(
+            "tc",
+            "qdisc",
+            "add",
+            "dev",
+            pair.name,
+            "root",
+            "tbf",
+            "rate",
+            "1gbit",
+            "burst",
+            "1m",
+            "lat",
+            "9ms",
+        )
+        assert way_to(pair) == (False, "it has a qdisc tbf")
+        command("tc", "qdisc", "del", "dev", pair.name, "root")
+        command("tc", "qdisc", "add", "dev", pair.name, "clsact")
+        assert way_to(pair) == (True, "")
+        add_filter_at_egress(pair, theirs["theirs"])
+        assert way_to(pair) == (False, "it has filters at its TC egress")
+        command("tc", "qdisc", "del", "dev", pair.name, "clsact")
+        link = libbpf.library().bpf_link_create(theirs["theirs"], pair.ifindex, libbpf.TCX_EGRESS, None)
+        if link >= 0:
+            assert way_to(pair) == (False, "it has programs at its TC egress")
+            os.close(link)
+    with netns.inside(pair.there):
+        libbpf.attach_xdp(socket.if_nametoindex(pair.name), theirs["theirs_xdp"], 0)
+    assert way_to(pair) == (False, "its other end has an XDP program")
+
+
+def test_packets_are_not_handed_over_where_nobody_can_look(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> list[int]:
+        raise KernelError("the TC programs can't be listed", errno.EPERM)
+
+    monkeypatch.setattr(libbpf, "tcx_programs", refuse)
+    hands_over, detour = way_to(pair)
+    assert not hands_over
+    assert "can't be looked at" in detour
+
+
+def test_whose_programs_are_before_ours_is_told(instance: str, pair: Pair, theirs: dict[str, int]) -> None:
+    with netns.inside(pair.here), open_loaded(instance) as data_plane:
+        link = libbpf.library().bpf_link_create(theirs["theirs"], pair.ifindex, libbpf.TCX_INGRESS, None)
+        if -link in NO_TCX:
+            pytest.skip("this kernel has no tcx")
+        data_plane.attach(at_tc(pair))
+        number = libbpf.program_info(theirs["theirs"]).id
+        assert data_plane.programs_before(pair.ifindex) == [f"theirs (id {number})"]
+        os.close(link)
+        behind = libbpf.library().bpf_link_create(theirs["theirs"], pair.ifindex, libbpf.TCX_INGRESS, None)
+        assert data_plane.programs_before(pair.ifindex) == []
+        os.close(behind)
 
 
 def test_a_port_at_tc_that_was_renamed_keeps_its_link(instance: str, pair: Pair) -> None:

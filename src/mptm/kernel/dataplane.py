@@ -441,6 +441,16 @@ class DataPlane:
             for each in self._filters()
         ]
 
+    def programs_before(self, ifindex: int) -> list[str]:
+        """Names of others' programs that see what comes in at TC before ours does. Raises KernelError."""
+        found = []
+        for program_id in libbpf.tcx_programs(ifindex):
+            if self._is_ours(program_id):
+                break
+            info = libbpf.program_info_by_id(program_id)
+            found.append(f"{(info.name if info else '') or 'a program'} (id {program_id})")
+        return found
+
     def switch_links(self) -> None:
         """Let every attached interface run the loaded programs from now on, without a packet lost in between.
 

@@ -26,6 +26,9 @@ XDP = 37
 TCX_INGRESS = 46
 """`enum bpf_attach_type`: BPF_TCX_INGRESS (Linux 6.6)."""
 
+TCX_EGRESS = 47
+"""`enum bpf_attach_type`: BPF_TCX_EGRESS."""
+
 XDP_FLAGS_SKB_MODE = 1 << 1
 XDP_FLAGS_DRV_MODE = 1 << 2
 XDP_FLAGS_REPLACE = 1 << 4
@@ -356,10 +359,10 @@ def create_tcx_link(program_fd: int, ifindex: int) -> int:
     return int(library().bpf_link_create(program_fd, ifindex, TCX_INGRESS, ctypes.byref(options)))
 
 
-def tcx_programs(ifindex: int) -> list[int]:
-    """Ids of the programs at the tcx ingress of an interface, in order; none where the kernel has no tcx."""
+def tcx_programs(ifindex: int, where: int = TCX_INGRESS) -> list[int]:
+    """Ids of the programs at the tcx of an interface, in order; none where the kernel has none."""
     ids, count = (_U32 * 64)(), _U32(64)
-    result = library().bpf_prog_query(ifindex, TCX_INGRESS, 0, None, ids, ctypes.byref(count))
+    result = library().bpf_prog_query(ifindex, where, 0, None, ids, ctypes.byref(count))
     if result in (-errno.EINVAL, -errno.ENOENT, -errno.ENODEV):
         return []
     check(result, f"the TC programs of interface {ifindex} can't be listed")
