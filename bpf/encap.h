@@ -241,6 +241,9 @@ static __always_inline int encap_inline(hook_ctx *ctx, struct packet *packet, st
 	inner_bytes = frame_bytes - strip + (is_l3 ? ETH_HLEN : tunnel->strip);
 	trace(TRACE_TUNNEL, slot, tunnel->counter, patching.len);
 	inner_longest = longest_len(ctx, 0, packet, frame_bytes);
+	/* Headers in the datagrams of a workload's own tunnel aren't counted there. */
+	if (gso_size(ctx) && packet->protocol == IPPROTO_UDP && is_encapsulated(ctx))
+		inner_longest = 0;
 	longest = inner_longest - strip + tunnel->outer_len;
 	if ((int)longest > (int)tunnel->max_len) {
 		overhead = tunnel->outer_len + packet->l3_offset - strip;

@@ -70,10 +70,10 @@ def bring_up(lab: Lab, variant: str, underlay: int, hooks: tuple[str, str]) -> N
 
 
 class Longest:
-    """The longest frame with an outer IP header, or a tag, that passes the underlay while the block runs."""
+    """The longest frame (65536: or longer) that passes the underlay, or an interface, while the block runs."""
 
-    def __init__(self, lab: Lab) -> None:
-        self._capture = Capture(lab, "underlay", "node1")
+    def __init__(self, lab: Lab, target: str = "underlay", interface: str = "node1") -> None:
+        self._capture = Capture(lab, target, interface)
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch)
         self.len = 0
@@ -109,6 +109,120 @@ def test_tcp_goes_through_every_protocol(lab: Lab, variant: str, underlay: int) 
             transfer(lab, "node1-c1", "node2-c1", version, size=SIZE)
         assert (longest.len > WHOLE) == (gso == "whole")
         assert gso == "whole" or longest.len <= UNDERLAY_MTU + 18
+
+
+BIG = 131072
+BIG_CARRIERS = [
+    ("vxlan", 4),
+    ("vxlan", 6),
+    ("geneve l3", 4),
+    ("gre", 6),
+    ("vlan", 4),
+    ("qinq", 4),
+    ("etherip", 4),
+]
+IFLA_GSO_MAX_SIZE, IFLA_GRO_MAX_SIZE, IFLA_GSO_IPV4_MAX_SIZE, IFLA_GRO_IPV4_MAX_SIZE = 41, 58, 63, 64
+RTM_SETLINK, NLM_F_REQUEST, NLM_F_ACK = 19, 1, 4
+
+
+def set_sizes(lab: Lab, container: str, size: int) -> None:
+    """Let the container's stack make packets of more than 64 KB, or not (rtnetlink; what is unknown is passed over)."""
+    with netns.inside(lab.namespace(container)):
+        attributes = b"".join(
+            struct.pack("=HHI", 8, each, size)
+            for each in (IFLA_GSO_MAX_SIZE, IFLA_GRO_MAX_SIZE, IFLA_GSO_IPV4_MAX_SIZE, IFLA_GRO_IPV4_MAX_SIZE)
+        )
+        body = struct.pack("=BxHiII", 0, 0, socket.if_nametoindex("eth0"), 0, 0) + attributes
+        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as asking:
+            flags = NLM_F_REQUEST | NLM_F_ACK
+            asking.send(struct.pack("=IHHII", 16 + len(body), RTM_SETLINK, flags, 1, 0) + body)
+            answer = asking.recv(4096)
+        (number,) = struct.unpack_from("=i", answer, 16)
+        assert number == 0, os.strerror(-number)
+
+
+@pytest.mark.parametrize(("variant", "underlay"), BIG_CARRIERS)
+def test_tcp_of_more_than_64_kilobytes_arrives(lab: Lab, variant: str, underlay: int) -> None:
+    """BIG TCP of a workload (Linux 5.19, IPv4: 6.3): segments are made of it before a header is put in front."""
+    bring_up(lab, variant, underlay, ("tc", "tc"))
+    for node in NODES:
+        set_sizes(lab, f"{node}-c1", BIG)
+    try:
+        for version in (4, 6):
+            if not carries(variant, underlay, version):
+                continue
+            with Longest(lab, "node1", "veth-c1") as longest:
+                transfer(lab, "node1-c1", "node2-c1", version, size=16 * MEGABYTE)
+            assert longest.len >= 65536, "the stack made none"
+    finally:
+        for node in NODES:
+            set_sizes(lab, f"{node}-c1", 65536)
+    assert not [each for node in NODES for each in lab.node(node).drops() if each.reason != "REASON_NO_ROUTE"]
+
+
+OWN = ["vxlan", "geneve", "gretap"]
+"""Tunnels that a workload may have itself: kinds of link."""
+
+
+@pytest.fixture
+def own_tunnel(lab: Lab, request: pytest.FixtureRequest) -> Iterator[tuple[str, str]]:
+    """A tunnel of the workloads' own, from node1-c1 to node2-c1: the addresses at its ends."""
+    kind, version, options = request.param
+    addresses = "192.168.77.1", "192.168.77.2"
+    ends = [f"{node}-c1" for node in NODES]
+    for end, far, address in zip(ends, ends[::-1], addresses, strict=True):
+        remote = address_of(lab, far, version)
+        words = ["local", address_of(lab, end, version)] if kind != "geneve" else []
+        link = ["ip", "link", "add", "own0", "type", kind, *options, "remote", remote, *words]
+        made = lab.exec(end, link, check=False)
+        if made.returncode:
+            pytest.skip(f"this kernel has no {kind}: {made.stderr}")
+        configure(lab.namespace(end), [f"address add {address}/24 dev own0", "link set own0 up mtu 1300"])
+    yield addresses
+    for end in ends:
+        configure(lab.namespace(end), ["link del own0"])
+
+
+VXLAN = ("vxlan", 4, ["id", "7", "dstport", "4789", "noudpcsum"])
+VXLAN6 = ("vxlan", 6, ["id", "7", "dstport", "4789", "udp6zerocsumtx", "udp6zerocsumrx"])
+VXLAN_CHECKSUM = ("vxlan", 4, ["id", "7", "dstport", "4789", "udpcsum"])
+GENEVE = ("geneve", 4, ["id", "7"])
+GRETAP = ("gretap", 4, [])
+
+
+@pytest.mark.parametrize(
+    "own_tunnel",
+    [VXLAN, VXLAN6, VXLAN_CHECKSUM, GENEVE, GRETAP],
+    indirect=True,
+    ids=lambda each: f"{each[0]}{each[1]}{len(each[2])}",
+)
+@pytest.mark.parametrize(("variant", "underlay"), [("vlan", 4), ("qinq", 4), ("vxlan", 4), ("mpls", 4)])
+def test_a_workloads_own_tunnel_goes_through_ours(
+    lab: Lab, own_tunnel: tuple[str, str], variant: str, underlay: int
+) -> None:
+    bring_up(lab, variant, underlay, ("tc", "tc"))
+    ping(lab, "node1-c1", own_tunnel[1], count=1)
+    with Longest(lab, "node1", "veth-c1") as longest:
+        transfer(lab, "node1-c1", "node2-c1", address=own_tunnel[1], size=SIZE)
+    assert longest.len > WHOLE, "the workload's stack sends no GSO packets"
+
+
+VXLAN_DF = ("vxlan", 4, ["id", "7", "dstport", "4789", "df", "set"])
+
+
+@pytest.mark.parametrize("own_tunnel", [VXLAN_DF], indirect=True, ids=lambda _: "")
+@pytest.mark.parametrize("variant", ["vlan", "qinq", "vxlan"])
+def test_the_headers_of_a_workloads_own_tunnel_count(
+    lab: Lab, own_tunnel: tuple[str, str], variant: str
+) -> None:
+    """Its GSO packets tell how much is behind all headers: with these, segments don't fit, which it is told."""
+    bring_up(lab, variant, 4, ("tc", "tc"))
+    for node in NODES:
+        configure(lab.namespace(f"{node}-c1"), ["link set eth0 mtu 1600", "link set own0 mtu 1480"])
+    ping(lab, "node1-c1", own_tunnel[1], count=1)
+    lab.node("node1").reset_counters()
+    transfer(lab, "node1-c1", "node2-c1", address=own_tunnel[1], size=SIZE)
+    assert drops(lab.node("node1"), "REASON_TOO_BIG", "blue-to-node2")
 
 
 MIXED = [("vxlan", 4), ("geneve", 6), ("vlan", 4), ("gre checksum", 4), ("ipip", 4), ("l2tp", 4)]

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import socket
+import struct
 
 import pytest
 from packets import carriers, carries, far_end, over_ip, tunnel
@@ -103,6 +104,40 @@ def test_segments_that_are_too_big_are_answered(here: World, version: int, large
         assert (got.packet[ICMP].type, got.packet[ICMP].code, got.packet[ICMP].nexthopmtu) == (3, 4, 1500)
     else:
         assert got.data[54] == 2, "packet too big"
+
+
+def without_length(packet: bytes, version: int, *, jumbo: bool = False) -> bytes:
+    """A frame of BIG TCP: its IP header says 0; until Linux 6.18 with a jumbo header in the case of IPv6."""
+    if version == 4:
+        return packet[:16] + bytes(2) + packet[18:]
+    header = packet[:18] + bytes(2) + packet[20:54]
+    if not jumbo:
+        return header + packet[54:]
+    length = struct.pack(">I", len(packet) - 54 + 8)
+    return header[:20] + b"\0" + header[21:] + b"\x06\0\xc2\x04" + length + packet[54:]
+
+
+@pytest.mark.parametrize(("version", "jumbo"), [(4, False), (6, False), (6, True)])
+@pytest.mark.parametrize("variant", ["vlan", "ipip", "sit", "gre"])
+def test_without_a_length_a_gso_packet_of_tcp_goes_to_its_end(
+    here: World, variant: str, version: int, jumbo: bool
+) -> None:
+    if not carries(variant, 4, version):
+        pytest.skip("not a packet of this tunnel")
+    here.apply(tunnel(variant, remotes=REMOTE), *routes(version))
+    packet = without_length(tcp(3000, version), version, jumbo=jumbo)
+    segmenter(here, here.links["c2"].ifindex)
+    try:
+        got = send(here, "c1", packet, gso_size=1300)
+    finally:
+        segmenter(here, None)
+    assert (got.verdict, here.drops()) == ("REDIRECT", {})
+    if jumbo:
+        assert got.data == packet, "it goes where segments are made, with which the jumbo header goes"
+    else:
+        assert len(got.data) > len(packet) - 14
+    if version == 4:
+        assert send(here, "c1", packet).verdict == "PASS", "it isn't a GSO packet, but a broken one"
 
 
 def test_what_can_not_go_whole_goes_where_segments_are_made(here: World) -> None:
