@@ -1186,10 +1186,10 @@ def way_to(pair: Pair) -> tuple[bool, str]:
         return link.hands_over, link.detour
 
 
-def add_filter_at_egress(pair: Pair, fd: int) -> None:
+def add_filter(pair: Pair, fd: int, parent: int) -> None:
     with netns.inside(pair.here), netlink.open_netlink() as messages:
         messages.tc(
-            "add-filter", "bpf", pair.ifindex, fd=fd, name="theirs", parent=0xFFFFFFF3, prio=1, protocol=3,
+            "add-filter", "bpf", pair.ifindex, fd=fd, name="theirs", parent=parent, prio=1, protocol=3,
             classid=1, direct_action=True,
         )  # fmt: skip
 
@@ -1216,7 +1216,7 @@ def test_packets_are_handed_over_where_nothing_is_on_the_way(pair: Pair, theirs:
         command("tc", "qdisc", "del", "dev", pair.name, "root")
         command("tc", "qdisc", "add", "dev", pair.name, "clsact")
         assert way_to(pair) == (True, "")
-        add_filter_at_egress(pair, theirs["theirs"])
+        add_filter(pair, theirs["theirs"], 0xFFFFFFF3)
         assert way_to(pair) == (False, "it has filters at its TC egress")
         command("tc", "qdisc", "del", "dev", pair.name, "clsact")
         link = libbpf.library().bpf_link_create(theirs["theirs"], pair.ifindex, libbpf.TCX_EGRESS, None)
@@ -1252,6 +1252,66 @@ def test_whose_programs_are_before_ours_is_told(instance: str, pair: Pair, their
         behind = libbpf.library().bpf_link_create(theirs["theirs"], pair.ifindex, libbpf.TCX_INGRESS, None)
         assert data_plane.programs_before(pair.ifindex) == []
         os.close(behind)
+
+
+def qdiscs(pair: Pair) -> list[str]:
+    shown = command("tc", "qdisc", "show", "dev", pair.name)
+    return [line.split()[1] for line in shown.splitlines() if "noqueue" not in line]
+
+
+@pytest.fixture
+def without_tcx(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(libbpf, "create_tcx_link", lambda *_: -errno.EINVAL)
+
+
+@pytest.mark.usefixtures("without_tcx")
+def test_a_qdisc_that_we_added_goes_with_our_filter(instance: str, pair: Pair) -> None:
+    with netns.inside(pair.here):
+        with open_loaded(instance) as data_plane:
+            data_plane.attach(at_tc(pair))
+            assert qdiscs(pair) == ["clsact"]
+        with open_loaded(instance) as data_plane:
+            data_plane.attach(at_tc(pair))
+            data_plane.detach(pair.name)
+            assert qdiscs(pair) == []
+            assert os.listdir(instance_directory(instance) / "qdiscs") == []
+
+
+@pytest.mark.usefixtures("without_tcx")
+def test_a_qdisc_of_somebody_elses_stays(instance: str, pair: Pair) -> None:
+    with netns.inside(pair.here), open_loaded(instance) as data_plane:
+        command("tc", "qdisc", "add", "dev", pair.name, "clsact")
+        data_plane.attach(at_tc(pair))
+        data_plane.detach(pair.name)
+        assert qdiscs(pair) == ["clsact"]
+
+
+@pytest.mark.usefixtures("without_tcx")
+@pytest.mark.parametrize("parent", [0xFFFFFFF2, 0xFFFFFFF3], ids=["ingress", "egress"])
+def test_a_qdisc_with_somebody_elses_filter_stays(
+    instance: str, pair: Pair, theirs: dict[str, int], parent: int
+) -> None:
+    with netns.inside(pair.here), open_loaded(instance) as data_plane:
+        data_plane.attach(at_tc(pair))
+        add_filter(pair, theirs["theirs"], parent)
+        data_plane.detach(pair.name)
+        assert qdiscs(pair) == ["clsact"]
+        assert "theirs" in command(
+            "tc", "filter", "show", "dev", pair.name, "ingress" if parent == 0xFFFFFFF2 else "egress"
+        )
+
+
+@pytest.mark.usefixtures("without_tcx")
+def test_a_qdisc_of_another_interface_of_that_name_is_not_taken_for_ours(instance: str, pair: Pair) -> None:
+    with netns.inside(pair.here), open_loaded(instance) as data_plane:
+        data_plane.attach(at_tc(pair))
+        ip("-n", pair.here, "link", "del", pair.name)
+        again = make_pair(pair.here, pair.there)
+        command("tc", "qdisc", "add", "dev", again.name, "clsact")
+        data_plane.attach(at_tc(again))
+        data_plane.detach(again.name)
+        assert qdiscs(again) == ["clsact"]
+        assert os.listdir(instance_directory(instance) / "qdiscs") == [], "what was noted of it is forgotten"
 
 
 def test_a_port_at_tc_that_was_renamed_keeps_its_link(instance: str, pair: Pair) -> None:

@@ -7,6 +7,7 @@ Everything lives in bpffs, so traffic goes on when no process of ours runs:
                                 progs/<program>
                                 links/<interface>  at XDP
                                 tcx/<interface>    at TC, where the kernel has tcx links (6.6); else it is a filter
+                                qdiscs/<index> <interface>  a symbolic link: we added the qdisc that the filter is on
                                 build              a symbolic link whose target names the build and its programs
 
 Dots in the names of instances and interfaces stand as colons there. What
@@ -50,6 +51,7 @@ NO_TCX = frozenset((errno.EINVAL, errno.EOPNOTSUPP, libbpf.ENOTSUPP))
 
 _ROOT = bpffs.MOUNT_POINT / "mptm"
 _BUILD = "build"
+_QDISCS = "qdiscs"
 _NEW = " new"  # no interface, table or program can have a name that ends so
 _KERNEL_NAME_LEN = 15
 _READ_ONLY_FOR_PROGRAMS = 1 << 7  # BPF_F_RDONLY_PROG, which the kernel adds to device maps by itself
@@ -269,8 +271,35 @@ class DataPlane:
                 return "tcx"
             if -fd not in NO_TCX:
                 raise libbpf.failure(f"{program} can't be attached to {name} at TC", fd)
-        tc.set_filter(ifindex, program_fd, program)
+        if program == _SEGMENT_PROGRAM:  # its interface goes with it
+            tc.set_filter(ifindex, program_fd, program)
+        else:
+            tc.set_filter(ifindex, program_fd, program, lambda: self._note_qdisc(ifindex, name))
         return "clsact"
+
+    def _note_qdisc(self, ifindex: int, name: str) -> None:
+        """Note, so that whoever detaches knows it, that it was us who added a qdisc."""
+        note = self._root / _QDISCS / f"{ifindex} {bpffs.escape(name)}"
+        _make_directories(note.parent)
+        try:
+            note.unlink(missing_ok=True)
+            note.symlink_to(_network_namespace())
+        except OSError as error:
+            raise KernelError(f"{note} can't be made", error.errno or 0) from None
+
+    def _remove_qdisc(self, ifindex: int, name: str) -> None:
+        """Take the qdisc off an interface, if it was us who added it; forget those of interfaces that are gone."""
+        for pin in _pins(self._root / _QDISCS):
+            note = self._root / _QDISCS / pin
+            number, _, escaped = pin.partition(" ")
+            if os.readlink(note) != _network_namespace():
+                continue
+            noted = int(number), bpffs.unescape(escaped)
+            if noted == (ifindex, name):
+                if tc.remove_qdisc(ifindex):
+                    note.unlink()
+            elif not _is_there(*noted):
+                note.unlink()
 
     def _refuse_another_instances(self, attachment: Attachment) -> None:
         """Raise ForeignProgram where another instance has a program at either hook: each would take from the other."""
@@ -378,6 +407,7 @@ class DataPlane:
                 for each in tc.filters(socket.if_nametoindex(name)):
                     if self._is_ours(each.program_id):
                         tc.remove_filter(each.ifindex)
+                self._remove_qdisc(socket.if_nametoindex(name), name)
             if not _pins(pin.parent) and not self._filters():
                 self._remove_segmenter()
 
@@ -623,6 +653,19 @@ def remove_instance(instance: str) -> None:
             shutil.rmtree(root)
     except OSError as error:
         raise KernelError(f"{root} can't be removed", error.errno or 0) from None
+
+
+def _network_namespace() -> str:
+    """Tells that of this thread from others."""
+    found = os.stat("/proc/thread-self/ns/net")
+    return f"{found.st_dev}:{found.st_ino}"
+
+
+def _is_there(ifindex: int, name: str) -> bool:
+    try:
+        return socket.if_indextoname(ifindex) == name
+    except OSError:
+        return False
 
 
 def _pins(directory: Path) -> list[str]:
