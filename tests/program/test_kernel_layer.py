@@ -1314,6 +1314,80 @@ def test_a_qdisc_of_another_interface_of_that_name_is_not_taken_for_ours(instanc
         assert os.listdir(instance_directory(instance) / "qdiscs") == [], "what was noted of it is forgotten"
 
 
+def count_descriptors() -> int:
+    gc.collect()
+    return len(os.listdir("/proc/self/fd"))
+
+
+@pytest.mark.parametrize("of", ["mptm_decap_tc", "mptm_encap_tc"])
+def test_a_link_at_tc_that_lost_its_pin_is_taken_over(instance: str, pair: Pair, of: str) -> None:
+    with netns.inside(pair.here), open_loaded(instance) as data_plane:
+        data_plane.require_tc()
+        link = libbpf.create_tcx_link(data_plane.program_fd(of), pair.ifindex)  # as of who keeps it
+        if -link in NO_TCX:
+            pytest.skip("this kernel has no tcx")
+        program = data_plane.program_id("mptm_decap_tc")
+        assert attached(data_plane) == [(pair.name, "tc", "adopted", of)]
+        before = count_descriptors()
+        assert data_plane.attach(at_tc(pair)) == "tcx"
+        assert count_descriptors() == before
+        assert libbpf.tcx_programs(pair.ifindex) == [program], "a second one would see each packet again"
+        assert attached(data_plane) == [(pair.name, "tc", "tcx", "mptm_decap_tc")]
+        os.close(link)
+        assert libbpf.tcx_programs(pair.ifindex) == [program], "it is ours now"
+        data_plane.detach(pair.name)
+        assert libbpf.tcx_programs(pair.ifindex) == []
+
+
+def attach_without_link(data_plane: DataPlane, pair: Pair, program: str) -> None:
+    result = libbpf.library().bpf_prog_attach_opts(
+        data_plane.program_fd(program), pair.ifindex, libbpf.TCX_INGRESS, None
+    )
+    if -result in NO_TCX:
+        pytest.skip("this kernel has no tcx")
+    libbpf.check(result, "the test's program can't be attached")
+
+
+@pytest.mark.parametrize("of", ["mptm_decap_tc", "mptm_encap_tc"])
+def test_a_program_at_tc_without_a_link_is_adopted(instance: str, pair: Pair, of: str) -> None:
+    with netns.inside(pair.here), open_loaded(instance) as data_plane:
+        data_plane.require_tc()
+        attach_without_link(data_plane, pair, of)
+        assert attached(data_plane) == [(pair.name, "tc", "adopted", of)]
+        before = count_descriptors()
+        for _ in range(2):
+            assert data_plane.attach(at_tc(pair)) == "adopted"
+            assert libbpf.tcx_programs(pair.ifindex) == [data_plane.program_id("mptm_decap_tc")]
+        assert count_descriptors() - before <= len(data_plane.maps)
+        assert attached(data_plane) == [(pair.name, "tc", "adopted", "mptm_decap_tc")]
+        data_plane.detach(pair.name)
+        assert libbpf.tcx_programs(pair.ifindex) == []
+        assert attached(data_plane) == []
+
+
+def test_two_programs_of_ours_at_tc_become_one(instance: str, pair: Pair) -> None:
+    with netns.inside(pair.here), open_loaded(instance) as data_plane:
+        data_plane.require_tc()
+        attach_without_link(data_plane, pair, "mptm_encap_tc")
+        attach_without_link(data_plane, pair, "mptm_decap_tc")
+        assert data_plane.attach(at_tc(pair)) == "adopted"
+        assert libbpf.tcx_programs(pair.ifindex) == [data_plane.program_id("mptm_decap_tc")]
+
+
+def test_an_upgrade_switches_what_was_adopted_at_tc(
+    instance: str, pair: Pair, clang: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with netns.inside(pair.here), open_loaded(instance) as old:
+        old.require_tc()
+        attach_without_link(old, pair, "mptm_decap_tc")
+    build_another(clang, tmp_path, monkeypatch)
+    with netns.inside(pair.here), open_loaded(instance) as new:
+        assert new.upgrade_needed
+        new.switch_links()
+        assert libbpf.tcx_programs(pair.ifindex) == [new.program_id("mptm_decap_tc")]
+        assert attached(new) == [(pair.name, "tc", "adopted", "mptm_decap_tc")]
+
+
 def test_a_port_at_tc_that_was_renamed_keeps_its_link(instance: str, pair: Pair) -> None:
     with netns.inside(pair.here), open_loaded(instance) as data_plane:
         data_plane.attach(at_tc(pair))
@@ -1337,6 +1411,14 @@ def test_a_port_at_tc_whose_interface_is_gone_says_so(instance: str, pair: Pair)
         assert [each.ifindex for each in data_plane.attachments()] == [again.ifindex]
 
 
+def build_another(clang: Callable[..., Path], directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the programs for TC, to be used from now on."""
+    shutil.copy(object_path(DATA_PLANE), directory)
+    source = (ROOT / "bpf" / "mptm_tc.bpf.c").read_text().replace('"mptm', f'"{ROOT}/bpf/mptm')
+    clang(directory / DATA_PLANE_TC, source + 'SEC("tc") int more(hook_ctx *ctx) { return ctx->len; }')
+    monkeypatch.setenv("MPTM_OBJECT_DIR", str(directory))
+
+
 def test_an_upgrade_switches_what_is_at_tc(
     instance: str,
     pair: Pair,
@@ -1350,10 +1432,7 @@ def test_an_upgrade_switches_what_is_at_tc(
         old.attach(at_tc(pair))
         before = old.program_id("mptm_decap_tc")
         old.maps["segmenter"].delete([old.maps["segmenter"].key.pack(0)])  # as one is that was made afresh
-    shutil.copy(object_path(DATA_PLANE), tmp_path)
-    source = (ROOT / "bpf" / "mptm_tc.bpf.c").read_text().replace('"mptm', f'"{ROOT}/bpf/mptm')
-    clang(tmp_path / DATA_PLANE_TC, source + 'SEC("tc") int more(hook_ctx *ctx) { return ctx->len; }')
-    monkeypatch.setenv("MPTM_OBJECT_DIR", str(tmp_path))
+    build_another(clang, tmp_path, monkeypatch)
     with netns.inside(pair.here), open_loaded(instance) as new:
         assert new.upgrade_needed
         new.switch_links()

@@ -67,8 +67,8 @@ class Attached:
     """An interface that runs a program of this instance.
 
     `name` is the interface's when it was attached, `ifindex` 0 when it is gone. `mode` is at XDP native, generic,
-    offload, or adopted: attached by somebody else and without a link; at TC tcx or clsact; empty when the interface is
-    gone. `hook` is xdp or tc; a port that is just being moved has both.
+    offload, or adopted: attached by somebody else and without a link of ours; at TC tcx, clsact, or adopted; empty when
+    the interface is gone. `hook` is xdp or tc; a port that is just being moved has both.
     """
 
     ifindex: int
@@ -257,9 +257,51 @@ class DataPlane:
                     _update_link(fd, self.program_fd(program), attachment.name)
                 return "tcx"
         self._refuse_another_instances(attachment)
-        return self._create_at_tc(
-            attachment.ifindex, attachment.name, program, self._link_pin(attachment.name, "tc")
+        pin = self._link_pin(attachment.name, "tc")
+        return self._take_over_at_tc(attachment, program, pin) or self._create_at_tc(
+            attachment.ifindex, attachment.name, program, pin
         )
+
+    def _take_over_at_tc(self, attachment: Attachment, program: str, pin: Path) -> str | None:
+        """Have a program of ours, by whatever way it is there, be the one of a port; the mode, None: there is none."""
+        strays = self._strays(attachment.ifindex)
+        for program_id in strays[1:]:
+            self._detach_stray(attachment.ifindex, program_id)
+        if not strays:
+            return None
+        fd = libbpf.find_tcx_link(attachment.ifindex, strays[0])
+        if fd is None:
+            if strays[0] != self.program_id(program):
+                libbpf.replace_tcx(attachment.ifindex, strays[0], self.program_fd(program))
+            return "adopted"
+        try:
+            if strays[0] != self.program_id(program):
+                _update_link(fd, self.program_fd(program), attachment.name)
+            _make_directories(pin.parent)
+            libbpf.pin(fd, pin)
+        finally:
+            os.close(fd)
+        return "tcx"
+
+    def _strays(self, ifindex: int) -> list[int]:
+        """Ids of programs of ours at the tcx of an interface that no pinned link of ours has there, in order."""
+        programs = [each for each in libbpf.tcx_programs(ifindex) if self._is_ours(each)]
+        for name in _pins(self._root / _LINKS_OF_HOOK["tc"]) if programs else ():
+            with _opened(self._root / _LINKS_OF_HOOK["tc"] / name) as fd:
+                info = libbpf.link_info(fd)
+            if info.ifindex == ifindex and info.program_id in programs:
+                programs.remove(info.program_id)
+        return programs
+
+    def _detach_stray(self, ifindex: int, program_id: int) -> None:
+        fd = libbpf.find_tcx_link(ifindex, program_id)
+        if fd is None:
+            libbpf.replace_tcx(ifindex, program_id, None)
+            return
+        try:
+            libbpf.library().bpf_link_detach(fd)
+        finally:
+            os.close(fd)
 
     def _create_at_tc(self, ifindex: int, name: str, program: str, pin: Path) -> str:
         """Attach a program at TC by a link that is pinned, or where the kernel has none by a filter; the mode."""
@@ -404,6 +446,8 @@ class DataPlane:
             _detach_link(pin)
         if self._has_tc:
             with suppress(OSError):
+                for program_id in self._strays(socket.if_nametoindex(name)):
+                    self._detach_stray(socket.if_nametoindex(name), program_id)
                 for each in tc.filters(socket.if_nametoindex(name)):
                     if self._is_ours(each.program_id):
                         tc.remove_filter(each.ifindex)
@@ -466,6 +510,13 @@ class DataPlane:
                     "tc",
                 )
             )
+        pair = segmenter.find(self.instance)
+        found += [
+            Attached(ifindex, name, "adopted", self._program_name(program_id), "tc")
+            for ifindex, name in socket.if_nameindex()
+            if pair is None or ifindex != pair.exit
+            for program_id in self._strays(ifindex)
+        ]
         return found + [
             Attached(each.ifindex, each.name, "clsact", self._program_name(each.program_id), "tc")
             for each in self._filters()
@@ -493,7 +544,13 @@ class DataPlane:
             program = self._full_name(attached.program)
             if attached.ifindex == 0 or program is None:
                 continue
-            if attached.mode == "adopted":
+            if attached.mode == "adopted" and attached.hook == "tc":
+                self._take_over_at_tc(
+                    Attachment(attached.ifindex, attached.name, "", "auto", "tc"),
+                    program,
+                    self._link_pin(attached.name, "tc"),
+                )
+            elif attached.mode == "adopted":
                 if (state := _xdp_state(attached.ifindex, attached.name)) is not None:
                     self._adopt(state, program)
             elif attached.mode == "clsact":
