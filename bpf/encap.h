@@ -218,7 +218,8 @@ static __always_inline int encap_inline(hook_ctx *ctx, struct packet *packet, st
 	__u32 slot = sending->slot;
 	struct tunnel *tunnel = SLOT(tunnels, slot);
 	struct patching patching = {};
-	__u32 strip, frame_bytes = packet->len, inner_bytes, overhead, inner_longest, longest, port_slot;
+	__u32 strip, frame_bytes = packet->len, inner_bytes, overhead, inner_longest, longest, port_slot,
+		     more;
 	struct port *ingress;
 	struct ethhdr *eth;
 	enum room room;
@@ -263,6 +264,8 @@ static __always_inline int encap_inline(hook_ctx *ctx, struct packet *packet, st
 		return drop_on_tunnel(REASON_BAD_INNER, tunnel->counter, packet->len);
 	if (sending->writes_mac)
 		write_inner_mac(eth, packet, sending->mac);
+	more = more_segments(ctx, packet, inner_longest);
+	inner_bytes += more * (header_of_each(ctx, inner_longest) + inner_bytes - frame_bytes);
 	/* Whether segments of unknown length fit is seen when they are there. */
 	room = gso_size(ctx) && !inner_longest ? ROOM_SEGMENTS : push_outer(ctx, packet, tunnel, strip);
 	if (room == ROOM_SEGMENTS)
@@ -289,15 +292,15 @@ static __always_inline int encap_inline(hook_ctx *ctx, struct packet *packet, st
 		ingress = arrival_port(ctx, sending);
 		if (!ingress)
 			return drop_on_tunnel(REASON_PORT_GONE, tunnel->counter, packet->len);
-		count_encap(tunnel->counter, inner_bytes);
+		count_encap(tunnel->counter, 1 + more, inner_bytes);
 		trace(TRACE_TO_STACK, tunnel->outer_len, patching.hash, 0);
 		return pass_to_stack(ctx, ingress, room == ROOM_NOTED);
 	}
 	if (redirect_to(ctx, tunnel->egress_ifindex) != VERDICT_REDIRECT)
 		return drop_on_tunnel(REASON_EGRESS_GONE, tunnel->counter, packet->len);
-	count_encap(tunnel->counter, inner_bytes);
+	count_encap(tunnel->counter, 1 + more, inner_bytes);
 	if (lookup_port(tunnel->egress_ifindex, &port_slot))
-		count_port_tx(port_slot, patching.len);
+		count_port_tx(port_slot, 1 + more, patching.len + more * header_of_each(ctx, longest));
 	trace(TRACE_ENCAPSULATED, tunnel->egress_ifindex, tunnel->outer_len, patching.hash);
 	return VERDICT_REDIRECT;
 }

@@ -87,6 +87,12 @@ static __always_inline __u32 gso_size(const hook_ctx *ctx)
 	return LOAD_FIELD(gso_size);
 }
 
+/* How many segments those are; 0: the kernel hasn't counted them (of a VM, by a tap). */
+static __always_inline __u32 gso_segs(const hook_ctx *ctx)
+{
+	return LOAD_FIELD(gso_segs);
+}
+
 /* Puts the first `len` bytes, if there are as many, in reach. Pointers into the packet are void afterwards.
  */
 static __always_inline void pull_packet(hook_ctx *ctx, __u32 len)
@@ -252,6 +258,11 @@ static __always_inline bool read_bytes(hook_ctx *ctx, __u32 offset, void *to, __
 }
 
 static __always_inline __u32 gso_size(const hook_ctx *ctx __attribute__((unused)))
+{
+	return 0;
+}
+
+static __always_inline __u32 gso_segs(const hook_ctx *ctx __attribute__((unused)))
 {
 	return 0;
 }

@@ -300,6 +300,24 @@ static __always_inline __u32 longest_len(const hook_ctx *ctx, __u32 offset, cons
 	return packet->l3_offset + header_len + (*at >> 4) * 4 + size;
 }
 
+/* How many segments besides the first a packet becomes that longest_len says `longest` of. */
+static __always_inline __u32 more_segments(const hook_ctx *ctx, const struct packet *packet, __u32 longest)
+{
+	__u32 size = gso_size(ctx), count = gso_segs(ctx);
+
+	if (!size)
+		return 0;
+	if (!count && longest)
+		count = (packet->len - (longest - size) + size - 1) / size;
+	return count ? count - 1 : 0;
+}
+
+/* Bytes of headers in each of them; 0 where only who makes them knows. */
+static __always_inline __u32 header_of_each(const hook_ctx *ctx, __u32 longest)
+{
+	return longest ? longest - gso_size(ctx) : 0;
+}
+
 /* Hash of the inner flow: addresses, protocol and, where there are any, ports. One flow, one value. */
 static __always_inline __u32 hash_flow(const struct packet *packet)
 {

@@ -32,6 +32,7 @@ from traffic import (
     drops,
     kept,
     mac_of,
+    peer_of,
     ping,
     set_switches,
     transfer,
@@ -223,6 +224,20 @@ def test_the_headers_of_a_workloads_own_tunnel_count(
     lab.node("node1").reset_counters()
     transfer(lab, "node1-c1", "node2-c1", address=own_tunnel[1], size=SIZE)
     assert drops(lab.node("node1"), "REASON_TOO_BIG", "blue-to-node2")
+
+
+@pytest.mark.parametrize(("variant", "underlay"), [("vxlan", 4), ("gre", 6), ("vlan", 4), ("etherip", 4)])
+@pytest.mark.parametrize("far", ["tc", "xdp"])
+def test_both_ends_count_the_same(lab: Lab, variant: str, underlay: int, far: str) -> None:
+    """Whether packets go whole or not: segments, with all headers in each."""
+    bring_up(lab, variant, underlay, ("tc", far))
+    for name in NODES:
+        lab.node(name).reset_counters()
+    transfer(lab, "node1-c1", "node2-c1", size=SIZE)
+    near, away = (lab.node(name).counters().tunnels[f"blue-to-{peer_of(name)}"] for name in NODES)
+    assert near.encap_packets > SIZE // UNDERLAY_MTU
+    assert (near.encap_packets, near.encap_bytes) == (away.decap_packets, away.decap_bytes)
+    assert (near.decap_packets, near.decap_bytes) == (away.encap_packets, away.encap_bytes)
 
 
 MIXED = [("vxlan", 4), ("geneve", 6), ("vlan", 4), ("gre checksum", 4), ("ipip", 4), ("l2tp", 4)]

@@ -38,7 +38,9 @@ def peer(peer: World) -> World:
     return peer
 
 
-def send(node: World, port: str, packet: bytes, *, gso_size: int = 0, flags: int = 0) -> Result:
+def send(
+    node: World, port: str, packet: bytes, *, gso_size: int = 0, gso_segs: int = 0, flags: int = 0
+) -> Result:
     """A packet comes in at a port at TC."""
     program = TC_PROGRAM_OF_ROLE["uplink" if port in node.UPLINKS else "access"]
     with netns.inside(node.namespace):
@@ -47,6 +49,7 @@ def send(node: World, port: str, packet: bytes, *, gso_size: int = 0, flags: int
             packet,
             ifindex=node.links[port].ifindex,
             gso_size=gso_size,
+            gso_segs=gso_segs,
             flags=flags,
         )
     return Result(VERDICTS[run.verdict], run.data)
@@ -104,6 +107,41 @@ def test_segments_that_are_too_big_are_answered(here: World, version: int, large
         assert (got.packet[ICMP].type, got.packet[ICMP].code, got.packet[ICMP].nexthopmtu) == (3, 4, 1500)
     else:
         assert got.data[54] == 2, "packet too big"
+
+
+@pytest.mark.parametrize("segments", [0, 3])
+@pytest.mark.parametrize("version", [4, 6])
+def test_a_gso_packet_counts_as_its_segments(here: World, version: int, segments: int) -> None:
+    """With all headers in each, as they are on the wire; of a VM the kernel hasn't counted them."""
+    headers = {4: 54, 6: 74}[version]
+    inner = {"packets": 3, "bytes": 2500 + 3 * headers}
+    outer = {"packets": 3, "bytes": 2500 + 3 * (headers + 4)}
+    nothing = {"packets": 0, "bytes": 0}
+
+    def counted(what: dict[str, int], one: str, other: str) -> tuple[dict[str, int], dict[str, int]]:
+        return tuple({each: what[f"{way}_{each}"] for each in ("packets", "bytes")} for way in (one, other))  # type: ignore[return-value]
+
+    here.apply(tunnel("vlan", remotes=REMOTE), *routes(version))
+    got = send(here, "c1", tcp(2500, version), gso_size=1000, gso_segs=segments)
+    assert got.verdict == "REDIRECT"
+    assert counted(here.port_counters("c1"), "rx", "tx") == (inner, nothing)
+    assert counted(here.tunnel_counters("to-node2"), "encap", "decap") == (inner, nothing)
+    assert counted(here.port_counters("up0"), "rx", "tx") == (nothing, outer)
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_a_received_gso_packet_counts_as_its_segments(here: World, peer: World, version: int) -> None:
+    headers = {4: 54, 6: 74}[version]
+    here.apply(tunnel("vlan", remotes=REMOTE), *routes(version))
+    sent = send(here, "c1", tcp(2500, version), gso_size=1000)
+    peer.apply(far_end("vlan", 4), Route(network="blue", prefix=THEIRS[version], port="c1"))
+    assert send(peer, "up0", sent.data, gso_size=1000).verdict == "REDIRECT"
+    assert peer.drops() == {}
+    (tunnels,) = [peer.tunnel_counters(name) for name in peer.allocations.tunnels]
+    assert (tunnels["decap_packets"], tunnels["decap_bytes"]) == (3, 2500 + 3 * headers)
+    up0, c1 = peer.port_counters("up0"), peer.port_counters("c1")
+    assert (up0["rx_packets"], up0["rx_bytes"]) == (3, 2500 + 3 * (headers + 4))
+    assert (c1["tx_packets"], c1["tx_bytes"]) == (3, 2500 + 3 * headers)
 
 
 def without_length(packet: bytes, version: int, *, jumbo: bool = False) -> bytes:

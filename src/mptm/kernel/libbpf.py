@@ -412,7 +412,10 @@ class _ProgramAttachOptions(ctypes.Structure):
 
 
 def replace_tcx(ifindex: int, old_program_id: int, new_program_fd: int | None) -> None:
-    """Exchange (or, without a new one, detach) a program that is at a tcx ingress without a link. Raises KernelError."""
+    """Exchange (or, without a new one, detach) a program that is at a tcx ingress without a link.
+
+    Raises KernelError.
+    """
     old = check(library().bpf_prog_get_fd_by_id(old_program_id), f"program {old_program_id} can't be opened")
     try:
         if new_program_fd is None:

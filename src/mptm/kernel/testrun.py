@@ -117,16 +117,27 @@ def run(program_fd: int, packet: bytes, *, ifindex: int = 1, repeat: int = 1) ->
 
 
 def run_at_tc(
-    program_fd: int, packet: bytes, *, ifindex: int, gso_size: int = 0, mark: int = 0, flags: int = 0
+    program_fd: int,
+    packet: bytes,
+    *,
+    ifindex: int,
+    gso_size: int = 0,
+    gso_segs: int = 0,
+    mark: int = 0,
+    flags: int = 0,
 ) -> Run:
     """The same with a program for TC and a packet that is an skb; the verdict is that which XDP has for it.
 
-    With `gso_size` it is a GSO packet with segments of that many bytes. `ifindex` is one of the thread's namespace.
-    VLAN tags are in the data, where those beside it aren't seen afterwards. Raises KernelError.
+    With `gso_size` it is a GSO packet with segments of that many bytes, `gso_segs` of them (0: not counted).
+    `ifindex` is one of the thread's namespace. VLAN tags are in the data, where those beside it aren't seen
+    afterwards. Raises KernelError.
     """
     data_in = ctypes.create_string_buffer(packet, len(packet))
     data_out = ctypes.create_string_buffer(len(packet) + _GROWTH)
-    context, after = _SkbContext(ifindex=ifindex, gso_size=gso_size, mark=mark), _SkbContext()
+    context, after = (
+        _SkbContext(ifindex=ifindex, gso_size=gso_size, gso_segs=gso_segs, mark=mark),
+        _SkbContext(),
+    )
     options = _Options(
         sz=ctypes.sizeof(_Options),
         data_in=ctypes.addressof(data_in),
