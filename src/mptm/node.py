@@ -978,6 +978,7 @@ class Node:
             ports = {each.name: facts.links[each.name] for each in compiled.attachments}
             ends = self._kernel.find_other_ends([link.ifindex for link in ports.values()])
             handed_over, before = self._ways_to(compiled)
+            moved = self._moved_ends(snapshot, {name: ends.get(link.ifindex) for name, link in ports.items()})
             own = {
                 name: self._kernel.read_features(link.ifindex)
                 for name, link in ports.items()
@@ -1006,6 +1007,7 @@ class Node:
                     detour=link.detour,
                     is_handed_over=handed_over.get(link.ifindex),
                     before=before.get(name, ()),
+                    moved_from=moved.get(name, ""),
                     needs=needs[name].needs,
                     end=ends.get(link.ifindex),
                     own=own.get(name, {}),
@@ -1034,6 +1036,19 @@ class Node:
             return _handed_over(data_plane), {
                 name: tuple(data_plane.programs_before(ifindex)) for name, ifindex in at_tc.items()
             }
+
+    def _moved_ends(self, snapshot: Snapshot, ends: Mapping[str, OtherEnd | None]) -> dict[str, str]:
+        """Where the other ends of ports were that are in another network namespace now, as far as both can be found."""
+        found = {}
+        for name, settled in self._offloads(snapshot.meta.get(OFFLOADS)).ports.items():
+            end = ends.get(name)
+            if end is None or not settled.namespace or (not end.namespace and end.problem):
+                continue
+            was = self._kernel.netns_identity(settled.namespace)
+            now = self._kernel.netns_identity(end.namespace or None)
+            if settled.name and None not in (was, now) and was != now:
+                found[name] = settled.namespace
+        return found
 
     @contextlib.contextmanager
     def data_plane(self) -> Iterator[Any]:

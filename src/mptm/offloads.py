@@ -369,7 +369,8 @@ class PortFacts:
     """What is looked at to examine a port.
 
     `up`, `is_far` and `detour` are the interface's (Link: up, has_far_peer and detour); `is_handed_over`: what the data
-    plane does with packets to it, None: it isn't loaded; `before`: programs that see packets before ours.
+    plane does with packets to it, None: it isn't loaded; `before`: programs that see packets before ours. `moved_from`:
+    the namespace in which the other end was, and isn't any more.
     `own` are the features of the interface itself. `can_send`: whether XDP can send out of it, None: not known.
     `fits`: the largest IP packet that fits every tunnel of the port's network; `is_told`: senders are told so.
     `needs_tags`: VLAN tags have to be in the frames that come in. `namespace`: as that of OtherEnd, empty: where the
@@ -384,6 +385,7 @@ class PortFacts:
     detour: str = ""
     is_handed_over: bool | None = None
     before: tuple[str, ...] = ()
+    moved_from: str = ""
     needs: str = "xdp"
     end: OtherEnd | None = None
     own: Mapping[str, Feature] = field(default_factory=dict)
@@ -460,7 +462,16 @@ def _examine_way(facts: PortFacts, end: OtherEnd | None) -> list[Finding]:
                 "mptm restore",
             )
         )
-    elif facts.is_handed_over and facts.detour:
+    elif end is not None and facts.moved_from:
+        found.append(
+            Finding(
+                port,
+                f"its other end, {end.where()}, was in {facts.moved_from} when it was last looked at",
+                "mptm restore",
+                is_serious=False,
+            )
+        )
+    if facts.is_handed_over and facts.is_far and facts.detour:
         found.append(
             Finding(
                 port,

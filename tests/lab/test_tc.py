@@ -376,6 +376,25 @@ def test_a_container_that_comes_back_into_the_nodes_namespace_is_told(lab: Lab) 
     ping(lab, "node1-c2", address_of(lab, "node2-c2"))
 
 
+def test_a_container_whose_end_went_elsewhere_is_told(lab: Lab) -> None:
+    bring_up(lab, "vxlan", 4, ("tc", "tc"))
+    node = lab.node("node1")
+    here, there = lab.namespace("node1-c2"), lab.namespace("node1-c1")
+    lab.exec("node1-c2", ["ip", "link", "set", "eth0", "name", "moved0", "netns", there])
+    try:
+        ((problem, command),) = [each for each in problems(lab, "veth-c2") if "was in" in each[0]]
+        assert f"/{here} when" in problem and f"/{there}," in problem
+        assert command == RESTORE
+        node.restore()
+        assert not [each for each in problems(lab, "veth-c2") if "was in" in each[0]]
+    finally:
+        lab.exec("node1-c1", ["ip", "link", "set", "moved0", "name", "eth0", "netns", here])
+        addresses = lab.container("node1-c2").addresses
+        configure(here, ["link set eth0 up", *(f"address add {each} dev eth0" for each in addresses)])
+        node.restore()
+    ping(lab, "node1-c2", address_of(lab, "node2-c2"))
+
+
 @pytest.mark.parametrize(("variant", "underlay"), [("vxlan", 4), ("vxlan", 6), ("etherip", 4)])
 def test_the_kernel_routes_gso_packets_and_segments(lab: Lab, variant: str, underlay: int) -> None:
     """Option `to_stack`: what comes of a packet, whole or not, is received by the port that the packet came by."""
