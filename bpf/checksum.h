@@ -188,7 +188,7 @@ static __always_inline __u32 unfinished_at(const hook_ctx *ctx, const struct pac
 #pragma unroll
 	for (int i = 0; i < 4; i++)
 		pseudo += (__u64)packet->source[i] + packet->destination[i];
-	pseudo += bpf_htons(packet->end - packet->l3_offset - header_len);
+	pseudo += bpf_htonl(packet->end - packet->l3_offset - header_len); /* may be more than 64 KB */
 	field = (void *)packet_start(ctx) + ((l3_at + header_len) & SUM_OFFSET_MASK) +
 		(packet->protocol == IPPROTO_TCP ? TCP_CHECKSUM_END : UDP_CHECKSUM_END) - sizeof(*field);
 	if ((packet->protocol != IPPROTO_TCP && packet->protocol != IPPROTO_UDP) ||

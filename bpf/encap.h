@@ -236,15 +236,6 @@ static __always_inline bool is_carried(const struct tunnel *tunnel, const struct
 	return tunnel->inner_families & wanted;
 }
 
-/* What goes into which tunnel, and what came of it. */
-struct sending {
-	__u32 slot;	  /* in tunnels */
-	__u32 mtu;	  /* filled in with TOO_BIG: the largest inner IP packet that fits */
-	__u16 writes_mac; /* 1: the inner destination MAC becomes `mac` */
-	__u16 is_answer;  /* 1: our own answer to a packet that is counted already */
-	__u8 mac[ETH_ALEN];
-};
-
 #define TOO_BIG -2 /* no verdict of a hook */
 
 static __always_inline void write_inner_mac(struct ethhdr *eth, struct packet *packet, const __u8 *mac)
@@ -263,7 +254,8 @@ static __always_inline int encap_inline(hook_ctx *ctx, struct packet *packet, st
 	__u32 slot = sending->slot;
 	struct tunnel *tunnel = SLOT(tunnels, slot);
 	struct patching patching = {};
-	__u32 strip, frame_bytes = packet->len, inner_bytes, overhead, inner_longest, longest, port_slot;
+	__u32 strip, frame_bytes = packet->len, inner_bytes, overhead, inner_longest, longest, port_slot,
+		     more;
 	struct port *ingress;
 	struct ethhdr *eth;
 	enum room room;
@@ -272,7 +264,7 @@ static __always_inline int encap_inline(hook_ctx *ctx, struct packet *packet, st
 	if (!tunnel || !tunnel->outer_len)
 		return tunnel && tunnel->flags & TUNNEL_CANT_SEND
 			   ? drop_on_tunnel(REASON_TUNNEL_DOWN, tunnel->counter, packet->len)
-			   : drop_on_port(REASON_TUNNEL_DOWN, ingress_ifindex(ctx), packet->len);
+			   : drop_on_port(REASON_TUNNEL_DOWN, arrival_ifindex(ctx, sending), packet->len);
 	is_l3 = tunnel->flags & TUNNEL_L3;
 	if (is_l3 && !is_carried(tunnel, packet))
 		return sending->is_answer ? VERDICT_DROP
@@ -286,6 +278,9 @@ static __always_inline int encap_inline(hook_ctx *ctx, struct packet *packet, st
 	inner_bytes = frame_bytes - strip + (is_l3 ? ETH_HLEN : tunnel->strip);
 	trace(TRACE_TUNNEL, slot, tunnel->counter, patching.len);
 	inner_longest = longest_len(ctx, 0, packet, frame_bytes);
+	/* Headers in the datagrams of a workload's own tunnel aren't counted there. */
+	if (gso_size(ctx) && packet->protocol == IPPROTO_UDP && is_encapsulated(ctx))
+		inner_longest = 0;
 	longest = inner_longest - strip + tunnel->outer_len;
 	if ((int)longest > (int)tunnel->max_len) {
 		overhead = tunnel->outer_len + packet->l3_offset - strip;
@@ -305,10 +300,12 @@ static __always_inline int encap_inline(hook_ctx *ctx, struct packet *packet, st
 		return drop_on_tunnel(REASON_BAD_INNER, tunnel->counter, packet->len);
 	if (sending->writes_mac)
 		write_inner_mac(eth, packet, sending->mac);
+	more = more_segments(ctx, packet, inner_longest);
+	inner_bytes += more * (header_of_each(ctx, inner_longest) + inner_bytes - frame_bytes);
 	/* Whether segments of unknown length fit is seen when they are there. */
 	room = gso_size(ctx) && !inner_longest ? ROOM_SEGMENTS : push_outer(ctx, packet, tunnel, strip);
 	if (room == ROOM_SEGMENTS)
-		return send_segments(ctx, packet, tunnel, slot);
+		return send_segments(ctx, packet, tunnel, sending);
 	if (room == ROOM_GSO)
 		return drop_on_tunnel(REASON_GSO, tunnel->counter, packet->len);
 	if (room == ROOM_NONE)
@@ -330,18 +327,18 @@ static __always_inline int encap_inline(hook_ctx *ctx, struct packet *packet, st
 
 	finish_room(ctx, room, patching.l3_offset);
 	if (tunnel->flags & TUNNEL_TO_STACK) {
-		ingress = arrival_port(ctx);
+		ingress = arrival_port(ctx, sending);
 		if (!ingress)
 			return drop_on_tunnel(REASON_PORT_GONE, tunnel->counter, packet->len);
-		count_encap(tunnel->counter, inner_bytes);
+		count_encap(tunnel->counter, 1 + more, inner_bytes);
 		trace(TRACE_TO_STACK, tunnel->outer_len, patching.hash, 0);
 		return pass_to_stack(ctx, ingress, room == ROOM_NOTED);
 	}
 	if (redirect_to(ctx, tunnel->egress_ifindex) != VERDICT_REDIRECT)
 		return drop_on_tunnel(REASON_EGRESS_GONE, tunnel->counter, packet->len);
-	count_encap(tunnel->counter, inner_bytes);
+	count_encap(tunnel->counter, 1 + more, inner_bytes);
 	if (lookup_port(tunnel->egress_ifindex, &port_slot))
-		count_port_tx(port_slot, patching.len);
+		count_port_tx(port_slot, 1 + more, patching.len + more * header_of_each(ctx, longest));
 	trace(TRACE_ENCAPSULATED, tunnel->egress_ifindex, tunnel->outer_len, patching.hash);
 	return VERDICT_REDIRECT;
 }

@@ -32,6 +32,8 @@ static __always_inline bool is_mac_of(const struct port *port, const __u8 *mac)
 static __always_inline int deliver(hook_ctx *ctx, const struct packet *packet,
 				   const struct next_hop *next_hop, const struct port *port, __u32 port_slot)
 {
+	__u32 longest = longest_len(ctx, 0, packet, packet->len), more = more_segments(ctx, packet, longest);
+	__u32 bytes = packet->len + more * header_of_each(ctx, longest);
 	struct ethhdr *eth = packet_start(ctx);
 	bool has_peer;
 	int verdict;
@@ -46,7 +48,7 @@ static __always_inline int deliver(hook_ctx *ctx, const struct packet *packet,
 		      : redirect_to(ctx, next_hop->id);
 	if (verdict != VERDICT_REDIRECT)
 		return drop_on_port(REASON_PORT_GONE, next_hop->id, packet->len);
-	count_port_tx(port_slot, packet->len);
+	count_port_tx(port_slot, 1 + more, bytes);
 	trace(TRACE_DELIVERED, next_hop->id, packet->len, 0);
 	return VERDICT_REDIRECT;
 }

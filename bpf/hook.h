@@ -40,10 +40,13 @@ typedef struct __sk_buff hook_ctx;
 #define HAS_UNFINISHED_SUMS 1
 #define INLINES_ENCAP	    0 /* with what TC needs besides, the stack would be too small for it */
 
-/* skb->mark of packets that come back to us, "MP" in the upper half: a slot in tunnels, or what only passes.
+/*
+ * skb->tc_index of packets that come back to us: what only passes, and segments (segments.h). Nobody but a
+ * program at TC writes it, so it is trusted; skb->mark is the user's, and stays as it is.
  */
-#define MARK_OURS 0x4d50
-#define MARK_PASS 0x4d50ffff
+#define INDEX_PASS    0x4d50 /* "MP" */
+#define INDEX_SEGMENT 0x4d53
+#define TOLD_PASS     0x4d50 /* in skb->cb[0], which is nobody's: as BPF_PROG_TEST_RUN tells the verdict */
 
 /*
  * A load from the context by its offset, for what the verifier takes for a pointer or a bound: clang would
@@ -85,6 +88,12 @@ static __always_inline __u32 gso_size(const hook_ctx *ctx)
 	return LOAD_FIELD(gso_size);
 }
 
+/* How many segments those are; 0: the kernel hasn't counted them (of a VM, by a tap). */
+static __always_inline __u32 gso_segs(const hook_ctx *ctx)
+{
+	return LOAD_FIELD(gso_segs);
+}
+
 /* Puts the first `len` bytes, if there are as many, in reach. Pointers into the packet are void afterwards.
  */
 static __always_inline void pull_packet(hook_ctx *ctx, __u32 len)
@@ -110,8 +119,8 @@ static __always_inline bool read_bytes(hook_ctx *ctx, __u32 offset, void *to, __
 /* Whether the program is to look at the packet, which is then as it is on the wire. */
 static __always_inline bool enter_hook(hook_ctx *ctx)
 {
-	if (ctx->mark == MARK_PASS) {
-		ctx->mark = 0;
+	if (ctx->tc_index == INDEX_PASS) {
+		ctx->tc_index = 0;
 		return false;
 	}
 	/* The kernel writes the tag that is there into the packet when there is another one to take its
@@ -184,7 +193,8 @@ static __always_inline int pass_frame(hook_ctx *ctx, __u32 ifindex, __be16 ether
 		return VERDICT_PASS;
 	restore_tag(ctx);
 	/* Received once more, it is looked at by the kernel again, and not by us. */
-	ctx->mark = MARK_PASS;
+	ctx->tc_index = INDEX_PASS;
+	ctx->cb[0] = TOLD_PASS;
 	bpf_redirect(ifindex, BPF_F_INGRESS);
 	return VERDICT_REDIRECT;
 }
@@ -274,6 +284,11 @@ static __always_inline bool read_bytes(hook_ctx *ctx, __u32 offset, void *to, __
 }
 
 static __always_inline __u32 gso_size(const hook_ctx *ctx __attribute__((unused)))
+{
+	return 0;
+}
+
+static __always_inline __u32 gso_segs(const hook_ctx *ctx __attribute__((unused)))
 {
 	return 0;
 }

@@ -142,8 +142,14 @@ struct {
 	__type(value, __u32);
 } tx_ports SEC(".maps");
 
-/* 0 -> ifindex of the veth that makes segments of GSO packets at TC; 0: none. Control plane writes. */
-TABLE_ARRAY(segmenter, BPF_MAP_TYPE_ARRAY, 1, __u32);
+/* 0 -> the veth that makes segments of GSO packets at TC. Control plane writes, encapsulation reads; the
+ * kernel takes a veth out that goes. */
+struct {
+	__uint(type, BPF_MAP_TYPE_DEVMAP_HASH);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u32);
+} segmenter SEC(".maps");
 
 /* counter slot -> packets and bytes. Data plane writes, control plane reads and resets. */
 TABLE_ARRAY(tunnel_counters, BPF_MAP_TYPE_PERCPU_ARRAY, MPTM_TUNNELS, struct tunnel_counters);

@@ -26,10 +26,18 @@
 #include "too_big.h"
 #include "trace.h"
 
+/* Of a GSO packet that was counted as one when it came in, the other segments; `outer_len` is in front of the
+ * frame in each. */
+static __always_inline void count_more_rx(__u32 slot, __u32 more, __u32 outer_len, __u32 header_len)
+{
+	if (more)
+		count_port_rx(slot, more, more * (outer_len + header_len));
+}
+
 /* Sends what was written in place of a packet of an access port back out of that port. */
 static __always_inline int answer(hook_ctx *ctx, __u32 ifindex, __u32 slot)
 {
-	count_port_tx(slot, frame_len(ctx));
+	count_port_tx(slot, 1, frame_len(ctx));
 	trace(TRACE_ANSWERED, ifindex, 0, 0);
 	/* XDP_TX would not do: a veth whose other end has no XDP program leaves the frame in its ring. */
 	return redirect_to(ctx, ifindex);
@@ -105,7 +113,7 @@ static __always_inline int encap_frame(hook_ctx *ctx)
 	struct packet packet = {};
 	struct next_hop *next_hop;
 	struct port *port, *local_port;
-	__u32 slot, local_slot, len;
+	__u32 slot, local_slot, len, longest;
 
 	port = lookup_port(ingress_ifindex(ctx), &slot);
 	if (!port || port->role != PORT_ACCESS) {
@@ -114,11 +122,13 @@ static __always_inline int encap_frame(hook_ctx *ctx)
 	}
 	trace(TRACE_PORT, port->ifindex, port->role, port->network);
 	len = frame_len(ctx);
-	count_port_rx(slot, len);
+	count_port_rx(slot, 1, len);
 	if (!parse_frame(ctx, 0, len, &packet)) {
 		trace(TRACE_UNPARSED, len, 0, 0);
 		return VERDICT_PASS;
 	}
+	longest = longest_len(ctx, 0, &packet, len);
+	count_more_rx(slot, more_segments(ctx, &packet, longest), 0, header_of_each(ctx, longest));
 	trace_address(TRACE_PACKET, packet.family, packet.protocol, packet.len, packet.destination);
 	trace_address(TRACE_SOURCE, packet.ports, packet.ethertype, packet.tos, packet.source);
 	if (parse_question(ctx, 0, &packet, &question)) {
@@ -318,7 +328,7 @@ static __always_inline int forward(hook_ctx *ctx, const struct port *port, const
 	struct port *local_port = NULL;
 	struct sending sending = {};
 	struct next_hop *next_hop;
-	__u32 len = arrival->outer.frame_len;
+	__u32 len = arrival->outer.frame_len, longest, more;
 	__u32 local_slot = 0;
 	enum reason reason;
 	int to = -1;
@@ -367,7 +377,10 @@ static __always_inline int forward(hook_ctx *ctx, const struct port *port, const
 	sending.slot = to;
 	if (!strip_outer(ctx, payload, packet, len, arrival->ecn, local_port ? local_port->mac : port->mac))
 		return drop_on_tunnel(REASON_BAD_INNER, accepted->counter, len);
-	count_decap(accepted->counter, packet->len);
+	longest = longest_len(ctx, 0, packet, packet->len);
+	more = more_segments(ctx, packet, longest);
+	count_more_rx(port_slot, more, inner_frame_at(payload), header_of_each(ctx, longest));
+	count_decap(accepted->counter, 1 + more, packet->len + more * header_of_each(ctx, longest));
 	if (next_hop->kind == NEXT_HOP_PASS) {
 		trace(TRACE_TO_STACK, 0, 0, 0);
 		return pass_to_stack(ctx, port, true);
@@ -401,7 +414,7 @@ static __always_inline int decap_frame(hook_ctx *ctx)
 	trace(TRACE_PORT, port->ifindex, port->role, port->network);
 	__builtin_memset(arrival, 0, offsetof(struct arrival, question));
 	arrival->outer.frame_len = frame_len(ctx);
-	count_port_rx(slot, arrival->outer.frame_len);
+	count_port_rx(slot, 1, arrival->outer.frame_len);
 	accepted = accept(ctx, port, slot, arrival, &verdict);
 	return accepted ? forward(ctx, port, accepted, arrival, slot) : verdict;
 }

@@ -20,14 +20,15 @@
 #include "hook.h"
 #include "words.h"
 
-#define OFFSET_MASK   0x3ff		  /* bound of every variable offset into a packet, for the verifier */
-#define OFFSET_MAX    (OFFSET_MASK - 127) /* what a parser goes to, and still reads a header behind */
-#define VLAN_LEN      4
-#define INNER_TAGS    2
-#define L2_MAX	      (ETH_HLEN + INNER_TAGS * VLAN_LEN)
-#define PORTS_LEN     4
-#define MAC_GROUP     0x01 /* in the first byte: broadcast or multicast */
-#define IPV6_FRAGMENT 44
+#define OFFSET_MASK	  0x3ff /* bound of every variable offset into a packet, for the verifier */
+#define OFFSET_MAX	  (OFFSET_MASK - 127) /* what a parser goes to, and still reads a header behind */
+#define VLAN_LEN	  4
+#define INNER_TAGS	  2
+#define L2_MAX		  (ETH_HLEN + INNER_TAGS * VLAN_LEN)
+#define PORTS_LEN	  4
+#define MAC_GROUP	  0x01 /* in the first byte: broadcast or multicast */
+#define IPV6_FRAGMENT	  44
+#define IPV6_OPTION_JUMBO 0xc2 /* RFC 2675 §2 */
 #ifndef IPPROTO_ETHERNET
 #define IPPROTO_ETHERNET 143 /* RFC 8986 §4.9 */
 #endif
@@ -52,6 +53,16 @@ struct vlan_tag {
 	__be16 ethertype; /* of what follows */
 };
 
+/* The hop-by-hop header that Linux (6.18, not its successors) puts into TCP over IPv6 of more than 64 KB, and
+ * takes out of its segments. */
+struct jumbo_header {
+	__u8 next;
+	__u8 len;
+	__u8 option;
+	__u8 option_len;
+	__be32 payload_len;
+};
+
 struct mac_pair {
 	__u8 destination[ETH_ALEN];
 	__u8 source[ETH_ALEN];
@@ -63,7 +74,7 @@ struct packet {
 	__u32 l3_offset;  /* from the start of the frame: 14, plus 4 per VLAN tag */
 	__be16 ethertype; /* after the VLAN tags */
 	__u8 family;	  /* 4, 6, or 0 when it is no IP packet */
-	__u8 protocol;	  /* IP protocol / next header of the fixed header */
+	__u8 protocol;	  /* IP protocol / next header, of IPv6 behind a jumbo header of Linux's */
 	__u8 tos;	  /* TOS or traffic class; 0 when it is no IP packet */
 	__u8 ttl;	  /* TTL or hop limit; 64 when it is no IP packet */
 	struct mac_pair macs;
@@ -113,6 +124,15 @@ static __always_inline __u16 fold_checksum(__u64 sum)
 	return (sum & 0xffff) + (sum >> 16);
 }
 
+/*
+ * Whether an IP length of 0 means "to the end": TCP of more than 64 KB that is to become segments (Linux:
+ * iph_totlen, "BIG TCP").
+ */
+static __always_inline bool is_big_tcp(const hook_ctx *ctx, __u8 protocol)
+{
+	return gso_size(ctx) && protocol == IPPROTO_TCP;
+}
+
 static __always_inline bool parse_ipv4(const hook_ctx *ctx, struct packet *packet, void *at)
 {
 	void *end = packet_end(ctx);
@@ -123,6 +143,8 @@ static __always_inline bool parse_ipv4(const hook_ctx *ctx, struct packet *packe
 		return false;
 	header_len = ip->ihl * 4;
 	total_len = bpf_ntohs(ip->tot_len);
+	if (!total_len && is_big_tcp(ctx, ip->protocol))
+		total_len = packet->len - packet->l3_offset;
 	if (header_len < sizeof(*ip) || total_len < header_len || packet->l3_offset + total_len > packet->len)
 		return false;
 	packet->family = 4;
@@ -144,23 +166,37 @@ static __always_inline bool parse_ipv4(const hook_ctx *ctx, struct packet *packe
 
 static __always_inline bool parse_ipv6(const hook_ctx *ctx, struct packet *packet, void *at)
 {
-	void *end = packet_end(ctx);
+	void *end = packet_end(ctx), *transport = at + sizeof(struct ipv6hdr);
+	__u32 payload_len;
 	struct ipv6hdr *ip = at;
+	__u8 protocol;
 
 	if ((void *)(ip + 1) > end || ip->version != 6)
 		return false;
-	packet->end = packet->l3_offset + sizeof(*ip) + bpf_ntohs(ip->payload_len);
+	payload_len = bpf_ntohs(ip->payload_len);
+	protocol = ip->nexthdr;
+	if (!payload_len && gso_size(ctx) && protocol == IPPROTO_HOPOPTS) {
+		struct jumbo_header *jumbo = transport;
+
+		if ((void *)(jumbo + 1) <= end && !jumbo->len && jumbo->option == IPV6_OPTION_JUMBO) {
+			protocol = jumbo->next;
+			transport = jumbo + 1;
+		}
+	}
+	if (!payload_len && is_big_tcp(ctx, protocol) && packet->len >= packet->l3_offset + sizeof(*ip))
+		payload_len = packet->len - packet->l3_offset - sizeof(*ip);
+	packet->end = packet->l3_offset + sizeof(*ip) + payload_len;
 	if (packet->end > packet->len)
 		return false;
 	packet->family = 6;
-	packet->protocol = ip->nexthdr;
+	packet->protocol = protocol;
 	packet->tos = ip->priority << 4 | ip->flow_lbl[0] >> 4;
 	packet->ttl = ip->hop_limit;
 	copy_address(packet->source, &ip->saddr);
 	copy_address(packet->destination, &ip->daddr);
 	/* Behind an extension header there are no ports for us: all fragments of a packet hash alike. */
-	if (has_ports(ip->nexthdr) && bpf_ntohs(ip->payload_len) >= PORTS_LEN) {
-		__u32 *ports = (void *)(ip + 1);
+	if (has_ports(protocol) && payload_len >= PORTS_LEN) {
+		__u32 *ports = transport;
 
 		if ((void *)(ports + 1) <= end)
 			packet->ports = *ports;
@@ -249,18 +285,37 @@ static __always_inline __u32 longest_len(const hook_ctx *ctx, __u32 offset, cons
 
 	if (!size)
 		return len;
-	if (packet->family == 4) {
-		at = packet_at(ctx, offset + packet->l3_offset);
-		if ((void *)(at + 1) > packet_end(ctx))
-			return 0;
+	at = packet_at(ctx, offset + packet->l3_offset);
+	if ((void *)(at + sizeof(struct iphdr)) > packet_end(ctx))
+		return 0;
+	if (packet->family == 4)
 		header_len = (*at & 0xf) * 4;
-	}
+	else if (at[offsetof(struct ipv6hdr, nexthdr)] != packet->protocol)
+		return 0;
 	if (packet->protocol == IPPROTO_UDP)
 		return packet->l3_offset + header_len + sizeof(struct udphdr) + size;
 	at = packet_at(ctx, offset + packet->l3_offset + header_len + TCP_DATA_OFFSET_AT);
 	if (packet->protocol != IPPROTO_TCP || (void *)(at + 1) > packet_end(ctx))
 		return 0;
 	return packet->l3_offset + header_len + (*at >> 4) * 4 + size;
+}
+
+/* How many segments besides the first a packet becomes that longest_len says `longest` of. */
+static __always_inline __u32 more_segments(const hook_ctx *ctx, const struct packet *packet, __u32 longest)
+{
+	__u32 size = gso_size(ctx), count = gso_segs(ctx);
+
+	if (!size)
+		return 0;
+	if (!count && longest)
+		count = (packet->len - (longest - size) + size - 1) / size;
+	return count ? count - 1 : 0;
+}
+
+/* Bytes of headers in each of them; 0 where only who makes them knows. */
+static __always_inline __u32 header_of_each(const hook_ctx *ctx, __u32 longest)
+{
+	return longest ? longest - gso_size(ctx) : 0;
 }
 
 /* Hash of the inner flow: addresses, protocol and, where there are any, ports. One flow, one value. */

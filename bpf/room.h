@@ -10,6 +10,8 @@
 #ifndef MPTM_ROOM_H
 #define MPTM_ROOM_H
 
+#include <linux/errno.h>
+
 #include "checksum.h"
 #include "hook.h"
 #include "packet.h"
@@ -103,6 +105,20 @@ static __always_inline __u64 room_flags(const struct tunnel *tunnel, __u32 kept)
 }
 
 /*
+ * Whether the kernel notes of the packet that it is encapsulated: by a tunnel of the workload's own, or of
+ * ours. Room for an inner L2 header that is larger than all there is to be made is refused, but first it is
+ * refused to encapsulate twice (bpf_skb_net_grow). A tag in the data hides it: then it may be.
+ */
+static __always_inline bool is_encapsulated(hook_ctx *ctx)
+{
+	long answer = bpf_skb_adjust_room(ctx, 0, BPF_ADJ_ROOM_MAC,
+					  BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 |
+					      BPF_F_ADJ_ROOM_ENCAP_L2(ETH_HLEN));
+
+	return answer != -EINVAL;
+}
+
+/*
  * Makes room so that the frame at the start of the packet, without its first `strip` bytes, has the tunnel's
  * header in front of it. What of it is in front of the IP header is then where it belongs, but the header
  * itself is yet to be written.
@@ -111,7 +127,7 @@ static __always_inline enum room push_outer(hook_ctx *ctx, const struct packet *
 					    const struct tunnel *tunnel, __u32 strip)
 {
 	__u32 front = tunnel->outer_len - strip, tags_len = packet->l3_offset - ETH_HLEN;
-	__u32 kept = packet->l3_offset - strip;
+	__u32 kept = packet->l3_offset - strip, longest;
 	struct l2_header l2 = {};
 	bool is_noted, is_known = !tags_len || is_tagged(ctx);
 
@@ -122,8 +138,11 @@ static __always_inline enum room push_outer(hook_ctx *ctx, const struct packet *
 			return ROOM_GSO;
 		return bpf_skb_change_head(ctx, front, 0) ? ROOM_NONE : ROOM_MADE;
 	}
-	if (gso_size(ctx) && (tunnel->gso == GSO_SEGMENTS || !packet->family ||
-			      (tunnel->gso != GSO_LINK && packet->len + front > IP_PACKET_MAX)))
+	/* Without an outer IP header only what is more than 64 KB already is too long: whoever makes segments
+	 * of that later wants it without a tag.
+	 */
+	longest = packet->len + (tunnel->gso == GSO_LINK ? -packet->l3_offset : front);
+	if (gso_size(ctx) && (tunnel->gso == GSO_SEGMENTS || !packet->family || longest > IP_PACKET_MAX))
 		return ROOM_SEGMENTS;
 	if (!read_l2(ctx, 0, packet, &l2) || (is_tagged(ctx) && !untag(ctx)))
 		return ROOM_NONE;
@@ -217,6 +236,11 @@ static __always_inline void finish_room(hook_ctx *ctx __attribute__((unused)),
 					enum room room __attribute__((unused)),
 					__u32 end __attribute__((unused)))
 {
+}
+
+static __always_inline bool is_encapsulated(hook_ctx *ctx __attribute__((unused)))
+{
+	return false;
 }
 
 static __always_inline bool cut_outer(hook_ctx *ctx, const struct packet *packet __attribute__((unused)),

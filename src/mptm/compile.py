@@ -928,7 +928,7 @@ class _Compilation(_Steering):
             role=PortRole[port.role.upper()],
             lookups=self.lookups.get(port.network or "", 0),
             mac=mac or NO_MAC,
-            flags=PortFlag.HAS_PEER if link.has_far_peer else 0,
+            flags=PortFlag.HAS_PEER if link.hands_over else 0,
         )
         self.tables.tx_ports[link.ifindex] = link.ifindex
         if link.up:

@@ -29,8 +29,15 @@ class Link:
     xdp_prog_id: int | None = None
     has_far_peer: bool = False
     """Whether it is a veth whose other end is in another network namespace."""
+    detour: str = ""
+    """What packets to that end must not be spared, in words, such as a qdisc here: they aren't handed over to it."""
     gro_port: int = 0
     """UDP port whose packets the kernel joins because this is a tunnel device of its own there; 0: none."""
+
+    @property
+    def hands_over(self) -> bool:
+        """Whether packets may be received by its other end at once, without being sent here."""
+        return self.has_far_peer and not self.detour
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from mptm.bundles import BundleFlows
     from mptm.compile import Allocations, Compiled
     from mptm.gro import Listening
-    from mptm.intent import Bundle, Flow, Intent, NextHop, Object, Tunnel
+    from mptm.intent import Bundle, Flow, Intent, NextHop, Object, Port, Tunnel
     from mptm.offloads import Feature, Finding, Offloads, OtherEnd, PortNeeds, Settled
     from mptm.template import Template
     from mptm.trace import Trace, Tracer
@@ -373,6 +373,28 @@ class GroupDetails:
         return {**vars(self), "members": [member._asdict() for member in self.members]}
 
 
+def _handed_over(data_plane: Any) -> dict[int, bool]:
+    """Whether the data plane hands packets for an access port over to its other end, by the port's ifindex."""
+    from mptm.compile import PortFlag, PortRole
+
+    table = data_plane.maps["ports"]
+    records = [table.value.unpack(value) for value in table.items().values()]
+    return {
+        record["ifindex"]: bool(record["flags"] & PortFlag.HAS_PEER)
+        for record in records
+        if record["role"] == PortRole.ACCESS
+    }
+
+
+def _hand_over(port: Port, link: Link | None) -> str | None:
+    """Of PortDetails."""
+    if link is None or port.role != "access" or not link.has_far_peer:
+        return None
+    return (
+        f"through the interface: {link.detour}" if link.detour else "by ports at TC straight to its other end"
+    )
+
+
 @dataclass(frozen=True)
 class PortDetails:
     """A port's state, the hook it is meant to run at and why, and its counters, where they can be read."""
@@ -383,6 +405,8 @@ class PortDetails:
     why: str | None = None
     offloads: Settled | None = None
     """What was set at the other end; None: nothing was to be."""
+    hand_over: str | None = None
+    """How packets get to a container, or VM, in words; None: they are sent out of the port."""
 
 
 class ObjectState(NamedTuple):
@@ -816,6 +840,13 @@ class Node:
                     if data_plane is not None
                     else 0
                 )
+                handed_over = _handed_over(data_plane) if data_plane is not None else {}
+        moved = [
+            f"port {name}: its other end has come to its own network namespace, where nothing is handed over to it; "
+            "run: mptm restore"
+            for name, link in facts.links.items()
+            if handed_over.get(link.ifindex) and not link.has_far_peer
+        ]
         objects = []
         for (kind, key), state in compiled.states.items():
             if kind == "port":
@@ -832,7 +863,7 @@ class Node:
             objects=tuple(worth_telling(snapshot.intent, objects)),
             attached=attached,
             differences=differences,
-            warnings=tuple(compiled.warnings),
+            warnings=(*compiled.warnings, *moved),
         )
 
     def port_details(self, name: str) -> PortDetails:
@@ -857,6 +888,7 @@ class Node:
                 choice.hook,
                 choice.why,
                 self._offloads(snapshot.meta.get(OFFLOADS)).ports.get(name),
+                _hand_over(snapshot.intent.get("port", name), facts.links.get(name)),
             )
 
     def tunnel_details(self, name: str) -> TunnelDetails:
@@ -992,6 +1024,8 @@ class Node:
             compiled = self._compile(intent, facts, snapshot.allocations)
             ports = {each.name: facts.links[each.name] for each in compiled.attachments}
             ends = self._kernel.find_other_ends([link.ifindex for link in ports.values()])
+            handed_over, before = self._ways_to(compiled)
+            moved = self._moved_ends(snapshot, {name: ends.get(link.ifindex) for name, link in ports.items()})
             own = {
                 name: self._kernel.read_features(link.ifindex)
                 for name, link in ports.items()
@@ -1015,6 +1049,12 @@ class Node:
                     name,
                     link.mtu,
                     namespace=_netns_path(bound) if bound else "",
+                    up=link.up,
+                    is_far=link.has_far_peer,
+                    detour=link.detour,
+                    is_handed_over=handed_over.get(link.ifindex),
+                    before=before.get(name, ()),
+                    moved_from=moved.get(name, ""),
                     needs=needs[name].needs,
                     end=ends.get(link.ifindex),
                     own=own.get(name, {}),
@@ -1029,6 +1069,32 @@ class Node:
             for each in compiled.attachments
             if each.hook == "tc" and each.role == "uplink"
         }
+        return found
+
+    def _ways_to(self, compiled: Compiled) -> tuple[dict[int, bool], dict[str, tuple[str, ...]]]:
+        """Of the data plane: whether packets are handed over, by ifindex, and whose programs are before ours, by port.
+
+        Of ports at TC; nothing where it isn't loaded.
+        """
+        at_tc = {each.name: each.ifindex for each in compiled.attachments if each.hook == "tc"}
+        with self._opened_or_none() as data_plane:
+            if data_plane is None:
+                return {}, {}
+            return _handed_over(data_plane), {
+                name: tuple(data_plane.programs_before(ifindex)) for name, ifindex in at_tc.items()
+            }
+
+    def _moved_ends(self, snapshot: Snapshot, ends: Mapping[str, OtherEnd | None]) -> dict[str, str]:
+        """Where the other ends of ports were that are in another network namespace now, as far as both can be found."""
+        found = {}
+        for name, settled in self._offloads(snapshot.meta.get(OFFLOADS)).ports.items():
+            end = ends.get(name)
+            if end is None or not settled.namespace or (not end.namespace and end.problem):
+                continue
+            was = self._kernel.netns_identity(settled.namespace)
+            now = self._kernel.netns_identity(end.namespace or None)
+            if settled.name and None not in (was, now) and was != now:
+                found[name] = settled.namespace
         return found
 
     @contextlib.contextmanager

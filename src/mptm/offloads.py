@@ -368,6 +368,9 @@ class Finding(NamedTuple):
 class PortFacts:
     """What is looked at to examine a port.
 
+    `up`, `is_far` and `detour` are the interface's (Link: up, has_far_peer and detour); `is_handed_over`: what the data
+    plane does with packets to it, None: it isn't loaded; `before`: programs that see packets before ours. `moved_from`:
+    the namespace in which the other end was, and isn't any more.
     `own` are the features of the interface itself. `can_send`: whether XDP can send out of it, None: not known.
     `fits`: the largest IP packet that fits every tunnel of the port's network; `is_told`: senders are told so.
     `needs_tags`: VLAN tags have to be in the frames that come in. `namespace`: as that of OtherEnd, empty: where the
@@ -377,6 +380,12 @@ class PortFacts:
     name: str
     mtu: int
     namespace: str = ""
+    up: bool = True
+    is_far: bool = False
+    detour: str = ""
+    is_handed_over: bool | None = None
+    before: tuple[str, ...] = ()
+    moved_from: str = ""
     needs: str = "xdp"
     end: OtherEnd | None = None
     own: Mapping[str, Feature] = field(default_factory=dict)
@@ -391,7 +400,7 @@ def examine(facts: PortFacts) -> list[Finding]:
     end = facts.end
     if end is not None:
         end = replace(end, namespace=end.namespace or facts.namespace)
-    found = [] if end is None else _examine_end(facts.name, end, facts.needs)
+    found = [*_examine_way(facts, end), *([] if end is None else _examine_end(facts.name, end, facts.needs))]
     if end is None and facts.can_send is False and facts.needs != "nothing":
         found.append(
             Finding(
@@ -431,6 +440,61 @@ def examine(facts: PortFacts) -> list[Finding]:
                 + consequence,
                 end.command(f"ip link set {end.name} mtu {facts.fits}"),
                 is_serious=not facts.is_told,
+            )
+        )
+    return found
+
+
+def _examine_way(facts: PortFacts, end: OtherEnd | None) -> list[Finding]:
+    """What is wrong with how packets get to and from the port."""
+    port, found = facts.name, []
+    if not facts.up:
+        found.append(Finding(port, "it is down", command_in(facts.namespace, f"ip link set {port} up")))
+    if end is not None and not end.up and NAPI_FEATURE not in end.lacks(facts.needs):
+        found.append(
+            Finding(port, f"its other end, {end.where()}, is down", end.command(f"ip link set {end.name} up"))
+        )
+    if facts.is_handed_over and not facts.is_far:
+        found.append(
+            Finding(
+                port,
+                "its other end has come to its own network namespace: what is handed over to it is lost",
+                "mptm restore",
+            )
+        )
+    elif end is not None and facts.moved_from:
+        found.append(
+            Finding(
+                port,
+                f"its other end, {end.where()}, was in {facts.moved_from} when it was last looked at",
+                "mptm restore",
+                is_serious=False,
+            )
+        )
+    if facts.is_handed_over and facts.is_far and facts.detour:
+        found.append(
+            Finding(
+                port,
+                f"{facts.detour}, which packets go past, as they are handed over to its other end",
+                "mptm restore",
+            )
+        )
+    elif facts.is_handed_over is False and facts.is_far and not facts.detour:
+        found.append(
+            Finding(
+                port,
+                "packets go to its other end through the interface, though they could be handed over",
+                "mptm restore",
+                is_serious=False,
+            )
+        )
+    if facts.before:
+        found.append(
+            Finding(
+                port,
+                f"at its TC ingress {', '.join(facts.before)} sees packets before ours, and may keep them from us",
+                f"bpftool net show dev {port}; packets that it answers with TC_ACT_OK aren't seen by those behind it",
+                is_serious=False,
             )
         )
     return found

@@ -8,6 +8,7 @@ for, nothing left behind. Targets are named as the lab names them: node1, node1-
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import hashlib
 import json
 import os
@@ -54,6 +55,7 @@ ARRIVAL_SECONDS = 5
 ALL_PROTOCOLS = 0x0003  # ETH_P_ALL
 SOL_PACKET, PACKET_AUXDATA, TAG_IS_VALID = 263, 8, 1 << 4
 SO_RCVBUFFORCE = 33
+SO_ATTACH_FILTER, SKF_AD_MARK = 26, 0xFFFFF000 + 20
 IP_RECVTOS, IPV6_RECVTCLASS, IPV6_TCLASS = 13, 66, 67
 FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
 IP_HEADER_LEN = {4: 20, 6: 40}
@@ -404,6 +406,15 @@ class Capture:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._socket.close()
+
+    def only_marked(self, mark: int) -> None:
+        """From now on only packets with this mark (a filter of the socket: filter.txt of the kernel)."""
+        code = [(0x20, 0, 0, SKF_AD_MARK), (0x15, 0, 1, mark), (0x06, 0, 0, 0xFFFFFFFF), (0x06, 0, 0, 0)]
+        program = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *each) for each in code))
+        described = struct.pack("HxxxxxxP", len(code), ctypes.addressof(program))
+        self._socket.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, described)
+        while select.select([self._socket], [], [], 0)[0]:
+            self._socket.recv(1)
 
     def send(self, frame: Packet | bytes) -> None:
         """Send a frame out of the interface."""

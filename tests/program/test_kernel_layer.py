@@ -35,7 +35,7 @@ from mptm.errors import (
 )
 from mptm.facts import Facts
 from mptm.kernel import bpffs, libbpf, netlink, netns, segmenter, tc
-from mptm.kernel.dataplane import DataPlane, instance_directory, remove_instance
+from mptm.kernel.dataplane import NO_TCX, DataPlane, instance_directory, remove_instance
 from mptm.kernel.maps import Map, possible_cpus
 from mptm.kernel.objects import DATA_PLANE, DATA_PLANE_TC, EXTRAS, object_path
 from mptm.kernel.testrun import Run
@@ -1101,9 +1101,7 @@ def attached(data_plane: DataPlane) -> list[tuple[str, str, str, str]]:
 
 def segmenter_of(data_plane: DataPlane) -> int:
     table = data_plane.maps["segmenter"]
-    value = table.get(table.key.pack(0))
-    assert value is not None
-    return int.from_bytes(value, sys.byteorder)
+    return int.from_bytes(table.get(table.key.pack(0)) or b"", sys.byteorder)
 
 
 @pytest.mark.parametrize("role", ["access", "uplink"])
@@ -1191,6 +1189,234 @@ def test_programs_of_others_at_tc_stay(
         os.close(link)
 
 
+ALL_OF_THEIRS = """
+    #include <linux/bpf.h>
+    #include <bpf/bpf_helpers.h>
+    SEC("tc") int theirs(struct __sk_buff *skb) { return -1; }
+    SEC("xdp") int theirs_xdp(struct xdp_md *ctx) { return XDP_PASS; }
+    char LICENSE[] SEC("license") = "GPL";
+"""
+
+
+@pytest.fixture
+def theirs(clang: Callable[..., Path], tmp_path: Path) -> Iterator[dict[str, int]]:
+    """Descriptors of somebody else's programs by name."""
+    with libbpf.Object(clang(tmp_path / "theirs.o", ALL_OF_THEIRS)) as loading:
+        loading.load()
+        programs = loading.program_fds()
+        yield programs
+        for fd in programs.values():
+            os.close(fd)
+
+
+def way_to(pair: Pair) -> tuple[bool, str]:
+    with netns.inside(pair.here):
+        link = netlink.gather_facts((), resolve_timeout_seconds=0).links[pair.name]
+        return link.hands_over, link.detour
+
+
+def add_filter(pair: Pair, fd: int, parent: int) -> None:
+    with netns.inside(pair.here), netlink.open_netlink() as messages:
+        messages.tc(
+            "add-filter", "bpf", pair.ifindex, fd=fd, name="theirs", parent=parent, prio=1, protocol=3,
+            classid=1, direct_action=True,
+        )  # fmt: skip
+
+
+def test_packets_are_handed_over_where_nothing_is_on_the_way(pair: Pair, theirs: dict[str, int]) -> None:
+    assert way_to(pair) == (True, "")
+    with netns.inside(pair.here):
+        command(
+            "tc",
+            "qdisc",
+            "add",
+            "dev",
+            pair.name,
+            "root",
+            "tbf",
+            "rate",
+            "1gbit",
+            "burst",
+            "1m",
+            "lat",
+            "9ms",
+        )
+        assert way_to(pair) == (False, "it has a qdisc tbf")
+        command("tc", "qdisc", "del", "dev", pair.name, "root")
+        command("tc", "qdisc", "add", "dev", pair.name, "clsact")
+        assert way_to(pair) == (True, "")
+        add_filter(pair, theirs["theirs"], 0xFFFFFFF3)
+        assert way_to(pair) == (False, "it has filters at its TC egress")
+        command("tc", "qdisc", "del", "dev", pair.name, "clsact")
+        link = libbpf.library().bpf_link_create(theirs["theirs"], pair.ifindex, libbpf.TCX_EGRESS, None)
+        if link >= 0:
+            assert way_to(pair) == (False, "it has programs at its TC egress")
+            os.close(link)
+    with netns.inside(pair.there):
+        libbpf.attach_xdp(socket.if_nametoindex(pair.name), theirs["theirs_xdp"], 0)
+    assert way_to(pair) == (False, "its other end has an XDP program")
+
+
+def test_packets_are_not_handed_over_where_nobody_can_look(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> list[int]:
+        raise KernelError("the TC programs can't be listed", errno.EPERM)
+
+    monkeypatch.setattr(libbpf, "tcx_programs", refuse)
+    hands_over, detour = way_to(pair)
+    assert not hands_over
+    assert "can't be looked at" in detour
+
+
+def test_whose_programs_are_before_ours_is_told(instance: str, pair: Pair, theirs: dict[str, int]) -> None:
+    with netns.inside(pair.here), open_loaded(instance) as data_plane:
+        link = libbpf.library().bpf_link_create(theirs["theirs"], pair.ifindex, libbpf.TCX_INGRESS, None)
+        if -link in NO_TCX:
+            pytest.skip("this kernel has no tcx")
+        data_plane.attach(at_tc(pair))
+        number = libbpf.program_info(theirs["theirs"]).id
+        assert data_plane.programs_before(pair.ifindex) == [f"theirs (id {number})"]
+        os.close(link)
+        behind = libbpf.library().bpf_link_create(theirs["theirs"], pair.ifindex, libbpf.TCX_INGRESS, None)
+        assert data_plane.programs_before(pair.ifindex) == []
+        os.close(behind)
+
+
+def qdiscs(pair: Pair) -> list[str]:
+    shown = command("tc", "qdisc", "show", "dev", pair.name)
+    return [line.split()[1] for line in shown.splitlines() if "noqueue" not in line]
+
+
+@pytest.fixture
+def without_tcx(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(libbpf, "create_tcx_link", lambda *_: -errno.EINVAL)
+
+
+@pytest.mark.usefixtures("without_tcx")
+def test_a_qdisc_that_we_added_goes_with_our_filter(instance: str, pair: Pair) -> None:
+    with netns.inside(pair.here):
+        with open_loaded(instance) as data_plane:
+            data_plane.attach(at_tc(pair))
+            assert qdiscs(pair) == ["clsact"]
+        with open_loaded(instance) as data_plane:
+            data_plane.attach(at_tc(pair))
+            data_plane.detach(pair.name)
+            assert qdiscs(pair) == []
+            assert os.listdir(instance_directory(instance) / "qdiscs") == []
+
+
+@pytest.mark.usefixtures("without_tcx")
+def test_a_qdisc_of_somebody_elses_stays(instance: str, pair: Pair) -> None:
+    with netns.inside(pair.here), open_loaded(instance) as data_plane:
+        command("tc", "qdisc", "add", "dev", pair.name, "clsact")
+        data_plane.attach(at_tc(pair))
+        data_plane.detach(pair.name)
+        assert qdiscs(pair) == ["clsact"]
+
+
+@pytest.mark.usefixtures("without_tcx")
+@pytest.mark.parametrize("parent", [0xFFFFFFF2, 0xFFFFFFF3], ids=["ingress", "egress"])
+def test_a_qdisc_with_somebody_elses_filter_stays(
+    instance: str, pair: Pair, theirs: dict[str, int], parent: int
+) -> None:
+    with netns.inside(pair.here), open_loaded(instance) as data_plane:
+        data_plane.attach(at_tc(pair))
+        add_filter(pair, theirs["theirs"], parent)
+        data_plane.detach(pair.name)
+        assert qdiscs(pair) == ["clsact"]
+        assert "theirs" in command(
+            "tc", "filter", "show", "dev", pair.name, "ingress" if parent == 0xFFFFFFF2 else "egress"
+        )
+
+
+@pytest.mark.usefixtures("without_tcx")
+def test_a_qdisc_of_another_interface_of_that_name_is_not_taken_for_ours(instance: str, pair: Pair) -> None:
+    with netns.inside(pair.here), open_loaded(instance) as data_plane:
+        data_plane.attach(at_tc(pair))
+        ip("-n", pair.here, "link", "del", pair.name)
+        again = make_pair(pair.here, pair.there)
+        command("tc", "qdisc", "add", "dev", again.name, "clsact")
+        data_plane.attach(at_tc(again))
+        data_plane.detach(again.name)
+        assert qdiscs(again) == ["clsact"]
+        assert os.listdir(instance_directory(instance) / "qdiscs") == [], "what was noted of it is forgotten"
+
+
+def count_descriptors() -> int:
+    gc.collect()
+    return len(os.listdir("/proc/self/fd"))
+
+
+@pytest.mark.parametrize("of", ["mptm_decap_tc", "mptm_encap_tc"])
+def test_a_link_at_tc_that_lost_its_pin_is_taken_over(instance: str, pair: Pair, of: str) -> None:
+    with netns.inside(pair.here), open_loaded(instance) as data_plane:
+        data_plane.require_tc()
+        link = libbpf.create_tcx_link(data_plane.program_fd(of), pair.ifindex)  # as of who keeps it
+        if -link in NO_TCX:
+            pytest.skip("this kernel has no tcx")
+        program = data_plane.program_id("mptm_decap_tc")
+        assert attached(data_plane) == [(pair.name, "tc", "adopted", of)]
+        before = count_descriptors()
+        assert data_plane.attach(at_tc(pair)) == "tcx"
+        assert count_descriptors() == before
+        assert libbpf.tcx_programs(pair.ifindex) == [program], "a second one would see each packet again"
+        assert attached(data_plane) == [(pair.name, "tc", "tcx", "mptm_decap_tc")]
+        os.close(link)
+        assert libbpf.tcx_programs(pair.ifindex) == [program], "it is ours now"
+        data_plane.detach(pair.name)
+        assert libbpf.tcx_programs(pair.ifindex) == []
+
+
+def attach_without_link(data_plane: DataPlane, pair: Pair, program: str) -> None:
+    result = libbpf.library().bpf_prog_attach_opts(
+        data_plane.program_fd(program), pair.ifindex, libbpf.TCX_INGRESS, None
+    )
+    if -result in NO_TCX:
+        pytest.skip("this kernel has no tcx")
+    libbpf.check(result, "the test's program can't be attached")
+
+
+@pytest.mark.parametrize("of", ["mptm_decap_tc", "mptm_encap_tc"])
+def test_a_program_at_tc_without_a_link_is_adopted(instance: str, pair: Pair, of: str) -> None:
+    with netns.inside(pair.here), open_loaded(instance) as data_plane:
+        data_plane.require_tc()
+        attach_without_link(data_plane, pair, of)
+        assert attached(data_plane) == [(pair.name, "tc", "adopted", of)]
+        before = count_descriptors()
+        for _ in range(2):
+            assert data_plane.attach(at_tc(pair)) == "adopted"
+            assert libbpf.tcx_programs(pair.ifindex) == [data_plane.program_id("mptm_decap_tc")]
+        assert count_descriptors() - before <= len(data_plane.maps)
+        assert attached(data_plane) == [(pair.name, "tc", "adopted", "mptm_decap_tc")]
+        data_plane.detach(pair.name)
+        assert libbpf.tcx_programs(pair.ifindex) == []
+        assert attached(data_plane) == []
+
+
+def test_two_programs_of_ours_at_tc_become_one(instance: str, pair: Pair) -> None:
+    with netns.inside(pair.here), open_loaded(instance) as data_plane:
+        data_plane.require_tc()
+        attach_without_link(data_plane, pair, "mptm_encap_tc")
+        attach_without_link(data_plane, pair, "mptm_decap_tc")
+        assert data_plane.attach(at_tc(pair)) == "adopted"
+        assert libbpf.tcx_programs(pair.ifindex) == [data_plane.program_id("mptm_decap_tc")]
+
+
+def test_an_upgrade_switches_what_was_adopted_at_tc(
+    instance: str, pair: Pair, clang: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with netns.inside(pair.here), open_loaded(instance) as old:
+        old.require_tc()
+        attach_without_link(old, pair, "mptm_decap_tc")
+    build_another(clang, tmp_path, monkeypatch)
+    with netns.inside(pair.here), open_loaded(instance) as new:
+        assert new.upgrade_needed
+        new.switch_links()
+        assert libbpf.tcx_programs(pair.ifindex) == [new.program_id("mptm_decap_tc")]
+        assert attached(new) == [(pair.name, "tc", "adopted", "mptm_decap_tc")]
+
+
 def test_a_port_at_tc_that_was_renamed_keeps_its_link(instance: str, pair: Pair) -> None:
     with netns.inside(pair.here), open_loaded(instance) as data_plane:
         data_plane.attach(at_tc(pair))
@@ -1214,6 +1440,14 @@ def test_a_port_at_tc_whose_interface_is_gone_says_so(instance: str, pair: Pair)
         assert [each.ifindex for each in data_plane.attachments()] == [again.ifindex]
 
 
+def build_another(clang: Callable[..., Path], directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the programs for TC, to be used from now on."""
+    shutil.copy(object_path(DATA_PLANE), directory)
+    source = (ROOT / "bpf" / "mptm_tc.bpf.c").read_text().replace('"mptm', f'"{ROOT}/bpf/mptm')
+    clang(directory / DATA_PLANE_TC, source + 'SEC("tc") int more(hook_ctx *ctx) { return ctx->len; }')
+    monkeypatch.setenv("MPTM_OBJECT_DIR", str(directory))
+
+
 def test_an_upgrade_switches_what_is_at_tc(
     instance: str,
     pair: Pair,
@@ -1226,10 +1460,8 @@ def test_an_upgrade_switches_what_is_at_tc(
     with netns.inside(pair.here), open_loaded(instance) as old:
         old.attach(at_tc(pair))
         before = old.program_id("mptm_decap_tc")
-    shutil.copy(object_path(DATA_PLANE), tmp_path)
-    source = (ROOT / "bpf" / "mptm_tc.bpf.c").read_text().replace('"mptm', f'"{ROOT}/bpf/mptm')
-    clang(tmp_path / DATA_PLANE_TC, source + 'SEC("tc") int more(hook_ctx *ctx) { return ctx->len; }')
-    monkeypatch.setenv("MPTM_OBJECT_DIR", str(tmp_path))
+        old.maps["segmenter"].delete([old.maps["segmenter"].key.pack(0)])  # as one is that was made afresh
+    build_another(clang, tmp_path, monkeypatch)
     with netns.inside(pair.here), open_loaded(instance) as new:
         assert new.upgrade_needed
         new.switch_links()
@@ -1240,6 +1472,8 @@ def test_an_upgrade_switches_what_is_at_tc(
             each.program_id for each in tc.filters() if each.ifindex == pair.ifindex
         ]
         assert programs == [after]
+        found = segmenter.find(instance)
+        assert found is not None and segmenter_of(new) == found.entry
 
 
 def test_removing_the_instance_leaves_nothing_at_tc(instance: str, pair: Pair, tc_mode: str) -> None:

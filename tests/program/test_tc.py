@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import socket
+import struct
+
 import pytest
 from packets import carriers, carries, far_end, over_ip, tunnel
 from patching import encapsulate
@@ -10,7 +13,7 @@ from scapy.layers.inet import ICMP, IP, TCP
 from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import ARP, Dot1Q, Ether
 from scapy.packet import Raw
-from world import OUR_MAC, OURS, REMOTE, THEIR_MAC, THEIRS, VERDICTS, Result, World
+from world import OUR_MAC, OURS, REMOTE, THEIR_MAC, THEIRS, VERDICTS, Result, World, ip
 
 from mptm.intent import Network, Route
 from mptm.kernel import netns, testrun
@@ -35,7 +38,9 @@ def peer(peer: World) -> World:
     return peer
 
 
-def send(node: World, port: str, packet: bytes, *, gso_size: int = 0, flags: int = 0) -> Result:
+def send(
+    node: World, port: str, packet: bytes, *, gso_size: int = 0, gso_segs: int = 0, flags: int = 0
+) -> Result:
     """A packet comes in at a port at TC."""
     program = TC_PROGRAM_OF_ROLE["uplink" if port in node.UPLINKS else "access"]
     with netns.inside(node.namespace):
@@ -44,6 +49,7 @@ def send(node: World, port: str, packet: bytes, *, gso_size: int = 0, flags: int
             packet,
             ifindex=node.links[port].ifindex,
             gso_size=gso_size,
+            gso_segs=gso_segs,
             flags=flags,
         )
     return Result(VERDICTS[run.verdict], run.data)
@@ -64,9 +70,13 @@ def routes(version: int) -> list[Route]:
     ]
 
 
-def segmenter(node: World, ifindex: int) -> None:
+def segmenter(node: World, ifindex: int | None) -> None:
     table = node.data_plane.maps["segmenter"]
-    table.update({table.key.pack(0): table.value.pack(ifindex)})
+    with netns.inside(node.namespace):
+        if ifindex is None:
+            table.delete([table.key.pack(0)])
+        else:
+            table.update({table.key.pack(0): table.value.pack(ifindex)})
 
 
 @pytest.mark.parametrize("version", [4, 6])
@@ -99,20 +109,100 @@ def test_segments_that_are_too_big_are_answered(here: World, version: int, large
         assert got.data[54] == 2, "packet too big"
 
 
+@pytest.mark.parametrize("segments", [0, 3])
+@pytest.mark.parametrize("version", [4, 6])
+def test_a_gso_packet_counts_as_its_segments(here: World, version: int, segments: int) -> None:
+    """With all headers in each, as they are on the wire; of a VM the kernel hasn't counted them."""
+    headers = {4: 54, 6: 74}[version]
+    inner = {"packets": 3, "bytes": 2500 + 3 * headers}
+    outer = {"packets": 3, "bytes": 2500 + 3 * (headers + 4)}
+    nothing = {"packets": 0, "bytes": 0}
+
+    def counted(what: dict[str, int], one: str, other: str) -> tuple[dict[str, int], dict[str, int]]:
+        return tuple({each: what[f"{way}_{each}"] for each in ("packets", "bytes")} for way in (one, other))  # type: ignore[return-value]
+
+    here.apply(tunnel("vlan", remotes=REMOTE), *routes(version))
+    got = send(here, "c1", tcp(2500, version), gso_size=1000, gso_segs=segments)
+    assert got.verdict == "REDIRECT"
+    assert counted(here.port_counters("c1"), "rx", "tx") == (inner, nothing)
+    assert counted(here.tunnel_counters("to-node2"), "encap", "decap") == (inner, nothing)
+    assert counted(here.port_counters("up0"), "rx", "tx") == (nothing, outer)
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_a_received_gso_packet_counts_as_its_segments(here: World, peer: World, version: int) -> None:
+    headers = {4: 54, 6: 74}[version]
+    here.apply(tunnel("vlan", remotes=REMOTE), *routes(version))
+    sent = send(here, "c1", tcp(2500, version), gso_size=1000)
+    peer.apply(far_end("vlan", 4), Route(network="blue", prefix=THEIRS[version], port="c1"))
+    assert send(peer, "up0", sent.data, gso_size=1000).verdict == "REDIRECT"
+    assert peer.drops() == {}
+    (tunnels,) = [peer.tunnel_counters(name) for name in peer.allocations.tunnels]
+    assert (tunnels["decap_packets"], tunnels["decap_bytes"]) == (3, 2500 + 3 * headers)
+    up0, c1 = peer.port_counters("up0"), peer.port_counters("c1")
+    assert (up0["rx_packets"], up0["rx_bytes"]) == (3, 2500 + 3 * (headers + 4))
+    assert (c1["tx_packets"], c1["tx_bytes"]) == (3, 2500 + 3 * headers)
+
+
+def without_length(packet: bytes, version: int, *, jumbo: bool = False) -> bytes:
+    """A frame of BIG TCP: its IP header says 0; until Linux 6.18 with a jumbo header in the case of IPv6."""
+    if version == 4:
+        return packet[:16] + bytes(2) + packet[18:]
+    header = packet[:18] + bytes(2) + packet[20:54]
+    if not jumbo:
+        return header + packet[54:]
+    length = struct.pack(">I", len(packet) - 54 + 8)
+    return header[:20] + b"\0" + header[21:] + b"\x06\0\xc2\x04" + length + packet[54:]
+
+
+@pytest.mark.parametrize(("version", "jumbo"), [(4, False), (6, False), (6, True)])
+@pytest.mark.parametrize("variant", ["vlan", "ipip", "sit", "gre"])
+def test_without_a_length_a_gso_packet_of_tcp_goes_to_its_end(
+    here: World, variant: str, version: int, jumbo: bool
+) -> None:
+    if not carries(variant, 4, version):
+        pytest.skip("not a packet of this tunnel")
+    here.apply(tunnel(variant, remotes=REMOTE), *routes(version))
+    packet = without_length(tcp(3000, version), version, jumbo=jumbo)
+    segmenter(here, here.links["c2"].ifindex)
+    try:
+        got = send(here, "c1", packet, gso_size=1300)
+    finally:
+        segmenter(here, None)
+    assert (got.verdict, here.drops()) == ("REDIRECT", {})
+    if jumbo:
+        assert got.data == packet, "it goes where segments are made, with which the jumbo header goes"
+    else:
+        assert len(got.data) > len(packet) - 14
+    if version == 4:
+        assert send(here, "c1", packet).verdict == "PASS", "it isn't a GSO packet, but a broken one"
+
+
 def test_what_can_not_go_whole_goes_where_segments_are_made(here: World) -> None:
     here.apply(tunnel("etherip", remotes=REMOTE), *routes(4))
     packet = tcp(3000)
-    segmenter(here, 0)
+    segmenter(here, None)
     assert send(here, "c1", packet, gso_size=1300).verdict == "DROP"
     assert here.drops() == {"GSO": 1}
     segmenter(here, here.links["c2"].ifindex)
     try:
         got = send(here, "c1", packet, gso_size=1300)
     finally:
-        segmenter(here, 0)
+        segmenter(here, None)
     assert (got.verdict, got.data) == ("REDIRECT", packet), "nothing is in front of it yet"
     assert here.drops() == {"GSO": 1}
     assert here.tunnel_counters("to-node2")["encap_packets"] == 0, "counted when it is encapsulated"
+
+
+def test_where_segments_were_made_may_be_gone(here: World) -> None:
+    here.apply(tunnel("etherip", remotes=REMOTE), *routes(4))
+    ip("-n", here.namespace, "link", "add", "gone0", "type", "veth", "peer", "name", "gone1")
+    with netns.inside(here.namespace):
+        segmenter(here, socket.if_nametoindex("gone0"))
+    assert send(here, "c1", tcp(3000), gso_size=1300).verdict == "REDIRECT"
+    ip("-n", here.namespace, "link", "del", "gone0")
+    assert send(here, "c1", tcp(3000), gso_size=1300).verdict == "DROP"
+    assert here.drops() == {"GSO": 1}
 
 
 @pytest.mark.parametrize("underlay", [4, 6])

@@ -58,6 +58,13 @@ def test_a_mark_stays_in_its_namespace(at_tc: World, monkeypatch: pytest.MonkeyP
     assert (ran.verdict, ran.mark) == (REDIRECT, 0)
 
 
+@pytest.mark.parametrize("mark", [0x4D50FFFF, 0x4D500000])
+def test_a_mark_is_never_taken_for_ours(at_tc: World, mark: int) -> None:
+    at_tc.apply(tunnel("vxlan", remotes=REMOTE), Route(network="blue", prefix=THEIRS[4], via="to-node2"))
+    ran = run(at_tc, frame(ip(4) / TCP(sport=1, dport=2)), mark=mark)
+    assert (ran.verdict, ran.mark, at_tc.tunnel_counters("to-node2")["encap_packets"]) == (REDIRECT, mark, 1)
+
+
 @pytest.fixture
 def port(at_tc: World) -> Iterator[Attachment]:
     """c1 at TC, once it is attached there."""

@@ -141,6 +141,7 @@ class FakeDataPlane:
         self.upgrade_needed = False
         self.attached: dict[str, FakeAttached] = {}
         self.foreign: set[str] = set()
+        self.before: dict[int, list[str]] = {}
         self.log: list[str] = []
         self.fail: Callable[[str], None] | None = None
         self.removed = False
@@ -175,6 +176,9 @@ class FakeDataPlane:
 
     def attachments(self) -> list[FakeAttached]:
         return list(self.attached.values())
+
+    def programs_before(self, ifindex: int) -> list[str]:
+        return self.before.get(ifindex, [])
 
     def switch_links(self) -> None:
         self.trip("switch links")

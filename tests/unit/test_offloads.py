@@ -277,6 +277,26 @@ def features(**wrong: bool) -> OtherEnd:
         ),
         (PortFacts("p", 1500, own=TAGS, needs_tags=True), "takes VLAN tags off", "ethtool -K p rxvlan off"),
         (PortFacts("p", 1500, can_send=False), "its driver takes no frames", "--mode generic"),
+        (
+            PortFacts("p", 1500, up=False, namespace="/run/netns/n"),
+            "it is down",
+            "nsenter --net=/run/netns/n ip link set p up",
+        ),
+        (
+            PortFacts("p", 1500, needs="nothing", end=replace(END, up=False)),
+            "its other end, end-a in /run/netns/c, is down",
+            "nsenter --net=/run/netns/c ip link set end-a up",
+        ),
+        (
+            PortFacts("p", 1500, is_far=True, is_handed_over=True, detour="it has a qdisc tbf"),
+            "it has a qdisc tbf, which packets go past",
+            "mptm restore",
+        ),
+        (
+            PortFacts("p", 1500, is_handed_over=True),
+            "come to its own network namespace",
+            "mptm restore",
+        ),
     ],
 )
 def test_doctor_names_what_is_wrong_and_the_command(facts: PortFacts, problem: str, command: str) -> None:
@@ -287,11 +307,27 @@ def test_doctor_names_what_is_wrong_and_the_command(facts: PortFacts, problem: s
 
 
 @pytest.mark.parametrize(
+    ("facts", "problem"),
+    [
+        (PortFacts("p", 1500, is_far=True, is_handed_over=False), "could be handed over"),
+        (PortFacts("p", 1500, before=("theirs (id 7)",)), "theirs (id 7) sees packets before ours"),
+    ],
+)
+def test_doctor_names_what_may_be_meant_so(facts: PortFacts, problem: str) -> None:
+    (finding,) = examine(facts)
+    assert problem in finding.problem
+    assert not finding.is_serious
+
+
+@pytest.mark.parametrize(
     "facts",
     [
         PortFacts("p", 1500, end=RIGHT, fits=1500),
         PortFacts("p", 1500, own=TAGS, can_send=True),
         PortFacts("p", 1500, end=replace(features(rx_gro=False), takes_frames=True)),
+        PortFacts("p", 1500, is_far=True, is_handed_over=True),
+        PortFacts("p", 1500, is_far=True, is_handed_over=False, detour="it has a qdisc tbf"),
+        PortFacts("p", 1500, is_handed_over=False),
     ],
 )
 def test_doctor_has_nothing_to_say_of_what_is_right(facts: PortFacts) -> None:

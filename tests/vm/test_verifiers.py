@@ -218,6 +218,8 @@ def test_traffic_flows_through_programs_on_veths(guest: Machine) -> None:
         for node in nodes:
             guest.python("-c", TO_XDP, node, timeout=150).check()
             assert attached(guest, node) == dict.fromkeys(interfaces, "attached: native")
+            shown = inside(guest, f"mptm-{node}", "tc", "qdisc", "show").check().stdout
+            assert "clsact" not in shown, "what was added for filters went with them"
         ping_all(guest)
     finally:
         guest.python("-m", "mptm", "lab", "down", timeout=150).check()

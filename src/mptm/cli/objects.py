@@ -443,13 +443,15 @@ def port_show(name: str, as_json: bool) -> None:
                 "state": details.state,
                 "runs_at": details.runs_at,
                 "why": details.why,
+                "hand_over": details.hand_over,
                 "counters": details.counters and vars(details.counters),
                 "other_end": settled and to_builtins(settled),
             }
         )
         return
     runs_at = {"runs at": f"{details.runs_at}: {details.why}"} if details.runs_at else {}
-    print_fields({**found, "state": details.state, **runs_at, **_settled_fields(settled)})
+    handed = {"packets to it go": details.hand_over} if details.hand_over else {}
+    print_fields({**found, "state": details.state, **runs_at, **handed, **_settled_fields(settled)})
     if details.counters is not None:
         counters = details.counters
         click.echo("\ncounters")

@@ -7,6 +7,7 @@ Everything lives in bpffs, so traffic goes on when no process of ours runs:
                                 progs/<program>
                                 links/<interface>  at XDP
                                 tcx/<interface>    at TC, where the kernel has tcx links (6.6); else it is a filter
+                                qdiscs/<index> <interface>  a symbolic link: we added the qdisc that the filter is on
                                 build              a symbolic link whose target names the build and its programs
 
 Dots in the names of instances and interfaces stand as colons there. What
@@ -50,6 +51,7 @@ NO_TCX = frozenset((errno.EINVAL, errno.EOPNOTSUPP, libbpf.ENOTSUPP))
 
 _ROOT = bpffs.MOUNT_POINT / "mptm"
 _BUILD = "build"
+_QDISCS = "qdiscs"
 _NEW = " new"  # no interface, table or program can have a name that ends so
 _KERNEL_NAME_LEN = 15
 _READ_ONLY_FOR_PROGRAMS = 1 << 7  # BPF_F_RDONLY_PROG, which the kernel adds to device maps by itself
@@ -65,8 +67,8 @@ class Attached:
     """An interface that runs a program of this instance.
 
     `name` is the interface's when it was attached, `ifindex` 0 when it is gone. `mode` is at XDP native, generic,
-    offload, or adopted: attached by somebody else and without a link; at TC tcx or clsact; empty when the interface is
-    gone. `hook` is xdp or tc; a port that is just being moved has both.
+    offload, or adopted: attached by somebody else and without a link of ours; at TC tcx, clsact, or adopted; empty when
+    the interface is gone. `hook` is xdp or tc; a port that is just being moved has both.
     """
 
     ifindex: int
@@ -255,9 +257,51 @@ class DataPlane:
                     _update_link(fd, self.program_fd(program), attachment.name)
                 return "tcx"
         self._refuse_another_instances(attachment)
-        return self._create_at_tc(
-            attachment.ifindex, attachment.name, program, self._link_pin(attachment.name, "tc")
+        pin = self._link_pin(attachment.name, "tc")
+        return self._take_over_at_tc(attachment, program, pin) or self._create_at_tc(
+            attachment.ifindex, attachment.name, program, pin
         )
+
+    def _take_over_at_tc(self, attachment: Attachment, program: str, pin: Path) -> str | None:
+        """Have a program of ours, by whatever way it is there, be the one of a port; the mode, None: there is none."""
+        strays = self._strays(attachment.ifindex)
+        for program_id in strays[1:]:
+            self._detach_stray(attachment.ifindex, program_id)
+        if not strays:
+            return None
+        fd = libbpf.find_tcx_link(attachment.ifindex, strays[0])
+        if fd is None:
+            if strays[0] != self.program_id(program):
+                libbpf.replace_tcx(attachment.ifindex, strays[0], self.program_fd(program))
+            return "adopted"
+        try:
+            if strays[0] != self.program_id(program):
+                _update_link(fd, self.program_fd(program), attachment.name)
+            _make_directories(pin.parent)
+            libbpf.pin(fd, pin)
+        finally:
+            os.close(fd)
+        return "tcx"
+
+    def _strays(self, ifindex: int) -> list[int]:
+        """Ids of programs of ours at the tcx of an interface that no pinned link of ours has there, in order."""
+        programs = [each for each in libbpf.tcx_programs(ifindex) if self._is_ours(each)]
+        for name in _pins(self._root / _LINKS_OF_HOOK["tc"]) if programs else ():
+            with _opened(self._root / _LINKS_OF_HOOK["tc"] / name) as fd:
+                info = libbpf.link_info(fd)
+            if info.ifindex == ifindex and info.program_id in programs:
+                programs.remove(info.program_id)
+        return programs
+
+    def _detach_stray(self, ifindex: int, program_id: int) -> None:
+        fd = libbpf.find_tcx_link(ifindex, program_id)
+        if fd is None:
+            libbpf.replace_tcx(ifindex, program_id, None)
+            return
+        try:
+            libbpf.library().bpf_link_detach(fd)
+        finally:
+            os.close(fd)
 
     def _create_at_tc(self, ifindex: int, name: str, program: str, pin: Path) -> str:
         """Attach a program at TC by a link that is pinned, or where the kernel has none by a filter; the mode."""
@@ -269,8 +313,35 @@ class DataPlane:
                 return "tcx"
             if -fd not in NO_TCX:
                 raise libbpf.failure(f"{program} can't be attached to {name} at TC", fd)
-        tc.set_filter(ifindex, program_fd, program)
+        if program == _SEGMENT_PROGRAM:  # its interface goes with it
+            tc.set_filter(ifindex, program_fd, program)
+        else:
+            tc.set_filter(ifindex, program_fd, program, lambda: self._note_qdisc(ifindex, name))
         return "clsact"
+
+    def _note_qdisc(self, ifindex: int, name: str) -> None:
+        """Note, so that whoever detaches knows it, that it was us who added a qdisc."""
+        note = self._root / _QDISCS / f"{ifindex} {bpffs.escape(name)}"
+        _make_directories(note.parent)
+        try:
+            note.unlink(missing_ok=True)
+            note.symlink_to(_network_namespace())
+        except OSError as error:
+            raise KernelError(f"{note} can't be made", error.errno or 0) from None
+
+    def _remove_qdisc(self, ifindex: int, name: str) -> None:
+        """Take the qdisc off an interface, if it was us who added it; forget those of interfaces that are gone."""
+        for pin in _pins(self._root / _QDISCS):
+            note = self._root / _QDISCS / pin
+            number, _, escaped = pin.partition(" ")
+            if os.readlink(note) != _network_namespace():
+                continue
+            noted = int(number), bpffs.unescape(escaped)
+            if noted == (ifindex, name):
+                if tc.remove_qdisc(ifindex):
+                    note.unlink()
+            elif not _is_there(*noted):
+                note.unlink()
 
     def _refuse_another_instances(self, attachment: Attachment) -> None:
         """Raise ForeignProgram where another instance has a program at either hook: each would take from the other."""
@@ -287,17 +358,29 @@ class DataPlane:
 
     def _ensure_segmenter(self) -> None:
         """Have what makes segments of GSO packets, with the program at its end; looked into once."""
-        if self._segments_at is not None and self._segments_at == segmenter.find(self.instance):
+        if (
+            self._segments_at is not None
+            and self._segments_at == segmenter.find(self.instance)
+            and self._leads_to(self._segments_at)
+        ):
             return
-        table = self.maps[_SEGMENTER]
         pin = self._root / _SEGMENTER
         if segmenter.find(self.instance) is None and pin.exists():
             _detach_link(pin)
         pair = segmenter.ensure(self.instance)
         if not self._runs_segment_program(pair, pin):
             self._create_at_tc(pair.exit, segmenter.names(self.instance)[1], _SEGMENT_PROGRAM, pin)
-        table.update({table.key.pack(0): table.value.pack(pair.entry)})
+        self._lead_to(pair)
         self._segments_at = pair
+
+    def _lead_to(self, pair: segmenter.Pair) -> None:
+        table = self.maps[_SEGMENTER]
+        table.update({table.key.pack(0): table.value.pack(pair.entry)})
+
+    def _leads_to(self, pair: segmenter.Pair) -> bool:
+        """Whether the table does; the kernel takes an interface that goes out of it."""
+        table = self.maps[_SEGMENTER]
+        return table.get(table.key.pack(0)) == table.value.pack(pair.entry)
 
     def _runs_segment_program(self, pair: segmenter.Pair, pin: Path) -> bool:
         if not pin.exists():
@@ -325,7 +408,7 @@ class DataPlane:
             _detach_link(pin)
         segmenter.remove(self.instance)
         if (table := self.maps.get(_SEGMENTER)) is not None:
-            table.update({table.key.pack(0): table.value.pack(0)})
+            table.delete([table.key.pack(0)])
 
     def _filters(self) -> list[tc.Filter]:
         """Of the ports, not of the segmenter."""
@@ -363,9 +446,12 @@ class DataPlane:
             _detach_link(pin)
         if self._has_tc:
             with suppress(OSError):
+                for program_id in self._strays(socket.if_nametoindex(name)):
+                    self._detach_stray(socket.if_nametoindex(name), program_id)
                 for each in tc.filters(socket.if_nametoindex(name)):
                     if self._is_ours(each.program_id):
                         tc.remove_filter(each.ifindex)
+                self._remove_qdisc(socket.if_nametoindex(name), name)
             if not _pins(pin.parent) and not self._filters():
                 self._remove_segmenter()
 
@@ -424,10 +510,27 @@ class DataPlane:
                     "tc",
                 )
             )
+        pair = segmenter.find(self.instance)
+        found += [
+            Attached(ifindex, name, "adopted", self._program_name(program_id), "tc")
+            for ifindex, name in socket.if_nameindex()
+            if pair is None or ifindex != pair.exit
+            for program_id in self._strays(ifindex)
+        ]
         return found + [
             Attached(each.ifindex, each.name, "clsact", self._program_name(each.program_id), "tc")
             for each in self._filters()
         ]
+
+    def programs_before(self, ifindex: int) -> list[str]:
+        """Names of others' programs that see what comes in at TC before ours does. Raises KernelError."""
+        found = []
+        for program_id in libbpf.tcx_programs(ifindex):
+            if self._is_ours(program_id):
+                break
+            info = libbpf.program_info_by_id(program_id)
+            found.append(f"{(info.name if info else '') or 'a program'} (id {program_id})")
+        return found
 
     def switch_links(self) -> None:
         """Let every attached interface run the loaded programs from now on, without a packet lost in between.
@@ -435,11 +538,19 @@ class DataPlane:
         Then the loaded programs and tables take the place of the pinned ones. What a kill in the middle leaves
         behind, the next `open` finds as an upgrade that is still needed. Raises KernelError.
         """
+        if self._has_tc and (pair := segmenter.find(self.instance)) is not None:
+            self._lead_to(pair)  # a table that was made afresh is empty
         for attached in self.attachments():
             program = self._full_name(attached.program)
             if attached.ifindex == 0 or program is None:
                 continue
-            if attached.mode == "adopted":
+            if attached.mode == "adopted" and attached.hook == "tc":
+                self._take_over_at_tc(
+                    Attachment(attached.ifindex, attached.name, "", "auto", "tc"),
+                    program,
+                    self._link_pin(attached.name, "tc"),
+                )
+            elif attached.mode == "adopted":
                 if (state := _xdp_state(attached.ifindex, attached.name)) is not None:
                     self._adopt(state, program)
             elif attached.mode == "clsact":
@@ -599,6 +710,19 @@ def remove_instance(instance: str) -> None:
             shutil.rmtree(root)
     except OSError as error:
         raise KernelError(f"{root} can't be removed", error.errno or 0) from None
+
+
+def _network_namespace() -> str:
+    """Tells that of this thread from others."""
+    found = os.stat("/proc/thread-self/ns/net")
+    return f"{found.st_dev}:{found.st_ino}"
+
+
+def _is_there(ifindex: int, name: str) -> bool:
+    try:
+        return socket.if_indextoname(ifindex) == name
+    except OSError:
+        return False
 
 
 def _pins(directory: Path) -> list[str]:

@@ -11,6 +11,7 @@ import ctypes
 import errno
 import os
 import platform
+import sys
 import threading
 from collections import deque
 from functools import cache, cached_property
@@ -25,6 +26,12 @@ XDP = 37
 
 TCX_INGRESS = 46
 """`enum bpf_attach_type`: BPF_TCX_INGRESS (Linux 6.6)."""
+
+TCX_EGRESS = 47
+"""`enum bpf_attach_type`: BPF_TCX_EGRESS."""
+
+_LINK_TYPE_TCX = 11  # enum bpf_link_type
+_REPLACE = 1 << 2  # BPF_F_REPLACE
 
 XDP_FLAGS_SKB_MODE = 1 << 1
 XDP_FLAGS_DRV_MODE = 1 << 2
@@ -75,6 +82,10 @@ _PROTOTYPES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "bpf_link_create": (_INT, (_INT, _INT, _INT, _BUFFER)),
     "bpf_link_update": (_INT, (_INT, _INT, _BUFFER)),
     "bpf_link_detach": (_INT, (_INT,)),
+    "bpf_link_get_next_id": (_INT, (_U32, _COUNT)),
+    "bpf_link_get_fd_by_id": (_INT, (_U32,)),
+    "bpf_prog_attach_opts": (_INT, (_INT, _INT, _INT, _BUFFER)),
+    "bpf_prog_detach2": (_INT, (_INT, _INT, _INT)),
     "bpf_prog_query": (_INT, (_INT, _INT, _U32, _BUFFER, _BUFFER, _COUNT)),
     "bpf_xdp_attach": (_INT, (_INT, _INT, _U32, _BUFFER)),
     "bpf_xdp_detach": (_INT, (_INT, _U32, _BUFFER)),
@@ -359,14 +370,67 @@ def create_tcx_link(program_fd: int, ifindex: int) -> int:
     return int(library().bpf_link_create(program_fd, ifindex, TCX_INGRESS, ctypes.byref(options)))
 
 
-def tcx_programs(ifindex: int) -> list[int]:
-    """Ids of the programs at the tcx ingress of an interface, in order; none where the kernel has no tcx."""
+def tcx_programs(ifindex: int, where: int = TCX_INGRESS) -> list[int]:
+    """Ids of the programs at the tcx of an interface, in order; none where the kernel has none."""
     ids, count = (_U32 * 64)(), _U32(64)
-    result = library().bpf_prog_query(ifindex, TCX_INGRESS, 0, None, ids, ctypes.byref(count))
+    result = library().bpf_prog_query(ifindex, where, 0, None, ids, ctypes.byref(count))
     if result in (-errno.EINVAL, -errno.ENOENT, -errno.ENODEV):
         return []
     check(result, f"the TC programs of interface {ifindex} can't be listed")
     return list(ids[: count.value])
+
+
+def find_tcx_link(ifindex: int, program_id: int) -> int | None:
+    """Descriptor of the link, pinned or not, that has a program at the tcx ingress of an interface; None without one.
+
+    The kernel doesn't tell links of different network namespaces apart: where two fit, KernelError is raised.
+    """
+    found: list[int] = []
+    number = _U32()
+    while library().bpf_link_get_next_id(number.value, ctypes.byref(number)) == 0:
+        fd = library().bpf_link_get_fd_by_id(number.value)
+        if fd < 0:
+            continue  # it has just gone
+        info = _LinkInfo()
+        try:
+            _read_info(fd, info)
+        except KernelError:
+            os.close(fd)
+            continue
+        where = int.from_bytes(bytes(info.rest)[:4], sys.byteorder)
+        is_wanted = (info.type, where, info.ifindex) == (_LINK_TYPE_TCX, TCX_INGRESS, ifindex)
+        if is_wanted and info.prog_id == program_id:
+            found.append(fd)
+        else:
+            os.close(fd)
+    if len(found) > 1:
+        for fd in found:
+            os.close(fd)
+        raise KernelError(f"program {program_id} has several links to an interface {ifindex}", errno.EEXIST)
+    return found[0] if found else None
+
+
+class _ProgramAttachOptions(ctypes.Structure):
+    _fields_: ClassVar = [("sz", ctypes.c_size_t), ("flags", _U32), ("replace_prog_fd", _INT)]
+
+
+def replace_tcx(ifindex: int, old_program_id: int, new_program_fd: int | None) -> None:
+    """Exchange (or, without a new one, detach) a program that is at a tcx ingress without a link.
+
+    Raises KernelError.
+    """
+    old = check(library().bpf_prog_get_fd_by_id(old_program_id), f"program {old_program_id} can't be opened")
+    try:
+        if new_program_fd is None:
+            result = library().bpf_prog_detach2(old, ifindex, TCX_INGRESS)
+        else:
+            options = _ProgramAttachOptions(ctypes.sizeof(_ProgramAttachOptions), _REPLACE, old)
+            result = library().bpf_prog_attach_opts(
+                new_program_fd, ifindex, TCX_INGRESS, ctypes.byref(options)
+            )
+        check(result, f"the TC program of interface {ifindex} can't be replaced")
+    finally:
+        os.close(old)
 
 
 class _XdpAttachOptions(ctypes.Structure):

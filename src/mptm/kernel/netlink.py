@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, ip_address
 from typing import Any, NamedTuple, Protocol
 
-from mptm.errors import KernelError
+from mptm.errors import KernelError, MptmError
 from mptm.facts import Facts, IPAddress, Link, Path
 
 ANY = "any"
@@ -28,6 +28,8 @@ _ROUTE_LOCAL, _ROUTE_BROADCAST, _ROUTE_MULTICAST = 2, 3, 5
 _NTF_USE = 0x01
 _NUD_CONFIRMED = 0x02 | 0x80  # REACHABLE, PERMANENT
 _NUD_USABLE = 0x02 | 0x04 | 0x08 | 0x10 | 0x80  # REACHABLE, STALE, DELAY, PROBE, PERMANENT
+_NO_QDISC = (None, "noqueue", "noop")  # of an interface that is up, and of one that never was
+_CLSACT_EGRESS = 0xFFFFFFF3  # TC_H_MAKE(TC_H_CLSACT, TC_H_MIN_EGRESS)
 _NO_ROUTE = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ESRCH)
 _POLL_SECONDS = 0.02
 
@@ -202,13 +204,21 @@ def gather_facts(
 def _read_links(netlink: Any) -> dict[int, _RawLink]:
     """Links by ifindex, with the MAC address of each veth's other end."""
     messages = {message["index"]: message for message in netlink.get_links()}
-    return {ifindex: _read_link(netlink, messages, message) for ifindex, message in messages.items()}
+    clsact: set[int] | None = set()
+    if any(message.get_attr("IFLA_LINK_NETNSID") is not None for message in messages.values()):
+        qdiscs, number = ask(netlink.get_qdiscs)
+        found = {message["index"] for message in qdiscs if message.get_attr("TCA_KIND") == "clsact"}
+        clsact = None if number else found
+    return {ifindex: _read_link(netlink, messages, clsact, message) for ifindex, message in messages.items()}
 
 
-def _read_link(netlink: Any, messages: dict[int, Any], message: Any) -> _RawLink:
+def _read_link(netlink: Any, messages: dict[int, Any], clsact: set[int] | None, message: Any) -> _RawLink:
+    """`clsact`: interfaces with a qdisc for filters; None: the kernel doesn't tell."""
     info = message.get_attr("IFLA_LINKINFO")
     kind = (info.get_attr("IFLA_INFO_KIND") if info else None) or ""
     state = _xdp_state(message)
+    peer = _peer(netlink, messages, message) if kind == "veth" else None
+    is_far = kind == "veth" and message.get_attr("IFLA_LINK_NETNSID") is not None
     link = Link(
         message["index"],
         message.get_attr("IFLA_IFNAME"),
@@ -216,9 +226,10 @@ def _read_link(netlink: Any, messages: dict[int, Any], message: Any) -> _RawLink
         message.get_attr("IFLA_MTU"),
         kind,
         bool(message["flags"] & _IFF_UP),
-        _peer_mac(netlink, messages, message) if kind == "veth" else None,
+        _mac(peer.get_attr("IFLA_ADDRESS")) if peer is not None else None,
         state.program_id if state else None,
-        kind == "veth" and message.get_attr("IFLA_LINK_NETNSID") is not None,
+        is_far,
+        _find_detour(netlink, clsact, message, peer) if is_far else "",
         _gro_port(kind, info),
     )
     return _RawLink(link, message["flags"], message["ifi_type"])
@@ -232,16 +243,40 @@ def _gro_port(kind: str, info: Any) -> int:
     return int(data.get_attr("IFLA_VXLAN_PORT") or data.get_attr("IFLA_GENEVE_PORT") or 0)
 
 
-def _peer_mac(netlink: Any, messages: dict[int, Any], message: Any) -> bytes | None:
-    """MAC address of a veth's other end, in whichever namespace it is (IFLA_TARGET_NETNSID: Linux 4.20)."""
+def _peer(netlink: Any, messages: dict[int, Any], message: Any) -> Any | None:
+    """The link message of a veth's other end, in whichever namespace it is (IFLA_TARGET_NETNSID: Linux 4.20)."""
     peer_index, namespace_id = message.get_attr("IFLA_LINK"), message.get_attr("IFLA_LINK_NETNSID")
     if peer_index is None:
         return None
     if namespace_id is None:
-        peer = messages.get(peer_index)
-        return _mac(peer.get_attr("IFLA_ADDRESS")) if peer is not None else None
+        return messages.get(peer_index)
     answer, _ = ask(netlink.link, "get", index=peer_index, if_netnsid=namespace_id)
-    return _mac(answer[0].get_attr("IFLA_ADDRESS")) if answer else None
+    return answer[0] if answer else None
+
+
+def _find_detour(netlink: Any, clsact: set[int] | None, message: Any, peer: Any | None) -> str:
+    """See Link.detour: what bpf_redirect_peer would go past. What can't be looked at may be there."""
+    from mptm.kernel import libbpf
+
+    ifindex, qdisc = message["index"], message.get_attr("IFLA_QDISC")
+    if qdisc not in _NO_QDISC:
+        return f"it has a qdisc {qdisc}"
+    try:
+        has_programs = bool(libbpf.tcx_programs(ifindex, libbpf.TCX_EGRESS))
+    except MptmError as error:
+        return f"its TC egress can't be looked at ({error.message})"
+    if has_programs:
+        return "it has programs at its TC egress"
+    if clsact is None:
+        return "its qdiscs can't be looked at"
+    if ifindex in clsact:
+        filters, number = ask(netlink.get_filters, index=ifindex, parent=_CLSACT_EGRESS)
+        if filters or number:
+            return "it has filters at its TC egress" if filters else "its TC filters can't be looked at"
+    if peer is None:
+        return "its other end can't be looked at"
+    xdp = peer.get_attr("IFLA_XDP")
+    return "its other end has an XDP program" if xdp and xdp.get_attr("IFLA_XDP_ATTACHED") else ""
 
 
 def _find_egress(links: dict[int, _RawLink], name: str) -> _RawLink:

@@ -9,18 +9,20 @@ from __future__ import annotations
 
 import errno
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from mptm.errors import KernelError
 from mptm.kernel import libbpf
-from mptm.kernel.netlink import open_netlink
+from mptm.kernel.netlink import ask, open_netlink
 
 PRIORITY = 44441
 """Of our filters: behind what others put there on purpose, before what has no priority given."""
 
 _HANDLE = 0x4D50  # "MP"
 _INGRESS = 0xFFFFFFF2  # TC_H_MAKE(TC_H_CLSACT, TC_H_MIN_INGRESS)
+_EGRESS = 0xFFFFFFF3
 _CLSACT_HANDLE = 0xFFFF0000
 _CLSACT_PARENT = 0xFFFFFFF1
 _ETH_P_ALL = 3
@@ -65,14 +67,19 @@ def _with_clsact(netlink: Any) -> set[int]:
     return {message["index"] for message in netlink.get_qdiscs() if message.get_attr("TCA_KIND") == "clsact"}
 
 
-def set_filter(ifindex: int, program_fd: int, name: str) -> None:
-    """Let the interface run a program, in place of the one of ours that it may run already. Raises KernelError."""
+def set_filter(ifindex: int, program_fd: int, name: str, on_qdisc: Callable[[], None] = lambda: None) -> None:
+    """Let the interface run a program, in place of the one of ours that it may run already. Raises KernelError.
+
+    `on_qdisc` is called when the interface had no clsact qdisc and has got one, before the filter is put there.
+    """
     with open_netlink() as netlink:
         try:
             netlink.tc("add", "clsact", ifindex, _CLSACT_HANDLE)
         except Exception as error:
             if _number(error) != errno.EEXIST:
                 raise
+        else:
+            on_qdisc()
         netlink.tc(
             "replace-filter",
             "bpf",
@@ -98,6 +105,25 @@ def remove_filter(ifindex: int) -> None:
         except Exception as error:
             if _number(error) not in (errno.ENOENT, errno.EINVAL, errno.ENODEV):
                 raise
+
+
+def remove_qdisc(ifindex: int) -> bool:
+    """Take the clsact qdisc off an interface, unless there are filters on it; false: it stays. Raises KernelError.
+
+    The kernel has no word for "if it is empty": a filter that somebody adds between the look and the removal goes with
+    it. So it is looked for last, and whatever isn't clear leaves the qdisc where it is.
+    """
+    with open_netlink() as netlink:
+        for parent in (_INGRESS, _EGRESS):
+            found, number = ask(netlink.get_filters, index=ifindex, parent=parent)
+            if found or number:
+                return False
+        try:
+            netlink.tc("del", "clsact", ifindex, _CLSACT_HANDLE)
+        except Exception as error:
+            if _number(error) not in (errno.ENOENT, errno.EINVAL, errno.ENODEV):
+                raise
+    return True
 
 
 def _number(error: Exception) -> int:

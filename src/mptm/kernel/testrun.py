@@ -37,7 +37,9 @@ class _SkbContext(ctypes.Structure):
         ("mark", ctypes.c_uint32),
         ("before_ifindex", ctypes.c_uint32 * 7),
         ("ifindex", ctypes.c_uint32),
-        ("before_gso_segs", ctypes.c_uint32 * 30),
+        ("tc_index", ctypes.c_uint32),
+        ("cb", ctypes.c_uint32 * 5),
+        ("before_gso_segs", ctypes.c_uint32 * 24),
         ("gso_segs", ctypes.c_uint32),
         ("socket", ctypes.c_uint64),
         ("gso_size", ctypes.c_uint32),
@@ -45,8 +47,8 @@ class _SkbContext(ctypes.Structure):
     ]
 
 
-MARK_PASS = 0x4D50FFFF
-"""MARK_PASS of bpf/hook.h: a packet for the stack, which has to look at it anew."""
+_TOLD_PASS = 0x4D50
+"""TOLD_PASS of bpf/hook.h: a packet for the stack, which has to look at it anew."""
 
 _DROP, _PASS, _REDIRECT = 1, 2, 4  # enum xdp_action
 _TC_VERDICTS = {0xFFFFFFFF: _PASS, 0: _PASS, 2: _DROP, 7: _REDIRECT}
@@ -100,14 +102,23 @@ def run(program_fd: int, packet: bytes, *, ifindex: int = 1, repeat: int = 1) ->
 
 
 def run_at_tc(
-    program_fd: int, packet: bytes, *, ifindex: int, gso_size: int = 0, mark: int = 0, flags: int = 0
+    program_fd: int,
+    packet: bytes,
+    *,
+    ifindex: int,
+    gso_size: int = 0,
+    gso_segs: int = 0,
+    mark: int = 0,
+    flags: int = 0,
 ) -> Run:
     """The same with a program for TC and a packet that is an skb; the verdict is that which XDP has for it.
 
-    With `gso_size` it is a GSO packet with segments of that many bytes. `ifindex` is one of the thread's namespace.
-    VLAN tags are in the data, where those beside it aren't seen afterwards. Raises KernelError.
+    With `gso_size` it is a GSO packet with segments of that many bytes, `gso_segs` of them (0: not counted).
+    `ifindex` is one of the thread's namespace. VLAN tags are in the data, where those beside it aren't seen
+    afterwards. Raises KernelError.
     """
-    context, after = _SkbContext(ifindex=ifindex, gso_size=gso_size, mark=mark), _SkbContext()
+    context = _SkbContext(ifindex=ifindex, gso_size=gso_size, gso_segs=gso_segs, mark=mark)
+    after = _SkbContext()
     options, data = _test_run(
         program_fd,
         packet,
@@ -119,7 +130,7 @@ def run_at_tc(
         repeat=1,
         flags=flags,
     )
-    verdict = _PASS if after.mark == MARK_PASS else _TC_VERDICTS[options.retval]
+    verdict = _PASS if after.cb[0] == _TOLD_PASS else _TC_VERDICTS[options.retval]
     return Run(verdict, data, options.duration, after.mark)
 
 
