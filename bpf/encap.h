@@ -255,7 +255,7 @@ static __always_inline int encap_inline(hook_ctx *ctx, struct packet *packet, st
 	struct tunnel *tunnel = SLOT(tunnels, slot);
 	struct patching patching = {};
 	__u32 strip, frame_bytes = packet->len, inner_bytes, overhead, inner_longest, longest, port_slot,
-		     more;
+		     more, first = 0;
 	struct port *ingress;
 	struct ethhdr *eth;
 	enum room room;
@@ -318,9 +318,13 @@ static __always_inline int encap_inline(hook_ctx *ctx, struct packet *packet, st
 	patching.l3_offset = tunnel->outer_len + packet->l3_offset - strip;
 	patching.tos = packet->tos & tunnel->tos_mask;
 	patching.ttl = packet->ttl & tunnel->ttl_mask;
-	if (tunnel->fixed_patches && !apply_fixed(ctx, tunnel->fixed_patches, &patching))
-		return drop_on_tunnel(REASON_NO_HEADROOM, tunnel->counter, packet->len);
-	for (__u32 i = tunnel->fixed_count; i < MPTM_PATCHES && i < tunnel->patch_count; i++) {
+	/* At TC there is no stack left for it, and little to win. */
+	if (INLINES_ENCAP && tunnel->fixed_patches) {
+		if (!apply_fixed(ctx, tunnel->fixed_patches, &patching))
+			return drop_on_tunnel(REASON_NO_HEADROOM, tunnel->counter, packet->len);
+		first = tunnel->fixed_count;
+	}
+	for (__u32 i = first; i < MPTM_PATCHES && i < tunnel->patch_count; i++) {
 		if (!apply_patch(ctx, &tunnel->patches[i], packet, &patching))
 			return drop_on_tunnel(REASON_NO_HEADROOM, tunnel->counter, packet->len);
 	}
