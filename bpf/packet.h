@@ -307,7 +307,8 @@ static __always_inline __u32 more_segments(const hook_ctx *ctx, const struct pac
 
 	if (!size)
 		return 0;
-	if (!count && longest)
+	/* Of a VM, headers may say that they are longer than the packet. */
+	if (!count && packet->len + size > longest && longest)
 		count = (packet->len - (longest - size) + size - 1) / size;
 	return count ? count - 1 : 0;
 }

@@ -129,6 +129,16 @@ def test_a_gso_packet_counts_as_its_segments(here: World, version: int, segments
     assert counted(here.port_counters("up0"), "rx", "tx") == (nothing, outer)
 
 
+def test_headers_that_say_they_are_longer_than_their_packet_count_once(here: World) -> None:
+    """As a VM may send them: there is no telling how many segments they become."""
+    here.apply(tunnel("vlan", remotes=REMOTE), *routes(4))
+    packet = bytearray(tcp(4))
+    packet[14 + 20 + 12] = 15 << 4
+    assert send(here, "c1", bytes(packet), gso_size=1).verdict == "REDIRECT"
+    assert here.port_counters("c1")["rx_packets"] == 1
+    assert here.tunnel_counters("to-node2")["encap_packets"] == 1
+
+
 @pytest.mark.parametrize("version", [4, 6])
 def test_a_received_gso_packet_counts_as_its_segments(here: World, peer: World, version: int) -> None:
     headers = {4: 54, 6: 74}[version]
