@@ -41,12 +41,14 @@ typedef struct __sk_buff hook_ctx;
 #define INLINES_ENCAP	    0 /* with what TC needs besides, the stack would be too small for it */
 
 /*
- * skb->tc_index of packets that come back to us: what only passes, and segments (segments.h). Nobody but a
- * program at TC writes it, so it is trusted; skb->mark is the user's, and stays as it is.
+ * skb->tc_index of packets that come back to us: what only passes, and segments (segments.h). Filters write
+ * it too, a workload's own at its end of a veth among them, so what passes says in skb->cb besides what only
+ * we know. skb->mark is the user's, and stays as it is.
  */
 #define INDEX_PASS    0x4d50 /* "MP" */
 #define INDEX_SEGMENT 0x4d53
-#define TOLD_PASS     0x4d50 /* in skb->cb[0], which is nobody's: as BPF_PROG_TEST_RUN tells the verdict */
+#define TOLD_PASS     0x4d50 /* in skb->cb[0]: as BPF_PROG_TEST_RUN tells the verdict */
+#define TOLD_SEGMENT  0x4d53 /* there, of segments */
 
 /*
  * A load from the context by its offset, for what the verifier takes for a pointer or a bound: clang would
@@ -116,13 +118,41 @@ static __always_inline bool read_bytes(hook_ctx *ctx, __u32 offset, void *to, __
 	return !bpf_skb_load_bytes(ctx, offset, to, len);
 }
 
+/* What a packet says that passes: made up by the first one. */
+static __noinline __u64 pass_word(void)
+{
+	__u32 zero = 0;
+	__u64 *word = bpf_map_lookup_elem(&pass_words, &zero);
+
+	if (!word)
+		return 0;
+	if (!*word)
+		__sync_val_compare_and_swap(word, 0,
+					    (__u64)bpf_get_prandom_u32() << 32 | bpf_get_prandom_u32() | 1);
+	return *word;
+}
+
+/* Whether the packet is one that we passed. */
+static __always_inline bool is_passed(hook_ctx *ctx)
+{
+	__u64 word;
+
+	if (ctx->tc_index != INDEX_PASS)
+		return false;
+	word = pass_word();
+	if (ctx->cb[1] != (__u32)word || ctx->cb[2] != word >> 32)
+		return false;
+	ctx->tc_index = 0;
+	ctx->cb[1] = 0;
+	ctx->cb[2] = 0;
+	return true;
+}
+
 /* Whether the program is to look at the packet, which is then as it is on the wire. */
 static __always_inline bool enter_hook(hook_ctx *ctx)
 {
-	if (ctx->tc_index == INDEX_PASS) {
-		ctx->tc_index = 0;
+	if (is_passed(ctx))
 		return false;
-	}
 	/* The kernel writes the tag that is there into the packet when there is another one to take its
 	 * place.
 	 */
@@ -188,13 +218,18 @@ static __always_inline int redirect_to_peer(hook_ctx *ctx, __u32 ifindex, __be16
  */
 static __always_inline int pass_frame(hook_ctx *ctx, __u32 ifindex, __be16 ethertype, bool is_noted)
 {
+	__u64 word;
+
 	if (is_noted && ctx->ifindex == ifindex && ctx->protocol == ethertype &&
 	    !bpf_skb_change_type(ctx, PACKET_HOST))
 		return VERDICT_PASS;
 	restore_tag(ctx);
 	/* Received once more, it is looked at by the kernel again, and not by us. */
+	word = pass_word();
 	ctx->tc_index = INDEX_PASS;
 	ctx->cb[0] = TOLD_PASS;
+	ctx->cb[1] = word;
+	ctx->cb[2] = word >> 32;
 	bpf_redirect(ifindex, BPF_F_INGRESS);
 	return VERDICT_REDIRECT;
 }

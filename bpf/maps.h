@@ -151,6 +151,9 @@ struct {
 	__type(value, __u32);
 } segmenter SEC(".maps");
 
+/* 0 -> what packets at TC say that are passed to the stack. Data plane writes and reads. */
+TABLE_ARRAY(pass_words, BPF_MAP_TYPE_ARRAY, 1, __u64);
+
 /* counter slot -> packets and bytes. Data plane writes, control plane reads and resets. */
 TABLE_ARRAY(tunnel_counters, BPF_MAP_TYPE_PERCPU_ARRAY, MPTM_TUNNELS, struct tunnel_counters);
 /* port slot -> packets and bytes. Data plane writes, control plane reads and resets. */

@@ -2,9 +2,10 @@
 /*
  * GSO packets that the kernel can't make segments of behind a tunnel's header (enum gso_kind) are made
  * segments of before: the frame goes through a veth of ours that takes none, so the stack makes them, and at
- * its other end each is encapsulated (mptm_segment_tc). INDEX_SEGMENT in skb->tc_index says that skb->hash is
- * ours: the slot of the tunnel and, in the upper half, that of the port that the packet came by. Segments
- * have both of their packet's, and a veth within a namespace leaves them.
+ * its other end each is encapsulated (mptm_segment_tc). INDEX_SEGMENT in skb->tc_index, or TOLD_SEGMENT in
+ * skb->cb where somebody's filter on the way wrote the other, says that skb->hash is ours: the slot of the
+ * tunnel and, in the upper half, that of the port that the packet came by. Segments have all of their
+ * packet's, and a veth within a namespace leaves them.
  */
 #ifndef MPTM_SEGMENTS_H
 #define MPTM_SEGMENTS_H
@@ -59,6 +60,7 @@ static __always_inline int send_segments(hook_ctx *ctx, const struct packet *pac
 		return drop_on_tunnel(REASON_PORT_GONE, tunnel->counter, packet->len);
 	restore_tag(ctx);
 	ctx->tc_index = INDEX_SEGMENT;
+	ctx->cb[0] = TOLD_SEGMENT;
 	bpf_set_hash(ctx, port_slot << 16 | (sending->slot & 0xffff));
 	return bpf_redirect(*ifindex, 0);
 }
@@ -66,11 +68,12 @@ static __always_inline int send_segments(hook_ctx *ctx, const struct packet *pac
 /* Whether the packet at the segmenter's end is a segment of ours; *sending then says of what. */
 static __always_inline bool take_segment(hook_ctx *ctx, struct sending *sending)
 {
-	if (ctx->tc_index != INDEX_SEGMENT)
+	if (ctx->tc_index != INDEX_SEGMENT && ctx->cb[0] != TOLD_SEGMENT)
 		return false;
 	sending->slot = ctx->hash & 0xffff;
 	sending->segment_of = (ctx->hash >> 16) + 1;
 	ctx->tc_index = 0;
+	ctx->cb[0] = 0;
 	bpf_set_hash_invalid(ctx);
 	return true;
 }

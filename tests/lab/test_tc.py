@@ -39,7 +39,7 @@ from traffic import (
 )
 
 from mptm.intent import Port, Route
-from mptm.kernel import netns
+from mptm.kernel import netns, segmenter
 from mptm.lab.topology import Lab, configure
 
 UNDERLAY_MTU = 1500
@@ -407,9 +407,13 @@ def test_the_kernel_routes_gso_packets_and_segments(lab: Lab, variant: str, unde
             configure(lab.namespace(f"{name}-c1"), [f"link set eth0 mtu {node.inner_mtu('blue')}"])
         set_switches(lab, switches, 1)
         try:
+            nodes[0].reset_counters()
             sent = nodes[0].counters().ports["eth0"].tx_packets
             transfer(lab, "node1-c1", "node2-c1", size=SIZE)
-            assert nodes[0].counters().ports["eth0"].tx_packets == sent
+            counted = nodes[0].counters()
+            assert counted.ports["eth0"].tx_packets == sent
+            encapsulated = counted.tunnels["blue-to-node2"].encap_packets
+            assert counted.ports["veth-c1"].rx_packets < 1.5 * encapsulated, "what passes is seen once more"
             assert drops(nodes[0], "REASON_GSO", "blue-to-node2") == 0
         finally:
             set_switches(lab, switches, 0)
@@ -480,6 +484,35 @@ def test_a_mark_is_the_users_and_stays_as_it_is(lab: Lab, variant: str, mark: in
             assert not node.drops()
         finally:
             configure(lab.namespace("node1"), ["link del veth-m"])
+
+
+def classify(lab: Lab, target: str, interface: str, minor: int) -> None:
+    """A filter of somebody else's takes all that is sent out, and writes its class into skb->tc_index (tc_run)."""
+    lab.exec(target, ["tc", "qdisc", "add", "dev", interface, "clsact"])
+    matching = ["u32", "match", "u32", "0", "0", "classid", f"1:{minor:x}"]
+    lab.exec(target, ["tc", "filter", "add", "dev", interface, "egress", *matching])
+
+
+@pytest.mark.parametrize("minor", [0x4D50, 0x4D53])
+def test_a_workload_can_not_pass_its_packets_off_as_ours(lab: Lab, minor: int) -> None:
+    """Root within the container may classify: what it sends goes into the tunnel, not past it to the node's stack."""
+    bring_up(lab, "vxlan", 4, ("tc", "tc"))
+    classify(lab, "node1-c1", "eth0", minor)
+    try:
+        ping(lab, "node1-c1", address_of(lab, "node2-c1"), count=2)
+    finally:
+        lab.exec("node1-c1", ["tc", "qdisc", "del", "dev", "eth0", "clsact"])
+
+
+def test_segments_are_known_behind_filters_of_somebody_elses(lab: Lab) -> None:
+    """What watches all interfaces at TC has classified them when they come in at the veth's end."""
+    bring_up(lab, "etherip", 4, ("tc", "tc"))
+    entry, _ = segmenter.names(lab.topology.node("node1").instance)
+    classify(lab, "node1", entry, 0)
+    try:
+        transfer(lab, "node1-c1", "node2-c1", size=SIZE)
+    finally:
+        lab.exec("node1", ["tc", "qdisc", "del", "dev", entry, "clsact"])
 
 
 @pytest.mark.parametrize("version", [4, 6])
