@@ -225,6 +225,48 @@ def test_traffic_flows_through_programs_on_veths(guest: Machine) -> None:
         guest.python("-m", "mptm", "lab", "down", timeout=150).check()
 
 
+TCP_BY_SEGMENTS = """
+import json, os, socket, sys, threading
+from mptm import Node
+from mptm.intent import tunnel_from_dict
+from mptm.kernel import netns, segmenter
+size, nodes = 1 << 22, ("node1", "node2")
+for name in nodes:
+    node = Node(name)
+    (tunnel,) = [each for each in node.intent.tunnels.values() if each.network == "blue"]
+    wanted = dict(name=tunnel.name, protocol="etherip", network="blue", remote=str(tunnel.remote))
+    node.apply(node.intent.replace(tunnel_from_dict(wanted)))
+with netns.inside("mptm-node2-c1"):
+    listener = socket.create_server(("0.0.0.0", 7))
+    listener.settimeout(20)
+with netns.inside("mptm-node1-c1"):
+    near = socket.create_connection((sys.argv[1], 7), timeout=20)
+far = listener.accept()[0]
+far.settimeout(20)
+data, got = os.urandom(size), bytearray()
+threading.Thread(target=lambda: (near.sendall(data), near.shutdown(socket.SHUT_WR))).start()
+while chunk := far.recv(1 << 20):
+    got += chunk
+assert bytes(got) == data
+with netns.inside("mptm-node1"):
+    entry = segmenter.names("node1")[0]
+    (link,) = json.load(os.popen(f"ip -json -statistics link show dev {entry}"))
+assert link["stats64"]["tx"]["packets"] > size // 1500 // 2, link
+assert not [each for each in Node("node1").drops() if "ROUTE" not in each.reason], Node("node1").drops()
+"""
+
+
+@pytest.mark.timeout(TEST_SECONDS)
+def test_segments_are_made_and_known(guest: Machine) -> None:
+    """What tells of which tunnel they are survives the kernel's making them, and the veth."""
+    try:
+        guest.python("-m", "mptm", "lab", "up", timeout=150).check()
+        ping_all(guest)
+        guest.python("-c", TCP_BY_SEGMENTS, "10.250.1.101", timeout=150).check()
+    finally:
+        guest.python("-m", "mptm", "lab", "down", timeout=150).check()
+
+
 def kernel_of(guest: Machine) -> tuple[int, int]:
     major, minor, *_ = guest.run("uname", "-r").check().stdout.split(".")
     return int(major), int(minor)
