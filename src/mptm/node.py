@@ -1024,7 +1024,7 @@ class Node:
             compiled = self._compile(intent, facts, snapshot.allocations)
             ports = {each.name: facts.links[each.name] for each in compiled.attachments}
             ends = self._kernel.find_other_ends([link.ifindex for link in ports.values()])
-            handed_over, before = self._ways_to(compiled)
+            handed_over, before, no_segments = self._ways_to(compiled)
             moved = self._moved_ends(snapshot, {name: ends.get(link.ifindex) for name, link in ports.items()})
             own = {
                 name: self._kernel.read_features(link.ifindex)
@@ -1055,6 +1055,7 @@ class Node:
                     is_handed_over=handed_over.get(link.ifindex),
                     before=before.get(name, ()),
                     moved_from=moved.get(name, ""),
+                    segmenter_problem=no_segments if name in before and overlay is not None else "",
                     needs=needs[name].needs,
                     end=ends.get(link.ifindex),
                     own=own.get(name, {}),
@@ -1071,18 +1072,17 @@ class Node:
         }
         return found
 
-    def _ways_to(self, compiled: Compiled) -> tuple[dict[int, bool], dict[str, tuple[str, ...]]]:
+    def _ways_to(self, compiled: Compiled) -> tuple[dict[int, bool], dict[str, tuple[str, ...]], str]:
         """Of the data plane: whether packets are handed over, by ifindex, and whose programs are before ours, by port.
 
-        Of ports at TC; nothing where it isn't loaded.
+        And why no segments can be made. Of ports at TC; nothing where it isn't loaded.
         """
         at_tc = {each.name: each.ifindex for each in compiled.attachments if each.hook == "tc"}
         with self._opened_or_none() as data_plane:
             if data_plane is None:
-                return {}, {}
-            return _handed_over(data_plane), {
-                name: tuple(data_plane.programs_before(ifindex)) for name, ifindex in at_tc.items()
-            }
+                return {}, {}, ""
+            before = {name: tuple(data_plane.programs_before(ifindex)) for name, ifindex in at_tc.items()}
+            return _handed_over(data_plane), before, data_plane.segmenter_problem() if at_tc else ""
 
     def _moved_ends(self, snapshot: Snapshot, ends: Mapping[str, OtherEnd | None]) -> dict[str, str]:
         """Where the other ends of ports were that are in another network namespace now, as far as both can be found."""

@@ -370,7 +370,8 @@ class PortFacts:
 
     `up`, `is_far` and `detour` are the interface's (Link: up, has_far_peer and detour); `is_handed_over`: what the data
     plane does with packets to it, None: it isn't loaded; `before`: programs that see packets before ours. `moved_from`:
-    the namespace in which the other end was, and isn't any more.
+    the namespace in which the other end was, and isn't any more. `segmenter_problem`: of DataPlane, where the port is
+    an access port at TC.
     `own` are the features of the interface itself. `can_send`: whether XDP can send out of it, None: not known.
     `fits`: the largest IP packet that fits every tunnel of the port's network; `is_told`: senders are told so.
     `needs_tags`: VLAN tags have to be in the frames that come in. `namespace`: as that of OtherEnd, empty: where the
@@ -386,6 +387,7 @@ class PortFacts:
     is_handed_over: bool | None = None
     before: tuple[str, ...] = ()
     moved_from: str = ""
+    segmenter_problem: str = ""
     needs: str = "xdp"
     end: OtherEnd | None = None
     own: Mapping[str, Feature] = field(default_factory=dict)
@@ -486,6 +488,14 @@ def _examine_way(facts: PortFacts, end: OtherEnd | None) -> list[Finding]:
                 "packets go to its other end through the interface, though they could be handed over",
                 "mptm restore",
                 is_serious=False,
+            )
+        )
+    if facts.segmenter_problem:
+        found.append(
+            Finding(
+                port,
+                f"{facts.segmenter_problem}: packets are lost that can't go whole (docs/hooks.md)",
+                "mptm restore",
             )
         )
     if facts.before:

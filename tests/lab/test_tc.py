@@ -353,6 +353,21 @@ def test_what_is_on_the_way_to_a_container_is_not_gone_past(lab: Lab) -> None:
     assert problems(lab, "veth-c1") == []
 
 
+@pytest.mark.parametrize("harm", ["link set {} down", "link del {}"])
+def test_doctor_tells_that_no_segments_are_made(lab: Lab, harm: str) -> None:
+    """Nothing counts what is sent into an interface that is down."""
+    bring_up(lab, "etherip", 4, ("tc", "tc"))
+    node = lab.node("node1")
+    assert problems(lab, "veth-c1") == []
+    for name in segmenter.names(lab.topology.node("node1").instance):
+        configure(lab.namespace("node1"), [harm.format(name)])
+        ((problem, command),) = problems(lab, "veth-c1")
+        assert "segments" in problem and command == RESTORE
+        node.restore()
+        assert problems(lab, "veth-c1") == []
+    transfer(lab, "node1-c1", "node2-c1", size=SIZE)
+
+
 def test_a_container_that_comes_back_into_the_nodes_namespace_is_told(lab: Lab) -> None:
     bring_up(lab, "vxlan", 4, ("tc", "tc"))
     node = lab.node("node1")

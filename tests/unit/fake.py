@@ -180,6 +180,9 @@ class FakeDataPlane:
     def programs_before(self, ifindex: int) -> list[str]:
         return self.before.get(ifindex, [])
 
+    def segmenter_problem(self) -> str:
+        return ""
+
     def switch_links(self) -> None:
         self.trip("switch links")
         self.upgrade_needed = False

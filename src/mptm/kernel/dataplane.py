@@ -532,6 +532,22 @@ class DataPlane:
             found.append(f"{(info.name if info else '') or 'a program'} (id {program_id})")
         return found
 
+    def segmenter_problem(self) -> str:
+        """Why no segments can be made of GSO packets at TC, in words; empty: they can. Raises KernelError."""
+        pair = segmenter.find(self.instance)
+        names = " and ".join(segmenter.names(self.instance))
+        if pair is None or not self._leads_to(pair):
+            return f"{names}, which make segments of GSO packets, are gone"
+        if not segmenter.is_up(self.instance):
+            return f"{names}, which make segments of GSO packets, are down"
+        pin = self._root / _SEGMENTER
+        if not pin.exists():
+            has_program = any(self._is_ours(each.program_id) for each in tc.filters(pair.exit))
+        else:
+            with _opened(pin) as fd:
+                has_program = libbpf.link_info(fd).program_id in libbpf.tcx_programs(pair.exit)
+        return "" if has_program else f"{names}, which make segments of GSO packets, have lost their program"
+
     def switch_links(self) -> None:
         """Let every attached interface run the loaded programs from now on, without a packet lost in between.
 

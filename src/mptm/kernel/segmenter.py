@@ -15,7 +15,7 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from mptm.errors import KernelError
-from mptm.kernel.netlink import open_netlink
+from mptm.kernel.netlink import ask, open_netlink
 
 _SIOCETHTOOL = 0x8946  # linux/sockios.h
 _ETHTOOL_STXCSUM = 0x17  # linux/ethtool.h: all transmit checksums; SG, TSO and GSO can't be without
@@ -42,6 +42,13 @@ def find(instance: str) -> Pair | None:
         return Pair(*map(socket.if_nametoindex, names(instance)))
     except OSError:
         return None
+
+
+def is_up(instance: str) -> bool:
+    """Whether packets pass: both ends are up. Raises KernelError."""
+    with open_netlink() as netlink:
+        found, _ = ask(netlink.link, "get", ifname=names(instance)[0])
+    return bool(found) and found[0].get_attr("IFLA_OPERSTATE") == "UP"
 
 
 def ensure(instance: str) -> Pair:
