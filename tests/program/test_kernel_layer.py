@@ -1394,6 +1394,19 @@ def test_a_program_at_tc_without_a_link_is_adopted(instance: str, pair: Pair, of
         assert attached(data_plane) == []
 
 
+def test_what_makes_segments_stays_for_a_port_without_a_link(instance: str, pair: Pair) -> None:
+    other = make_pair(pair.here, pair.there, "up1")
+    with netns.inside(pair.here), open_loaded(instance) as data_plane:
+        data_plane.require_tc()
+        attach_without_link(data_plane, pair, "mptm_decap_tc")
+        data_plane.attach(at_tc(pair))
+        data_plane.attach(at_tc(other))
+        data_plane.detach(other.name)
+        assert data_plane.segmenter_problem() == ""
+        data_plane.detach(pair.name)
+        assert "are gone" in data_plane.segmenter_problem()
+
+
 def test_two_programs_of_ours_at_tc_become_one(instance: str, pair: Pair) -> None:
     with netns.inside(pair.here), open_loaded(instance) as data_plane:
         data_plane.require_tc()

@@ -452,7 +452,7 @@ class DataPlane:
                     if self._is_ours(each.program_id):
                         tc.remove_filter(each.ifindex)
                 self._remove_qdisc(socket.if_nametoindex(name), name)
-            if not _pins(pin.parent) and not self._filters():
+            if not _pins(pin.parent) and not self._attachments_at_tc():
                 self._remove_segmenter()
 
     def _detach_xdp(self, name: str) -> None:
