@@ -318,9 +318,10 @@ static __always_inline int encap_inline(hook_ctx *ctx, struct packet *packet, st
 	patching.l3_offset = tunnel->outer_len + packet->l3_offset - strip;
 	patching.tos = packet->tos & tunnel->tos_mask;
 	patching.ttl = packet->ttl & tunnel->ttl_mask;
-	if (tunnel->fixed_patches && !apply_fixed(ctx, tunnel->fixed_patches, &patching))
+	if (APPLIES_FIXED && tunnel->fixed_patches && !apply_fixed(ctx, tunnel->fixed_patches, &patching))
 		return drop_on_tunnel(REASON_NO_HEADROOM, tunnel->counter, packet->len);
-	for (__u32 i = tunnel->fixed_count; i < MPTM_PATCHES && i < tunnel->patch_count; i++) {
+	for (__u32 i = APPLIES_FIXED ? tunnel->fixed_count : 0; i < MPTM_PATCHES && i < tunnel->patch_count;
+	     i++) {
 		if (!apply_patch(ctx, &tunnel->patches[i], packet, &patching))
 			return drop_on_tunnel(REASON_NO_HEADROOM, tunnel->counter, packet->len);
 	}

@@ -39,6 +39,8 @@ typedef struct __sk_buff hook_ctx;
 /* Checksums of what is sent by a stack of this machine may be yet to be filled in (CHECKSUM_PARTIAL). */
 #define HAS_UNFINISHED_SUMS 1
 #define INLINES_ENCAP	    0 /* with what TC needs besides, the stack would be too small for it */
+#define APPLIES_FIXED                                                                                        \
+	0 /* nor for the patches at places that are known beforehand: they are in the list, too */
 
 /*
  * skb->tc_index of packets that come back to us: what only passes, and segments (segments.h). Nobody but a
@@ -218,6 +220,7 @@ typedef struct xdp_md hook_ctx;
 
 #define HAS_UNFINISHED_SUMS 0
 #define INLINES_ENCAP	    1
+#define APPLIES_FIXED	    1
 
 static __always_inline void *packet_start(const hook_ctx *ctx)
 {
