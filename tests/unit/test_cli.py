@@ -722,6 +722,8 @@ def test_doctor_really_looks(run):
 def test_doctor_calls_missing_what_the_data_plane_isnt_loaded_without(tmp_path):
     from mptm.cli import doctor
 
+    assert doctor._jit(tmp_path / "jit").status == "unknown"  # as in a network namespace of its own
+    (tmp_path / "netdev_budget").touch()
     for text, status in ((None, "missing"), ("0", "missing"), ("1", "ok")):
         if text is not None:
             (tmp_path / "jit").write_text(text)

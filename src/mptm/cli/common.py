@@ -172,7 +172,8 @@ def print_rows(
     def line(row: Sequence[object]) -> str:
         return pattern.format(*map(_cell, row)).rstrip()
 
-    click.echo(click.style(line(headings), bold=True) if sys.stdout.isatty() else line(headings))
+    heading = pattern.format(*headings).rstrip()
+    click.echo(click.style(heading, bold=True) if sys.stdout.isatty() else heading)
     for some in _pieces(rows):
         click.echo("\n".join(map(line, some)))
 
