@@ -451,7 +451,8 @@ def port_show(name: str, as_json: bool) -> None:
         return
     runs_at = {"runs at": f"{details.runs_at}: {details.why}"} if details.runs_at else {}
     handed = {"packets to it go": details.hand_over} if details.hand_over else {}
-    print_fields({**found, "state": details.state, **runs_at, **handed, **_settled_fields(settled)})
+    stored = {key.replace("_", " "): value for key, value in found.items()}
+    print_fields({**stored, "state": details.state, **runs_at, **handed, **_settled_fields(settled)})
     if details.counters is not None:
         counters = details.counters
         click.echo("\ncounters")
