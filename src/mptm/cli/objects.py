@@ -561,7 +561,7 @@ def route_list(network: str | None, as_json: bool) -> None:
     from mptm.node import next_hop
 
     columns: Columns = {"NETWORK": "network", "PREFIX": "prefix", "NEXT HOP": next_hop}
-    print_objects(of_network(current_node().intent.routes, network), columns, as_json=as_json)
+    print_objects(of_network(current_node().intent, "route", network), columns, as_json=as_json)
 
 
 @route.command("show")
@@ -625,7 +625,10 @@ def _find(
     if found:
         return found[0]
     if network is not None:
-        return intent.get(kind, key_in(network))
+        intent.get("network", network)
+        what = key_in(network)
+        if not (kind == "flow" and intent.bundles):
+            return intent.get(kind, what)
     raise NotFound(f"there is no {kind} {what}", f"`mptm {kind} list` shows them")
 
 
