@@ -384,7 +384,11 @@ def read_flows(path: str, *, network: str | None = None, next_hop: str | None = 
         raise MptmError(f"{path}: {error.strerror}") from error
     try:
         with without_collection():
-            return (_from_npz if data.startswith(b"PK") else _from_csv)(data, network, next_hop)
+            if data.startswith(b"PK"):
+                return _from_npz(data, network, next_hop)
+            if path.endswith(".npz"):
+                raise InvalidIntent("this is no file of numpy arrays, as numpy.savez writes them")
+            return _from_csv(data, network, next_hop)
     except InvalidIntent as error:
         raise InvalidIntent(f"{path}: {error.message}", error.hint) from None
 
@@ -406,7 +410,8 @@ def _from_csv(data: bytes, network: str | None, next_hop: str | None) -> BundleF
     fields = [*map(methodcaller("count", ","), rows)]
     if set(fields) - {len(names) - 1}:
         row = next(row for row, commas in enumerate(fields) if commas != len(names) - 1)
-        found = f"there are {fields[row] + 1} fields, not {len(names)} ({','.join(names)})"
+        there_are = "there is 1 field" if not fields[row] else f"there are {fields[row] + 1} fields"
+        found = f"{there_are}, not {len(names)} ({','.join(names)})"
         raise InvalidIntent(f"line {numbers[row]}: {found}")
     cells = ",".join(rows).split(",") if rows else []
     if any(space in text for space in (", ", " ,", "\n ", " \n", "\t")):

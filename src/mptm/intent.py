@@ -1030,12 +1030,14 @@ def _references(obj: Object | NextHop, kind: str) -> set[str]:
 
 
 def _there_are(kind: str, section: Collection[str]) -> str:
+    listing, making = ("flow bundles", "flow load") if kind == "bundle" else (f"{kind} list", f"{kind} add")
     if len(section) > SUGGESTED_FROM:
-        return f"`mptm {kind} list` shows the {len(section)} that there are"
+        return f"`mptm {listing}` shows the {len(section)} that there are"
     names = sorted(section)
     if not names:
-        return f"there are no {kind}s yet; `mptm {kind} add --help` says how to make one"
-    return f"there are {', '.join(names[:8])}" + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+        return f"there are no {kind}s yet; `mptm {making} --help` says how to make one"
+    are = "is" if len(names) == 1 else "are"
+    return f"there {are} {', '.join(names[:8])}" + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 
 def _dangling(obj: Object | NextHop, field: str, name: str, section: Mapping[str, object]) -> Problem:

@@ -546,8 +546,8 @@ def examine_gro(port: str, lacking: Iterable[int]) -> list[Finding]:
         Finding(
             port,
             f"the kernel doesn't join the packets to UDP port {number} (GRO), so TCP through tunnels is slower: "
-            "a program has the port",
-            "who has it: ss -ulnp. Then: mptm restore",
+            "our idle device is gone, or a program has the port",
+            "mptm restore; where that doesn't help: who has it, ss -ulnp",
             is_serious=False,
         )
         for number in lacking

@@ -114,6 +114,7 @@ HEAD = "source,destination,next_hop\n"
         (HEAD + "::ffff:1.2.3.4,fd00::2,t\n", "line 2: source ::ffff:1.2.3.4 is an IPv4 address in IPv6 clothes"),
         (HEAD + "fe80::1%eth0,fd00::2,t\n", "line 2: source fe80::1%eth0 carries a zone"),
         (HEAD + "10.0.0.1,10.0.0.2\n", "line 2: there are 2 fields, not 3 (source,destination,next_hop)"),
+        (HEAD + "10.0.0.1\n", "line 2: there is 1 field, not 3"),
         (HEAD + "10.0.0.1,10.0.0.2,t,\n", "line 2: there are 4 fields, not 3"),
         (HEAD + "10.0.0.1,10.0.0.2,t\n10.0.0.1,10.0.0.2,u\n",
          "line 3: 10.0.0.1 -> 10.0.0.2 of network blue is there already, line 2"),
@@ -143,9 +144,10 @@ def test_a_file_that_can_not_be_read_is_an_error_in_words(tmp_path):
     (tmp_path / "bad.csv").write_bytes(b"source,destination\n\xff\n")
     with pytest.raises(InvalidIntent, match=r"bad\.csv: this is no UTF-8 text \(byte 19\)"):
         read_flows(str(tmp_path / "bad.csv"))
-    (tmp_path / "bad.npz").write_bytes(b"PK but no archive")
-    with pytest.raises(InvalidIntent, match="no file of numpy arrays"):
-        read_flows(str(tmp_path / "bad.npz"))
+    for content in (b"PK but no archive", b"\xff neither"):
+        (tmp_path / "bad.npz").write_bytes(content)
+        with pytest.raises(InvalidIntent, match="no file of numpy arrays"):
+            read_flows(str(tmp_path / "bad.npz"))
 
 
 SOURCES = np.array([0x0A000002, 0x0A000001], dtype=np.uint32)
@@ -958,6 +960,16 @@ def test_flow_list_is_narrowed_to_a_network_or_a_bundle(command, node):
         ("10.0.0.2", ""), ("10.0.0.1", "many"), ("10.0.0.7", "mixed"),
     ]  # fmt: skip
     assert "there is no bundle none" in command("flow", "list", "--bundle", "none")[2]
+    for kind in ("tunnel", "group", "route", "flow"):
+        assert "there is no network none" in command(kind, "list", "--network", "none")[2]
+    assert (
+        "there is no network none" in command("flow", "show", "10.9.9.9", "10.9.9.8", "--network", "none")[2]
+    )
+    assert (
+        "`mptm flow list` shows them"
+        in command("flow", "show", "10.9.9.9", "10.9.9.8", "--network", "blue")[2]
+    )
+    assert "bundle a/b: 'a/b' is not a name" in command("flow", "load", "f.csv", "--name", "a/b")[2]
     node.remove("flow", own.key)
     assert sources("--bundle", "many")[0] == [("10.0.0.1", "many"), ("10.0.0.2", "many")]
     node.apply(BASE)

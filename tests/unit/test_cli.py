@@ -719,9 +719,18 @@ def test_doctor_really_looks(run):
     assert {"kernel", "privileges", "bpffs", "libbpf", "data plane", "ip", "tshark", "iperf3"} <= set(checks)
 
 
+def test_a_heading_may_be_empty_where_an_empty_cell_is_a_dash(capsys):
+    from mptm.cli.common import print_table
+
+    print_table(["TUNNEL", "", "PACKETS"], [["t", "", 3]], right="PACKETS")
+    assert capsys.readouterr().out == "TUNNEL     PACKETS\nt       -        3\n"
+
+
 def test_doctor_calls_missing_what_the_data_plane_isnt_loaded_without(tmp_path):
     from mptm.cli import doctor
 
+    assert doctor._jit(tmp_path / "jit").status == "unknown"  # as in a network namespace of its own
+    (tmp_path / "netdev_budget").touch()
     for text, status in ((None, "missing"), ("0", "missing"), ("1", "ok")):
         if text is not None:
             (tmp_path / "jit").write_text(text)

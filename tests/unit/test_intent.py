@@ -474,6 +474,12 @@ def test_what_is_not_there_is_refused_with_what_is_near():
         base().get("network", "xyz")
     with pytest.raises(NotFound, match="there are no flows yet; `mptm flow add --help` says how to make one"):
         base().get("flow", "xyz")
+    with pytest.raises(
+        NotFound, match="there are no bundles yet; `mptm flow load --help` says how to make one"
+    ):
+        base().get("bundle", "xyz")
+    with pytest.raises(NotFound, match=r"there is blue$"):
+        Intent.of([BLUE]).get("network", "xyz")
 
 
 @pytest.mark.parametrize(

@@ -114,7 +114,8 @@ def remark_on(node: Node) -> str | None:
     from mptm.store import instances
 
     others = [] if node.store.exists() else instances()
-    return f"there is no instance {node.instance} yet; there is {', '.join(others)}" if others else None
+    are = "is" if len(others) == 1 else "are"
+    return f"there is no instance {node.instance} yet; there {are} {', '.join(others)}" if others else None
 
 
 def output_problem(error: Exception) -> str | None:

@@ -90,9 +90,9 @@ def flow_load(path: str, name: str | None, network: str | None, **options: Any) 
         next_hop = chosen[0].rstrip("_") if value is True else f"{chosen[0]} {value}"
     name = name or Path(path).stem
     with usage_errors():
-        from mptm.intent import Network
+        from mptm.intent import Bundle
 
-        Network(name=name, id=1)  # the same names are right
+        Bundle(name=name, flows=1, next_hops=(), content="00" * 32)  # before a long file is read
     with saying(f"reading {path}"):
         flows = read_flows(path, network=network, next_hop=next_hop)
     with saying(f"writing {count(len(flows), 'flow')}"):
@@ -140,7 +140,8 @@ class _Flows:
         self._network = network
         bundles = self._intent.bundles.values() if name is None else (self._intent.get("bundle", name),)
         self._bundles = [each for each in bundles if network is None or network in each.networks]
-        self._own: list[Flow] = of_network(self._intent.flows, network) if name is None else []
+        own: list[Flow] = of_network(self._intent, "flow", network)
+        self._own = own if name is None else []
         self._listed: Counter[str] = Counter()
         self._problems: list[str] = []
 

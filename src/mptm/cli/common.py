@@ -14,6 +14,7 @@ import click
 from click.shell_completion import CompletionItem
 
 if TYPE_CHECKING:
+    from mptm.intent import Intent
     from mptm.node import Node, Plan
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -172,7 +173,8 @@ def print_rows(
     def line(row: Sequence[object]) -> str:
         return pattern.format(*map(_cell, row)).rstrip()
 
-    click.echo(click.style(line(headings), bold=True) if sys.stdout.isatty() else line(headings))
+    heading = pattern.format(*headings).rstrip()
+    click.echo(click.style(heading, bold=True) if sys.stdout.isatty() else heading)
     for some in _pieces(rows):
         click.echo("\n".join(map(line, some)))
 
@@ -187,9 +189,11 @@ def _pieces(things: Iterable[Thing]) -> Iterator[list[Thing]]:
         yield some
 
 
-def of_network(objects: Mapping[str, Any], network: str | None) -> list[Any]:
-    """The objects that belong to a network; None: all of them."""
-    return [each for each in objects.values() if network in (None, each.network)]
+def of_network(intent: Intent, kind: str, network: str | None) -> list[Any]:
+    """The objects of a kind that belong to a network; None: all of them. NotFound: there is no such network."""
+    if network is not None:
+        intent.get("network", network)
+    return [each for each in intent.of_kind(kind).values() if network in (None, each.network)]
 
 
 def print_objects(

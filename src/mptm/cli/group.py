@@ -126,7 +126,9 @@ def group_list(network: str | None, as_json: bool) -> None:
         "NETWORK": "network",
         "MEMBERS": lambda each: in_words(each.members),
     }
-    print_objects(of_network(current_node().intent.groups, network), columns, as_json=as_json, defaults=True)
+    print_objects(
+        of_network(current_node().intent, "group", network), columns, as_json=as_json, defaults=True
+    )
 
 
 @group.command("show")

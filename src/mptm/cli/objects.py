@@ -451,7 +451,8 @@ def port_show(name: str, as_json: bool) -> None:
         return
     runs_at = {"runs at": f"{details.runs_at}: {details.why}"} if details.runs_at else {}
     handed = {"packets to it go": details.hand_over} if details.hand_over else {}
-    print_fields({**found, "state": details.state, **runs_at, **handed, **_settled_fields(settled)})
+    stored = {key.replace("_", " "): value for key, value in found.items()}
+    print_fields({**stored, "state": details.state, **runs_at, **handed, **_settled_fields(settled)})
     if details.counters is not None:
         counters = details.counters
         click.echo("\ncounters")
@@ -560,7 +561,7 @@ def route_list(network: str | None, as_json: bool) -> None:
     from mptm.node import next_hop
 
     columns: Columns = {"NETWORK": "network", "PREFIX": "prefix", "NEXT HOP": next_hop}
-    print_objects(of_network(current_node().intent.routes, network), columns, as_json=as_json)
+    print_objects(of_network(current_node().intent, "route", network), columns, as_json=as_json)
 
 
 @route.command("show")
@@ -624,7 +625,10 @@ def _find(
     if found:
         return found[0]
     if network is not None:
-        return intent.get(kind, key_in(network))
+        intent.get("network", network)
+        what = key_in(network)
+        if not (kind == "flow" and intent.bundles):
+            return intent.get(kind, what)
     raise NotFound(f"there is no {kind} {what}", f"`mptm {kind} list` shows them")
 
 

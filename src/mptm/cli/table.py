@@ -57,10 +57,13 @@ def list_tables(as_json: bool) -> None:
     print_table(["NAME", "ENTRIES", "MAX", "BYTES"], rows, right="ENTRIES MAX BYTES")
 
 
-@table.command()
-@click.argument("name", type=click.Choice([each.name for each in fields(Tables)]))
+TABLES = [each.name for each in fields(Tables)]
+
+
+@table.command(epilog=f"Tables: {', '.join(TABLES)}")
+@click.argument("name", metavar="TABLE", type=click.Choice(TABLES))
 def dump(name: str) -> None:
-    """Print all entries of a table as JSON, each with its key and its value.
+    """Print all entries of TABLE as JSON, each with its key and its value.
 
     Fields have the names and numbers of bpf/abi.h; empty slots of arrays are left out.
 

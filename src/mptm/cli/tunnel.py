@@ -351,7 +351,7 @@ def list_(network: str | None, as_json: bool) -> None:
         "LOCAL": lambda each: each.local or "(by route)",
         "ID": lambda each: PROTOCOLS[each.protocol].tunnel_id(each.options),
     }
-    print_objects(of_network(current_node().intent.tunnels, network), columns, as_json=as_json, right="ID")
+    print_objects(of_network(current_node().intent, "tunnel", network), columns, as_json=as_json, right="ID")
 
 
 @tunnel.command()

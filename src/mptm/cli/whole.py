@@ -158,7 +158,7 @@ def restore() -> None:
     if changed:
         note(f"{count(changed, 'entry', 'entries')} of the data plane changed")
     elif not plan.outcome.upgraded:
-        note("the data plane was as it should be")
+        note("the tables of the data plane were as they should be")
     if plan.down:
         note(f"not everything is up: {', '.join(f'{each.kind} {each.key}' for each in plan.down)}")
         raise click.exceptions.Exit(1)

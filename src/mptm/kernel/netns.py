@@ -26,7 +26,9 @@ def enter(name_or_path: str) -> None:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
-        raise NotFound(f"there is no network namespace {name_or_path}", "ip netns list shows them") from None
+        raise NotFound(
+            f"there is no network namespace {name_or_path}", "`ip netns list` shows them"
+        ) from None
     except OSError as error:
         raise KernelError(f"network namespace {name_or_path} can't be opened", error.errno or 0) from None
     try:
